@@ -1,0 +1,8 @@
+"""LR-LoRA's operations, fast: the signatures of `lrlora.method.update` with one more argument, `impl`.
+
+See README.md in this folder for the derivation and the costs.
+"""
+
+from lrlora.ops.fused import IMPLEMENTATIONS, adapted_linear, delta_weight
+
+__all__ = ["IMPLEMENTATIONS", "adapted_linear", "delta_weight"]
