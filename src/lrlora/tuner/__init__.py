@@ -1,0 +1,13 @@
+"""LR-LoRA inside PEFT. Importing this package registers it: `peft` then knows PeftType LRLORA.
+
+Whatever of PEFT is not public is imported in `internals.py` alone.
+"""
+
+from lrlora.tuner import internals
+from lrlora.tuner.config import LRLoraConfig
+from lrlora.tuner.layer import LRLoraDelta, LRLoraLayer
+from lrlora.tuner.model import LRLoraModel, deltas
+
+internals.register(LRLoraConfig, LRLoraModel)
+
+__all__ = ["LRLoraConfig", "LRLoraDelta", "LRLoraLayer", "LRLoraModel", "deltas"]

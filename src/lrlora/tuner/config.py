@@ -1,0 +1,176 @@
+"""LRLoraConfig: what a user writes where LoraConfig stood."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from peft import PeftConfig
+
+from lrlora.errors import InputError
+from lrlora.method.nonlinearity import FORMS, Form
+from lrlora.tuner.internals import PeftType
+
+CONFIG_VERSION = 1
+SHARES = ("matrix", "type", "block", "global", "frozen")
+
+
+@dataclass
+class LRLoraConfig(PeftConfig):
+    """Configuration of LR-LoRA, dW = s phi(B A) with a learned elementwise phi (arXiv:2606.04325).
+
+    The fields that LoraConfig has mean what they mean there; those of phi follow.
+
+    Args:
+        r: rank of the product B A, at least 1. The rank of dW = s phi(B A) is learned and may exceed it.
+        lora_alpha: numerator of s; s = lora_alpha / r. None means 2 r.
+        lora_dropout: dropout on the input of the update, in [0, 1).
+        use_rslora: s = lora_alpha / sqrt(r) instead.
+        target_modules: names, a regular expression, or "all-linear"; None: PEFT's LoRA targets of the architecture.
+        exclude_modules: names or a regular expression of modules to leave alone.
+        modules_to_save: other modules that are trained and saved whole, such as a new head.
+        bias: which biases are trained: "none", "all" or "lrlora_only".
+        layers_to_transform: indices of the blocks to adapt; None means all.
+        layers_pattern: name of the list of blocks, needed where PEFT does not know it.
+        rank_pattern: other ranks for some modules, {"q_proj": 16}.
+        alpha_pattern: other alphas for some modules.
+        init_weights: True: A Kaiming-uniform, B zero, so that dW = 0. "gaussian": A normal with deviation 1 / r,
+            B zero. False: B random as well, for tests.
+        phi: "sinc" (the paper's basis), "residual" (ours: z + sincs, exactly LoRA until c moves) or "sine" (fixed:
+            Sine-LoRA, arXiv:2403.19243, s sin(omega B A) / sqrt(in)).
+        num_basis: K, how many sincs: odd, at least 3. The middle one has no effect.
+        tau: knee of phi in units of 1 / sqrt(in), above 0; or "auto": phi is the identity during the warm-up, then tau
+            follows kappa RMS(B A) of each layer until it is frozen for the last part of training. "auto" needs
+            `lrlora.TauCallback` in the Trainer (`lrlora train` adds it), or `lrlora.follow_tau` in your own loop.
+        kappa: knee in units of RMS(B A), for tau = "auto".
+        tau_warmup_steps: optimizer steps as plain LoRA, for tau = "auto".
+        tau_follow: share of the training steps after which tau no longer moves, in [0, 1], for tau = "auto"; 0 sets it
+            once, after the warm-up.
+        share: who shares one phi: "matrix" (nobody), "type" (the same kind of layer in all blocks), "block", "global";
+            "frozen": nobody, and c is not trained.
+        omega: frequency of phi = "sine".
+        config_version: version of these fields, written by lrlora.
+
+    Raises:
+        InputError: (a ValueError) a field outside its range, named with what was got and what is needed.
+
+    Example:
+        >>> LRLoraConfig(r=8, target_modules="all-linear").scale_of(rank=8, alpha=16)
+        2.0
+    """
+
+    r: int = field(default=8, metadata={"help": "rank of the product B A; the rank of the update is learned"})
+    lora_alpha: float | None = field(default=None, metadata={"help": "s = lora_alpha / r; None means 2 r"})
+    lora_dropout: float = field(default=0.0, metadata={"help": "dropout on the input of the update"})
+    use_rslora: bool = field(default=False, metadata={"help": "s = lora_alpha / sqrt(r)"})
+    target_modules: list[str] | str | None = field(default=None, metadata={"help": "names, a regex, or 'all-linear'"})
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "names or a regex to leave alone"})
+    modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules trained and saved whole"})
+    bias: Literal["none", "all", "lrlora_only"] = field(default="none", metadata={"help": "which biases are trained"})
+    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "indices of blocks to adapt"})
+    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of blocks"})
+    rank_pattern: dict = field(default_factory=dict, metadata={"help": "other ranks for some modules"})
+    alpha_pattern: dict = field(default_factory=dict, metadata={"help": "other alphas for some modules"})
+    init_weights: bool | Literal["gaussian"] = field(default=True, metadata={"help": "how A and B start"})
+    phi: Form = field(default="sinc", metadata={"help": "which nonlinearity"})
+    num_basis: int = field(default=11, metadata={"help": "K, number of sincs, odd"})
+    tau: float | Literal["auto"] = field(default=0.05, metadata={"help": "knee in units of 1/sqrt(in), or 'auto'"})
+    kappa: float = field(default=1.0, metadata={"help": "knee in units of RMS(B A), for tau='auto'"})
+    tau_warmup_steps: int = field(default=20, metadata={"help": "steps as plain LoRA, for tau='auto'"})
+    tau_follow: float = field(default=0.7, metadata={"help": "share of training after which tau is frozen"})
+    share: Literal["matrix", "type", "block", "global", "frozen"] = field(
+        default="matrix", metadata={"help": "who shares one phi"}
+    )
+    omega: float = field(default=200.0, metadata={"help": "frequency of phi='sine'"})
+    config_version: int = field(default=CONFIG_VERSION, metadata={"help": "version of these fields"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.peft_type = PeftType("LRLORA")
+        if self.config_version > CONFIG_VERSION:
+            raise InputError(
+                f"this adapter has config_version {self.config_version}, this lrlora reads up to {CONFIG_VERSION}; "
+                "upgrade it: pip install -U lrlora"
+            )
+        self._check_lora_fields()
+        self._check_phi_fields()
+        self._check_placement()
+        if isinstance(self.target_modules, list):
+            self.target_modules = set(self.target_modules)  # pyright: ignore[reportAttributeAccessIssue]
+        if isinstance(self.exclude_modules, list):
+            self.exclude_modules = set(self.exclude_modules)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def alpha_of(self, rank: int) -> float:
+        """lora_alpha, or its default for a module of this rank."""
+        return 2.0 * rank if self.lora_alpha is None else self.lora_alpha
+
+    def scale_of(self, rank: int, alpha: float) -> float:
+        """s = alpha / rank, or alpha / sqrt(rank) with rsLoRA."""
+        return alpha / (math.sqrt(rank) if self.use_rslora else rank)
+
+    def _check_lora_fields(self) -> None:
+        _check_whole(self.r, "r", 1, "pass r=8, say")
+        for module, rank in self.rank_pattern.items():
+            _check_whole(
+                rank, f"rank_pattern[{module!r}]", 1, "exclude the module with exclude_modules to leave it out"
+            )
+        if self.lora_alpha is not None:
+            _check_positive(self.lora_alpha, "lora_alpha")
+        for module, alpha in self.alpha_pattern.items():
+            _check_positive(alpha, f"alpha_pattern[{module!r}]")
+        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
+            raise InputError(f"lora_dropout must be in [0, 1), got {self.lora_dropout!r}")
+        _check_choice(self.bias, "bias", ("none", "all", "lrlora_only"))
+        if not isinstance(self.init_weights, bool) and self.init_weights != "gaussian":
+            raise InputError(f"init_weights must be True, False or 'gaussian', got {self.init_weights!r}")
+
+    def _check_phi_fields(self) -> None:
+        _check_choice(self.phi, "phi", FORMS)
+        _check_choice(self.share, "share", SHARES)
+        _check_whole(self.num_basis, "num_basis", 3, "pass num_basis=11, say")
+        if self.num_basis % 2 == 0:
+            raise InputError(
+                f"num_basis must be odd (K = 2M + 1, a grid around 0), got {self.num_basis}; "
+                f"pass num_basis={self.num_basis + 1}"
+            )
+        if isinstance(self.tau, str):
+            if self.tau != "auto":
+                raise InputError(f"tau must be a number above 0, in units of 1/sqrt(in), or 'auto', got {self.tau!r}")
+            if self.phi == "sine":
+                raise InputError("tau='auto' needs a phi with a knee, got phi='sine'; set omega instead")
+        else:
+            _check_positive(self.tau, "tau")
+        _check_positive(self.kappa, "kappa")
+        _check_positive(self.omega, "omega")
+        _check_whole(self.tau_warmup_steps, "tau_warmup_steps", 0, "0 starts with phi at once")
+        if not _is_number(self.tau_follow) or not 0 <= self.tau_follow <= 1:
+            raise InputError(f"tau_follow must be in [0, 1], a share of the training steps, got {self.tau_follow!r}")
+
+    def _check_placement(self) -> None:
+        if self.layers_pattern and self.layers_to_transform is None:
+            raise InputError("layers_pattern needs layers_to_transform, got None; pass the indices of the blocks")
+        if isinstance(self.target_modules, str) and self.layers_to_transform is not None:
+            raise InputError(
+                "layers_to_transform needs target_modules as a list of names, got the string "
+                f"{self.target_modules!r}; write the blocks into the regular expression instead"
+            )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check_whole(value: object, name: str, least: int, advice: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}; {advice}")
+
+
+def _check_positive(value: object, name: str) -> None:
+    if not _is_number(value) or value <= 0:  # pyright: ignore[reportOperatorIssue]
+        raise InputError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def _check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

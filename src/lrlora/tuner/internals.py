@@ -1,0 +1,86 @@
+"""Whatever lrlora uses of PEFT beyond its public classes, in one place: a PEFT release can break this file only."""
+
+from __future__ import annotations
+
+import peft
+from packaging.version import Version
+from peft.tuners.tuners_utils import (
+    BaseTuner,
+    BaseTunerLayer,
+    _get_tuner_state_dict_key_prefixes,
+    check_adapters_to_merge,
+)
+from peft.utils import PeftType, register_peft_method
+from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from peft.utils.other import get_pattern_key
+
+__all__ = [
+    "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",
+    "BaseTuner",
+    "BaseTunerLayer",
+    "PeftType",
+    "check_adapters_to_merge",
+    "get_pattern_key",
+    "register",
+    "tuner_key_prefixes",
+]
+
+NAME = "LRLORA"
+OLDEST, NEWEST_BELOW = Version("0.20"), Version("0.22")
+
+
+def tuner_key_prefixes(model, adapter_name: str | None = None) -> set[str]:
+    """State-dict key prefixes of the adapter's tensors, also where FSDP1 wraps modules inside the model.
+
+    PEFT 0.21 strips FSDP1's wrapper name only at the front of a module's name, so that nested wrapping would select
+    nothing and save an empty adapter.
+    """
+    prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)
+    return {prefix.replace("_fsdp_wrapped_module.", "") for prefix in prefixes}
+
+
+def register(config_cls: type, model_cls: type) -> None:
+    """Make PEFT know the method: a new member of its closed enum PeftType, then its own `register_peft_method`.
+
+    Calling it again is harmless.
+
+    Raises:
+        ImportError: a PEFT outside the supported range, or one that has a method of this name already.
+        RuntimeError: the new member does not behave as one (an untested Python or PEFT).
+    """
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+    version = Version(peft.__version__)
+    if not OLDEST <= version < NEWEST_BELOW and not version.is_devrelease:
+        raise ImportError(
+            f"lrlora needs peft>={OLDEST},<{NEWEST_BELOW}, got {version}; pip install 'peft<{NEWEST_BELOW}'"
+        )
+    if NAME in PEFT_TYPE_TO_CONFIG_MAPPING:
+        registered = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(NAME)]
+        if registered is not config_cls:
+            raise ImportError(f"peft {version} already has a method named {NAME} ({registered.__module__})")
+        return
+    _add_peft_type()
+    register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, is_mixed_compatible=False)
+
+
+def _add_peft_type() -> None:
+    """Add PeftType.LRLORA. An Enum is closed, so the member is made by hand, as EnumType makes one."""
+    if NAME in PeftType.__members__:
+        return
+    member = str.__new__(PeftType, NAME)
+    member._name_ = NAME
+    member._value_ = NAME
+    member.__objclass__ = PeftType  # pyright: ignore[reportAttributeAccessIssue]
+    member._sort_order_ = len(PeftType._member_names_)  # pyright: ignore[reportAttributeAccessIssue]
+    PeftType._member_names_.append(NAME)
+    PeftType._member_map_[NAME] = member
+    PeftType._value2member_map_[NAME] = member
+    if hasattr(PeftType, "_hashable_values_"):
+        PeftType._hashable_values_.append(NAME)  # pyright: ignore[reportAttributeAccessIssue]
+    if getattr(PeftType, NAME, None) is None:
+        # from Python 3.12 members are plain attributes of the class, which EnumType refuses to set
+        type.__setattr__(PeftType, NAME, member)
+    is_member = PeftType(NAME) is member and getattr(PeftType, NAME) is member and member in list(PeftType)
+    if not is_member:
+        raise RuntimeError(f"could not add {NAME} to peft.PeftType of peft {peft.__version__}; please report it")

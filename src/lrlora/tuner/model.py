@@ -1,0 +1,143 @@
+"""The tuner that PEFT drives: finds the target modules, wraps them, and decides which of them share one phi."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import Tensor, nn
+
+from lrlora.errors import InputError
+from lrlora.tuner.internals import (
+    TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
+    BaseTuner,
+    get_pattern_key,
+    tuner_key_prefixes,
+)
+from lrlora.tuner.layer import Linear, LRLoraDelta, LRLoraLayer, refuse, why_not_supported
+from lrlora.tuner.names import block_of, type_of
+
+
+class LRLoraModel(BaseTuner):
+    """LR-LoRA on a model; made by `peft.get_peft_model(model, LRLoraConfig(...))`, not by hand."""
+
+    prefix = "lrlora_"
+    tuner_layer_cls = LRLoraLayer
+    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # loading with low_cpu_mem_usage assigns new tensors, which would part the layers that share one phi
+        self.register_load_state_dict_post_hook(lambda module, _: module.tie_coefficients())
+
+    def _create_and_replace(
+        self,
+        peft_config: Any,
+        adapter_name: str,
+        target: nn.Module,
+        target_name: str,
+        parent: nn.Module,
+        current_key: str,
+        parameter_name: str | None = None,
+    ) -> None:
+        rank = peft_config.rank_pattern.get(get_pattern_key(list(peft_config.rank_pattern), current_key), peft_config.r)
+        alpha = peft_config.alpha_pattern.get(
+            get_pattern_key(list(peft_config.alpha_pattern), current_key), peft_config.alpha_of(rank)
+        )
+        if isinstance(target, LRLoraLayer):
+            assert isinstance(target, Linear)
+            target.update_layer(adapter_name, rank, alpha, peft_config)
+            return
+        reason = why_not_supported(target, parent)
+        if reason is not None:
+            raise refuse(current_key, target, reason)
+        assert isinstance(target, nn.Linear)
+        layer = Linear(target, adapter_name, rank, alpha, peft_config)
+        if adapter_name not in self.active_adapters:
+            layer.requires_grad_(False)
+        self._replace_module(parent, target_name, layer, target)
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
+        """Wrap the target modules, then tie the coefficients of those that share one phi."""
+        super().inject_adapter(model, adapter_name, *args, **kwargs)
+        self.tie_coefficients(model)
+
+    def tie_coefficients(self, model: nn.Module | None = None) -> None:
+        """Let the layers of one group (config.share) hold the same parameter c."""
+        model = self.model if model is None else model
+        first_of_group: dict[tuple[str, object], nn.Parameter] = {}
+        for name, layer in model.named_modules():
+            if not isinstance(layer, LRLoraLayer):
+                continue
+            for adapter_name, delta in layer.lrlora_delta.items():
+                config: Any = self.peft_config[adapter_name]
+                share = config.share
+                if share in ("matrix", "frozen") or not isinstance(delta.c, nn.Parameter):
+                    continue
+                group = {"type": type_of(name), "block": block_of(name), "global": None}[share]
+                delta.c = first_of_group.setdefault((adapter_name, group), delta.c)
+
+    @classmethod
+    def _get_adapter_state_dict(
+        cls,
+        model: nn.Module,
+        config: Any,
+        adapter_name: str,
+        state_dict: dict[str, Tensor],
+        unwanted_adapter_names: list[str],
+    ) -> dict[str, Tensor]:
+        prefixes = tuner_key_prefixes(model)
+        selected = {key: value for key, value in state_dict.items() if _is_under(key, prefixes)}
+        selected.update(cls._get_learnable_bias_state_dict(model, state_dict, config))
+        is_calibrated = [
+            bool(v.isfinite()) for k, v in selected.items() if k.endswith(".tau") and v.device.type != "meta"
+        ]
+        if config.tau == "auto" and is_calibrated and not any(is_calibrated):
+            warnings.warn(
+                'tau="auto" was never calibrated: phi is still the identity and this adapter is plain LoRA. Add '
+                "lrlora.TauCallback() to the Trainer's callbacks, or call lrlora.follow_tau in your own loop.",
+                stacklevel=2,
+            )
+        return selected
+
+    @classmethod
+    def _remap_adapter_state_dict_for_load(
+        cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        prefixes = tuner_key_prefixes(model, adapter_name=adapter_name)
+        shapes, model_key_of = {}, {}
+        for key, value in model.state_dict().items():
+            if _is_under(key, prefixes):
+                saved_key = cls._remove_adapter_name_from_key(key, adapter_name)
+                shapes[key] = tuple(value.shape)
+                model_key_of[saved_key] = key
+                # layers injected without a PeftModel around them have no such prefix, but files always do
+                model_key_of.setdefault(f"base_model.model.{saved_key}", key)
+        remapped = {model_key_of.get(key, key): value for key, value in state_dict.items()}
+        _check_shapes(shapes, remapped)
+        return remapped
+
+
+def deltas(model: nn.Module, adapter_name: str | None = None) -> list[tuple[str, LRLoraLayer, str, LRLoraDelta]]:
+    """Every (module name, layer, adapter name, delta) of a model; of one adapter where its name is given."""
+    found = []
+    for name, layer in model.named_modules():
+        if isinstance(layer, LRLoraLayer):
+            # a delta may stand behind a wrapper of FSDP or torch.compile, so no isinstance here
+            found += [(name, layer, a, d) for a, d in layer.lrlora_delta.items() if adapter_name in (None, a)]
+    return found
+
+
+def _is_under(key: str, prefixes: set[str]) -> bool:
+    parts = key.split(".")
+    return any(".".join(parts[:n]) in prefixes for n in range(1, len(parts) + 1))
+
+
+def _check_shapes(shapes: dict[str, tuple[int, ...]], state_dict: dict[str, Tensor]) -> None:
+    wrong = [(k, tuple(v.shape)) for k, v in state_dict.items() if k in shapes and tuple(v.shape) != shapes[k]]
+    if wrong:
+        key, shape = wrong[0]
+        raise InputError(
+            f"the adapter does not fit this base model: {key} is {shape} in the file and {shapes[key]} in the model "
+            f"({len(wrong)} such tensors); load it on the base that it was trained on"
+        )
