@@ -1,0 +1,38 @@
+"""LR-LoRA for Hugging Face PEFT: adapters whose rank is learned (arXiv:2606.04325).
+
+    from peft import get_peft_model
+    from lrlora import LRLoraConfig
+    model = get_peft_model(model, LRLoraConfig(r=8, target_modules="all-linear"))
+
+Importing this package registers the method with PEFT. Its rooms, each importing only those above it:
+
+    method/    the paper as mathematics: phi, dW = s phi(B A), ranks
+    ops/       the same, fast
+    tuner/     inside PEFT: LRLoraConfig, the layer, the model, the learned ranks of a model
+    data/      tasks and their text
+    training/  train(TrainConfig(...)) -> a run folder; the Trainer callback for tau = "auto"
+    cli.py     the command `lrlora`
+"""
+
+from lrlora.errors import InputError
+from lrlora.ops import adapted_linear, delta_weight
+from lrlora.tuner import LRLoraConfig, LRLoraLayer, LRLoraModel
+from lrlora.tuner.callback import TauCallback
+from lrlora.tuner.optimize import follow_tau, param_groups
+from lrlora.tuner.ranks import LayerRank, layer_ranks
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "InputError",
+    "LRLoraConfig",
+    "LRLoraLayer",
+    "LRLoraModel",
+    "LayerRank",
+    "TauCallback",
+    "adapted_linear",
+    "delta_weight",
+    "follow_tau",
+    "layer_ranks",
+    "param_groups",
+]

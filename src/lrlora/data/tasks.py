@@ -1,0 +1,99 @@
+"""What a task is: its kind, its columns, its metrics. The nine tasks of GLUE (arXiv:1804.07461) stand here by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+Kind = Literal["classification", "regression", "causal"]
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """Columns of text (one or two), metrics, and the split that GLUE keeps labelled for evaluation."""
+
+    columns: tuple[str, ...]
+    metrics: tuple[str, ...]
+    kind: Kind = "classification"
+    evaluation_split: str = "validation"
+
+
+GLUE: dict[str, TaskSpec] = {
+    "cola": TaskSpec(("sentence",), ("matthews",)),
+    "sst2": TaskSpec(("sentence",), ("accuracy",)),
+    "mrpc": TaskSpec(("sentence1", "sentence2"), ("accuracy", "f1")),
+    "qqp": TaskSpec(("question1", "question2"), ("accuracy", "f1")),
+    "stsb": TaskSpec(("sentence1", "sentence2"), ("pearson", "spearman"), kind="regression"),
+    "mnli": TaskSpec(("premise", "hypothesis"), ("accuracy",), evaluation_split="validation_matched"),
+    "qnli": TaskSpec(("question", "sentence"), ("accuracy",)),
+    "rte": TaskSpec(("sentence1", "sentence2"), ("accuracy",)),
+    "wnli": TaskSpec(("sentence1", "sentence2"), ("accuracy",)),
+}
+
+TEXT_COLUMNS = (
+    ("sentence1", "sentence2"),
+    ("premise", "hypothesis"),
+    ("question1", "question2"),
+    ("question", "sentence"),
+    ("sentence",),
+    ("text",),
+)
+"""Where no task names the columns of text, the first of these that a file has."""
+
+
+@dataclass
+class TaskData:
+    """A task, read and checked.
+
+    Args:
+        name: of the task.
+        kind: "classification", "regression" or "causal".
+        train: rows; columns text [, text_pair], label for the first two kinds; instruction, input, answer for "causal".
+        evaluation: the held-out rows, in the same columns.
+        labels: names of the classes, in the order of their numbers; empty unless classification.
+        metrics: names of the metrics, the first of them the one to look at.
+        source: where the rows came from, for the record.
+    """
+
+    name: str
+    kind: Kind
+    train: Dataset
+    evaluation: Dataset
+    labels: list[str]
+    metrics: tuple[str, ...]
+    source: str
+
+
+def compute_metrics(names: tuple[str, ...], predictions: Any, references: Any) -> dict[str, float]:
+    """GLUE's metrics, from scikit-learn and scipy.
+
+    Args:
+        names: of "accuracy", "f1" (of class 1), "matthews", "pearson", "spearman".
+        predictions: [rows], class numbers or scores.
+        references: [rows], what they should be.
+
+    Returns:
+        One number per name. A correlation with constant predictions is 0.
+    """
+    import numpy
+    from scipy import stats
+    from sklearn import metrics
+
+    def correlation(statistic: Any) -> float:
+        if numpy.ptp(predictions) == 0 or numpy.ptp(references) == 0:
+            return 0.0
+        return float(statistic(predictions, references)[0])
+
+    functions = {
+        "accuracy": lambda: float(metrics.accuracy_score(references, predictions)),
+        "f1": lambda: float(
+            metrics.f1_score(references, predictions, zero_division=0.0)  # pyright: ignore[reportArgumentType]
+        ),
+        "matthews": lambda: float(metrics.matthews_corrcoef(references, predictions)),
+        "pearson": lambda: correlation(stats.pearsonr),
+        "spearman": lambda: correlation(stats.spearmanr),
+    }
+    return {name: functions[name]() for name in names}

@@ -1,0 +1,169 @@
+"""TrainConfig: every setting of `lrlora train`; the flags, their help and their defaults come from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Optional
+
+from lrlora.errors import InputError
+from lrlora.tuner import LRLoraConfig
+
+
+def _flag(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+# HfArgumentParser reads these annotations at run time and knows Optional[X], not X | None, on Python 3.10
+@dataclass
+class TrainConfig:
+    """Settings of one training run; without any, the demo on the embedded encoder and text.
+
+    Every field is a flag of `lrlora train`, described by its help text.
+
+    Raises:
+        InputError: a setting outside its range.
+
+    Example:
+        TrainConfig(model="roberta-base", data="glue", task="rte", out="runs/rte")
+    """
+
+    model: Optional[str] = _flag(None, "base model: a local folder or a hub name; the embedded encoder if left out")
+    data: Optional[str] = _flag(
+        None,
+        "a file or folder of jsonl(.gz), csv or parquet, or a hub dataset; the embedded BBC News titles if left out",
+    )
+    task: Optional[str] = _flag(
+        None, "name of the task: picks TASK_train.* in a folder; GLUE names bring columns and metrics"
+    )
+    subset: Optional[str] = _flag(None, "configuration of a hub dataset")
+    kind: Optional[Literal["classification", "regression", "causal"]] = _flag(
+        None, "kind of task; read off the columns if left out"
+    )
+    text_columns: Optional[list[str]] = _flag(None, "one or two columns of text")
+    label_column: str = _flag("label", "column of the label")
+    template: Literal["auto", "chat", "plain"] = _flag(
+        "auto", "how instructions are written: the tokenizer's chat template, or plain headings"
+    )
+    train_rows: Optional[int] = _flag(None, "train on at most so many rows")
+    eval_rows: Optional[int] = _flag(None, "evaluate on at most so many rows")
+    max_length: int = _flag(128, "tokens of a row at most")
+
+    out: Optional[str] = _flag(None, "run folder; runs/demo or runs/TASK if left out")
+    overwrite: bool = _flag(False, "start afresh in a folder that holds another run, deleting that run")
+    method: Literal["lrlora", "lora"] = _flag("lrlora", "adapter to train; lora is PEFT's own, for comparison")
+    compare: Optional[bool] = _flag(None, "train plain LoRA with the same settings beside it; on in the demo only")
+
+    r: int = _flag(8, "rank of the product BA")
+    lora_alpha: Optional[float] = _flag(None, "s = lora_alpha / r; 2 r if left out")
+    lora_dropout: float = _flag(0.0, "dropout on the input of the update")
+    use_rslora: bool = _flag(False, "s = lora_alpha / sqrt(r)")
+    target_modules: list[str] = field(
+        default_factory=lambda: ["all-linear"], metadata={"help": "names of the modules to adapt, or all-linear"}
+    )
+    exclude_modules: Optional[list[str]] = _flag(None, "names of modules to leave alone")
+    modules_to_save: Optional[list[str]] = _flag(None, "modules trained and saved whole; a new head is added by PEFT")
+    phi: Literal["sinc", "residual", "sine"] = _flag(
+        "sinc", "nonlinearity: the paper's sinc basis, z + sincs, or fixed sine"
+    )
+    num_basis: int = _flag(11, "K, number of sincs, odd")
+    tau: str = _flag("0.05", "knee of phi in units of 1/sqrt(in), or auto")
+    kappa: float = _flag(1.0, "knee in units of RMS(BA), for tau auto")
+    tau_warmup_steps: int = _flag(20, "steps as plain LoRA, for tau auto")
+    tau_follow: float = _flag(0.7, "share of training after which tau is frozen, for tau auto")
+    share: Literal["matrix", "type", "block", "global", "frozen"] = _flag("matrix", "who shares one phi")
+    omega: float = _flag(200.0, "frequency of phi sine")
+
+    learning_rate: float = _flag(2e-3, "of A, B and the head")
+    c_learning_rate: Optional[float] = _flag(None, "of the coefficients c; 10 times learning_rate if left out")
+    weight_decay: float = _flag(0.0, "of matrices; never of c")
+    epochs: float = _flag(2.0, "passes over the training rows")
+    max_steps: int = _flag(-1, "optimizer steps, instead of epochs")
+    batch_size: int = _flag(16, "rows per step and device")
+    gradient_accumulation: int = _flag(1, "steps whose gradients are added up")
+    gradient_checkpointing: bool = _flag(False, "compute activations again in the backward pass, to save memory")
+    lr_scheduler: str = _flag("linear", "schedule of the learning rates, a name that transformers knows")
+    warmup_steps: float = _flag(0.06, "warm-up of the schedule: steps, or a share of all steps if below 1")
+    max_grad_norm: float = _flag(1.0, "gradients are scaled down to this norm")
+    precision: Literal["auto", "fp32", "bf16"] = _flag("auto", "auto: bf16 where the hardware has it, else fp32")
+    seed: int = _flag(0, "of initialisation, order and dropout")
+    save_steps: int = _flag(100, "steps between checkpoints that a killed run resumes from")
+    report_to: list[str] = field(
+        default_factory=lambda: ["none"], metadata={"help": "trackers that transformers knows: tensorboard, wandb, ..."}
+    )
+    json: bool = _flag(False, "print the result as JSON")
+    debug: bool = _flag(False, "show a traceback on errors")
+
+    def __post_init__(self) -> None:
+        for name, least in (("max_length", 1), ("batch_size", 1), ("gradient_accumulation", 1), ("save_steps", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        for name in ("train_rows", "eval_rows"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}; leave it out for all rows")
+        for name in ("learning_rate", "c_learning_rate"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
+        if self.epochs <= 0 and self.max_steps < 1:
+            raise InputError(f"epochs must be above 0, got {self.epochs}; or pass max_steps")
+        if self.text_columns is not None and len(self.text_columns) not in (1, 2):
+            raise InputError(f"text_columns takes one or two names, got {self.text_columns}")
+        self.adapter_config("SEQ_CLS")
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the embedded text is the task, and plain LoRA is trained beside it unless asked otherwise."""
+        return self.data is None
+
+    @property
+    def compares(self) -> bool:
+        """Whether plain LoRA is trained beside the run."""
+        return self.method != "lora" and (self.is_demo if self.compare is None else self.compare)
+
+    def out_folder(self) -> str:
+        """The run folder, with its default."""
+        if self.out is not None:
+            return self.out
+        name = self.task or (self.data or "demo").rstrip("/").split("/")[-1].split(".")[0]
+        return "runs/demo" if self.is_demo else f"runs/{name}"
+
+    def adapter_config(self, task_type: str) -> Any:
+        """The PEFT config of the run's method: LRLoraConfig, or LoraConfig of the same rank, scale and placement.
+
+        Raises:
+            InputError: a field outside its range.
+        """
+        targets = "all-linear" if self.target_modules == ["all-linear"] else self.target_modules
+        common: dict[str, Any] = dict(
+            task_type=task_type,
+            r=self.r,
+            lora_dropout=self.lora_dropout,
+            use_rslora=self.use_rslora,
+            target_modules=targets,
+            exclude_modules=self.exclude_modules,
+            modules_to_save=self.modules_to_save,
+        )
+        lrlora = LRLoraConfig(
+            **common,
+            lora_alpha=self.lora_alpha,
+            phi=self.phi,
+            num_basis=self.num_basis,
+            tau=self._tau(),
+            kappa=self.kappa,
+            tau_warmup_steps=self.tau_warmup_steps,
+            tau_follow=self.tau_follow,
+            share=self.share,
+            omega=self.omega,
+        )
+        if self.method == "lrlora":
+            return lrlora
+        from peft import LoraConfig
+
+        return LoraConfig(**common, lora_alpha=lrlora.alpha_of(self.r))  # pyright: ignore[reportArgumentType]
+
+    def _tau(self) -> Any:
+        if self.tau == "auto":
+            return "auto"
+        try:
+            return float(self.tau)
+        except ValueError:
+            raise InputError(f"tau must be a number above 0 or auto, got {self.tau!r}") from None

@@ -1,0 +1,149 @@
+"""The base model of a run with a fresh adapter on it, and an adapter that was saved with its base under it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import PeftModel, get_peft_model
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
+
+from lrlora.data import TaskData
+from lrlora.data.embedded import encoder_folder
+from lrlora.errors import InputError
+from lrlora.training.config import TrainConfig
+
+_AUTO_CLASSES = {"SEQ_CLS": AutoModelForSequenceClassification, "CAUSAL_LM": AutoModelForCausalLM, None: AutoModel}
+
+
+def build(config: TrainConfig, task: TaskData) -> tuple[PeftModel, Any]:
+    """The base model with a fresh adapter, and its tokenizer.
+
+    Raises:
+        InputError: a model that is not there, or target modules that it does not have.
+    """
+    name = config.model or str(encoder_folder())
+    task_type = "CAUSAL_LM" if task.kind == "causal" else "SEQ_CLS"
+    head: dict[str, Any] = {}
+    if task.kind != "causal":
+        head["num_labels"] = 1 if task.kind == "regression" else len(task.labels)
+        head["problem_type"] = "regression" if task.kind == "regression" else "single_label_classification"
+        if task.labels:
+            head["id2label"] = dict(enumerate(task.labels))
+            head["label2id"] = {label: number for number, label in enumerate(task.labels)}
+    base = load_base(name, task_type, **head)
+    tokenizer = load_tokenizer(name)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    if base.config.pad_token_id is None:
+        base.config.pad_token_id = tokenizer.pad_token_id
+    return adapt(base, config, task_type), tokenizer
+
+
+def adapt(base: Any, config: TrainConfig, task_type: str) -> PeftModel:
+    """A fresh adapter on a base model; its errors name what could have been targeted."""
+    try:
+        return get_peft_model(base, config.adapter_config(task_type))
+    except InputError:
+        raise
+    except ValueError as error:  # PEFT's own word for target modules that match nothing
+        kinds = sorted({n.split(".")[-1] for n, m in base.named_modules() if isinstance(m, torch.nn.Linear)})
+        raise InputError(
+            f"no module of {base.config.name_or_path or type(base).__name__} matches target_modules "
+            f"{config.target_modules}; its linear layers end in: {', '.join(kinds)}"
+        ) from error
+
+
+def load_base(name: str, task_type: str | None, **options: Any) -> Any:
+    """A base model in float32 from a local folder or the hub.
+
+    Raises:
+        InputError: it is not there, or transformers has no such model for this kind of task.
+    """
+    _check_local(name)
+    try:
+        return _AUTO_CLASSES[task_type].from_pretrained(name, dtype=torch.float32, **options)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"cannot load the model {name!r}: {_first_line(error)}") from error
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer of a base model; errors as `load_base`."""
+    try:
+        return AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
+
+
+def load_adapter(folder: str, model: str | None = None) -> PeftModel:
+    """An adapter with its base model under it, in evaluation mode.
+
+    Args:
+        folder: an adapter folder, or a run folder that holds one.
+        model: base model; None means the one that the adapter names.
+
+    Raises:
+        InputError: no adapter there, a file cut short, or a base of other shapes.
+    """
+    path = Path(folder)
+    path = path / "adapter" if (path / "adapter" / "adapter_config.json").exists() else path
+    described = path / "adapter_config.json"
+    if not described.exists():
+        raise InputError(f"no adapter in {folder}: {described.name} is missing")
+    try:
+        saved = json.loads(described.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{described} is not JSON: {error}") from error
+    shapes = _tensor_shapes(path / "adapter_model.safetensors")
+    base_name = model or saved.get("base_model_name_or_path")
+    if not base_name:
+        raise InputError(f"{described} names no base model; pass --model")
+    task_type = saved.get("task_type")
+    if task_type not in _AUTO_CLASSES:
+        raise InputError(f"{described}: task_type {task_type!r} is not one that lrlora loads; use peft.PeftModel")
+    head = [
+        s[0] for name, s in shapes.items() if name.split(".")[-2:] in (["classifier", "weight"], ["score", "weight"])
+    ]
+    options = {"num_labels": head[0]} if head and task_type == "SEQ_CLS" else {}
+    base = load_base(base_name, task_type, **options)
+    try:
+        return PeftModel.from_pretrained(base, str(path)).eval()
+    except InputError:
+        raise
+    except (ValueError, RuntimeError, KeyError) as error:
+        raise InputError(f"cannot put the adapter {path} on {base_name}: {_first_line(error)}") from error
+
+
+def precision_of(choice: Literal["auto", "fp32", "bf16"]) -> str:
+    """ "bf16" where it is asked for, or where "auto" finds a GPU that has it; else "fp32"."""
+    if choice != "auto":
+        return choice
+    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except FileNotFoundError as error:
+        raise InputError(f"no adapter file {path}") from error
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}); copy or train it again") from error
+
+
+def _check_local(name: str) -> None:
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise InputError(f"no such model folder: {name}")
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) if lines else type(error).__name__

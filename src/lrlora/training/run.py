@@ -1,0 +1,221 @@
+"""train(config): from settings to a run folder with the adapter, its metrics and its learned ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import platform
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    Trainer,
+    TrainingArguments,
+    set_seed,
+)
+
+import lrlora
+from lrlora.data import DataSource, TaskData, load_task
+from lrlora.data.encode import IGNORED, encode
+from lrlora.data.tasks import compute_metrics
+from lrlora.errors import InputError
+from lrlora.training import folder as run_folder
+from lrlora.training.config import TrainConfig
+from lrlora.training.figure import rank_heatmap
+from lrlora.training.guard import NonFiniteGuard
+from lrlora.training.model import build, precision_of
+from lrlora.tuner.callback import TauCallback
+from lrlora.tuner.optimize import param_groups
+from lrlora.tuner.ranks import LayerRank, layer_ranks, rank_warnings
+
+
+@dataclass
+class RunResult:
+    """What a run ended with; `ranks` is empty for method "lora".
+
+    Args:
+        folder: the run folder.
+        metrics: as in metrics.json.
+        ranks: as in ranks.json.
+        warnings: what is wrong with the learned ranks, in words.
+        compared: the result of plain LoRA with the same settings, if it was trained.
+    """
+
+    folder: Path
+    metrics: dict[str, Any]
+    ranks: list[LayerRank]
+    warnings: list[str]
+    compared: RunResult | None = None
+
+
+def train(config: TrainConfig) -> RunResult:
+    """Train an adapter and write a run folder; a run that was killed goes on where its last checkpoint stands.
+
+    The folder holds adapter/ (as PEFT saves it), config.json (settings, versions), metrics.json, ranks.json, ranks.png,
+    checkpoints/, and lora/ (the same for plain LoRA) where the config compares. A finished run is not trained again.
+
+    Args:
+        config: the settings.
+
+    Returns:
+        The metrics and ranks that the folder holds.
+
+    Raises:
+        InputError: settings, data, model or folder that cannot work; a NaN in the loss.
+    """
+    out = Path(config.out_folder())
+    settings = dataclasses.asdict(config)
+    is_finished = run_folder.prepare(out, settings, config.overwrite)
+    if not is_finished:
+        run_folder.write_json(out / "config.json", {"settings": settings, "versions": _versions()})
+        _train_one(config, out)
+    compared = None
+    if config.compares:
+        beside = dataclasses.replace(config, method="lora", out=str(out / "lora"), compare=False, overwrite=False)
+        compared = train(beside)
+    return dataclasses.replace(read_result(out), compared=compared)
+
+
+def read_result(out: Path) -> RunResult:
+    """What a finished run folder holds."""
+    metrics = run_folder.read_json(out / "metrics.json")
+    ranks_file = out / "ranks.json"
+    rows = [LayerRank(**row) for row in run_folder.read_json(ranks_file)] if ranks_file.exists() else []
+    return RunResult(out, metrics, rows, metrics.get("warnings", []))
+
+
+def _train_one(config: TrainConfig, out: Path) -> None:
+    set_seed(config.seed)
+    source = DataSource(
+        data=config.data,
+        task=config.task,
+        subset=config.subset,
+        kind=config.kind,
+        text_columns=None if config.text_columns is None else tuple(config.text_columns),
+        label_column=config.label_column,
+        train_rows=config.train_rows,
+        eval_rows=config.eval_rows,
+        seed=config.seed,
+    )
+    task = load_task(source)
+    model, tokenizer = build(config, task)
+    train_rows, evaluation_rows = encode(task, tokenizer, config.max_length, config.template)
+    trainer = _trainer(config, task, model, tokenizer, train_rows, evaluation_rows, out / "checkpoints")
+    checkpoint = run_folder.last_checkpoint(out / "checkpoints")
+    started = time.perf_counter()
+    # the Trainer prints its log lines on stdout, which is for the result
+    with contextlib.redirect_stdout(sys.stderr):
+        trained = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        wall_s = time.perf_counter() - started
+        evaluated = trainer.evaluate()
+    metrics = {
+        "method": config.method,
+        "task": task.name,
+        "source": task.source,
+        "train_rows": len(task.train),
+        "eval_rows": len(task.evaluation),
+        "metric": task.metrics[0] if task.metrics else "loss",
+        **{key.removeprefix("eval_"): value for key, value in evaluated.items() if _is_result(key)},
+        "train_loss": trained.training_loss,
+        "steps": trainer.state.global_step,
+        "wall_s": wall_s,
+        "was_resumed": checkpoint is not None,
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }
+    _write_results(config, model, tokenizer, metrics, out)
+
+
+def _write_results(config: TrainConfig, model: Any, tokenizer: Any, metrics: dict[str, Any], out: Path) -> None:
+    run_folder.save_adapter(model, tokenizer, out / "adapter")
+    if config.method == "lrlora":
+        rows = layer_ranks(model)
+        metrics["warnings"] = rank_warnings(rows, config.phi)
+        run_folder.write_json(out / "ranks.json", [row.as_dict() for row in rows])
+        rank_heatmap(rows, out / "ranks.png")
+    # written last: a folder with metrics.json is a finished run
+    run_folder.write_json(out / "metrics.json", metrics)
+
+
+def _trainer(
+    config: TrainConfig, task: TaskData, model: Any, tokenizer: Any, train_rows: Any, evaluation_rows: Any, out: Path
+) -> Trainer:
+    groups = param_groups(model, config.learning_rate, config.c_learning_rate, config.weight_decay)
+    is_causal = task.kind == "causal"
+    collator = (
+        DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+        if is_causal
+        else DataCollatorWithPadding(tokenizer)
+    )
+    try:
+        arguments = TrainingArguments(
+            output_dir=str(out),
+            num_train_epochs=config.epochs,
+            max_steps=config.max_steps,
+            per_device_train_batch_size=config.batch_size,
+            per_device_eval_batch_size=2 * config.batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            gradient_checkpointing=config.gradient_checkpointing,
+            learning_rate=config.learning_rate,
+            weight_decay=config.weight_decay,
+            lr_scheduler_type=config.lr_scheduler,
+            warmup_steps=config.warmup_steps,
+            max_grad_norm=config.max_grad_norm,
+            bf16=precision_of(config.precision) == "bf16",
+            seed=config.seed,
+            save_steps=config.save_steps,
+            save_total_limit=2,
+            logging_steps=20,
+            logging_nan_inf_filter=False,
+            report_to=config.report_to,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            remove_unused_columns=True,
+            label_names=["labels"],
+            prediction_loss_only=is_causal,
+            disable_tqdm=False,
+        )
+    except ValueError as error:
+        raise InputError(str(error).splitlines()[0]) from error
+    return Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_rows,
+        eval_dataset=evaluation_rows,
+        data_collator=collator,
+        processing_class=tokenizer,
+        compute_metrics=None if is_causal else lambda outputs: _metrics_of(task, outputs),
+        # the groups travel in the optimizer's arguments: the way that the Trainer offers for its own methods
+        optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": config.learning_rate}),
+        callbacks=[TauCallback(), NonFiniteGuard()],
+    )
+
+
+def _metrics_of(task: TaskData, outputs: Any) -> dict[str, float]:
+    scores = outputs.predictions[0] if isinstance(outputs.predictions, tuple) else outputs.predictions
+    predictions = scores.squeeze(-1) if task.kind == "regression" else numpy.argmax(scores, axis=-1)
+    return compute_metrics(task.metrics, predictions, outputs.label_ids)
+
+
+def _is_result(key: str) -> bool:
+    return key.startswith("eval_") and not key.endswith(("_per_second", "_runtime", "_time"))
+
+
+def _versions() -> dict[str, str]:
+    import peft
+    import transformers
+
+    return {
+        "lrlora": lrlora.__version__,
+        "peft": peft.__version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "threads": str(torch.get_num_threads()),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+    }
