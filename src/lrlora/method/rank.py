@@ -33,7 +33,9 @@ def stable_rank(M: Float[Tensor, "out in"]) -> float:
     """
     M = _checked(M)
     norm = spectral_norm(M)
-    return 0.0 if norm == 0 else (torch.linalg.matrix_norm(M).item() / norm) ** 2
+    frobenius = torch.linalg.vector_norm(M, dtype=torch.float64).item()
+    # rounding may leave the quotient a hair below its bound
+    return 0.0 if norm == 0 else max(1.0, (frobenius / norm) ** 2)
 
 
 def effective_rank(sigma: Float[Tensor, " n"]) -> float:

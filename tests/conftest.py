@@ -1,0 +1,154 @@
+"""What the tests share: no hub, shapes checked at run time, tiny models, and small data files written by hand."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jaxtyping
+
+# method/ and ops/ name shapes by a type that only type checkers import; here it is real, and checked in every call
+builtins.Float = jaxtyping.Float  # pyright: ignore[reportAttributeAccessIssue]
+jaxtyping.install_import_hook(["lrlora.method", "lrlora.ops"], "beartype.beartype")
+
+import pytest
+import torch
+from torch import nn
+from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+
+import lrlora
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def tiny_bert(labels: int = 3) -> BertForSequenceClassification:
+    """Two blocks of 32, random weights."""
+    torch.manual_seed(1)
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+        num_labels=labels,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return BertForSequenceClassification(config).eval()
+
+
+def tiny_llama(vocabulary: int = 64) -> LlamaForCausalLM:
+    """Two blocks of 32, random weights."""
+    torch.manual_seed(1)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=128,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def token_ids(rows: int = 2, length: int = 7) -> torch.Tensor:
+    """The same random token numbers in every test."""
+    return torch.randint(3, 64, (rows, length), generator=torch.Generator().manual_seed(5))
+
+
+def disturb(model: nn.Module, adapter_name: str | None = None) -> None:
+    """Move A, B and c away from their start, so that the update is not zero and phi is its own in every layer."""
+    generator = torch.Generator().manual_seed(7)
+    for _, _, _, delta in lrlora.tuner.deltas(model, adapter_name):
+        with torch.no_grad():
+            delta.B.copy_(0.02 * torch.randn(delta.B.shape, generator=generator))
+            if delta.c is not None:
+                delta.c.add_(0.1 * torch.randn(delta.c.shape, generator=generator))
+
+
+def rel_rms(value: torch.Tensor, truth: torch.Tensor) -> float:
+    """Relative root mean square error against a float64 truth."""
+    return ((value.double() - truth).norm() / truth.norm().clamp(min=1e-300)).item()
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    """Rows as a jsonl file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def embedded_encoder() -> Path:
+    """Folder of the embedded pretrained encoder."""
+    from lrlora.data.embedded import encoder_folder
+
+    try:
+        return encoder_folder()
+    except lrlora.InputError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory: pytest.TempPathFactory, embedded_encoder: Path) -> Path:
+    """A model folder that trains in a second: a random BERT with the embedded encoder's tokenizer."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny-encoder")
+    tokenizer = AutoTokenizer.from_pretrained(embedded_encoder)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=64,
+    )
+    torch.manual_seed(1)
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_decoder(tmp_path_factory: pytest.TempPathFactory, embedded_encoder: Path) -> Path:
+    """A random Llama with the embedded encoder's tokenizer."""
+    from transformers import AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("tiny-decoder")
+    tokenizer = AutoTokenizer.from_pretrained(embedded_encoder)
+    tokenizer.eos_token = tokenizer.sep_token
+    tiny_llama(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def sentences(tmp_path: Path) -> Path:
+    """A folder with train.jsonl and validation.jsonl: sentences of two kinds."""
+    words = ("good", "bright", "kind", "warm"), ("bad", "dark", "cruel", "cold")
+    rows = [
+        {"sentence": f"a {word} and {other} day number {n}", "label": label}
+        for n in range(3)
+        for label, group in enumerate(words)
+        for word in group
+        for other in group[:2]
+    ]
+    folder = tmp_path / "sentences"
+    folder.mkdir()
+    write_rows(folder / "train.jsonl", rows[:36])
+    write_rows(folder / "validation.jsonl", rows[36:])
+    return folder

@@ -1,0 +1,158 @@
+import pytest
+import torch
+
+from lrlora.method import update as definition
+from lrlora.method.nonlinearity import FORMS, initial_coefficients
+from lrlora.ops import IMPLEMENTATIONS, adapted_linear, delta_weight
+from tests.conftest import rel_rms
+
+FAST = [name for name in IMPLEMENTATIONS if name != "definition"]
+
+
+def inputs(size: int, phi: str, rank: int = 4, num_basis: int = 11, dtype: torch.dtype = torch.float64) -> dict:
+    """One layer [size + 3, size] whose B A reaches over the whole grid and beyond, with entries on grid points."""
+    generator = torch.Generator().manual_seed(size)
+
+    def random(*shape):
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    A, B, tau = random(rank, size), random(size + 3, rank), 0.5
+    # the first row of B A is tau times a whole number
+    A[0], B[0] = torch.randint(-7, 8, (size,), generator=generator), tau * torch.eye(rank, dtype=torch.float64)[0]
+    c = None
+    if phi != "sine":
+        c = initial_coefficients(num_basis, phi).double() + 0.1 * random(num_basis)
+    given = dict(x=random(2, 5, size), W0=random(size + 3, size), bias=random(size + 3), A=A, B=B, c=c, tau=tau)
+    cast = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
+    return {**cast, "scale": 1.5, "phi": phi}
+
+
+def with_gradients(given: dict, impl: str) -> dict[str, torch.Tensor]:
+    """Output and gradients of the inputs that are trained, for one random direction of the output."""
+    leaves = {k: given[k].clone().requires_grad_() for k in ("x", "A", "B", "c", "bias") if given[k] is not None}
+    y = adapted_linear(**{**given, **leaves}, impl=impl)
+    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+    gradients = torch.autograd.grad((y * direction).sum(), list(leaves.values()))
+    return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}
+
+
+@pytest.mark.parametrize("phi", FORMS)
+@pytest.mark.parametrize("size", [1, 63, 100, 1000])
+@pytest.mark.parametrize("impl", FAST)
+def test_output_and_every_gradient_are_as_exact_as_the_definition(size, phi, impl):
+    exact = inputs(size, phi)
+    truth = with_gradients(exact, "definition")
+    single = inputs(size, phi, dtype=torch.float32)
+    reference, fast = with_gradients(single, "definition"), with_gradients(single, impl)
+    for name in truth:
+        # 1e-7: where the definition happens to hit the truth exactly, one rounding is still allowed
+        assert rel_rms(fast[name], truth[name]) <= 1.5 * rel_rms(reference[name], truth[name]) + 1e-7, name
+
+
+@pytest.mark.parametrize("phi", FORMS)
+@pytest.mark.parametrize("impl", FAST)
+def test_float64_equals_the_definition_and_passes_gradcheck(phi, impl):
+    given = inputs(63, phi)
+    truth, fast = with_gradients(given, "definition"), with_gradients(given, impl)
+    for name in truth:
+        assert rel_rms(fast[name], truth[name]) < 1e-12, name
+    small = inputs(4, phi, rank=2, num_basis=5)
+    leaves = {k: v.requires_grad_() for k, v in small.items() if k in ("x", "A", "B", "c", "bias") and v is not None}
+
+    def call(*tensors):
+        return adapted_linear(**{**small, **dict(zip(leaves, tensors, strict=True))}, impl=impl)
+
+    assert torch.autograd.gradcheck(call, tuple(leaves.values()))
+
+
+@pytest.mark.parametrize("phi", FORMS)
+def test_nothing_but_x_and_the_factors_is_kept_for_the_backward_pass(phi):
+    given = inputs(40, phi, dtype=torch.float32)
+    leaves = {k: given[k].requires_grad_() for k in ("x", "A", "B", "c") if given[k] is not None}
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        adapted_linear(**given)
+    assert sorted(kept) == sorted(t.data_ptr() for t in leaves.values())
+
+
+def test_without_w0_it_is_the_share_of_the_update():
+    given = inputs(20, "sinc")
+    alone = adapted_linear(**{**given, "W0": None, "bias": None})
+    whole = adapted_linear(**given)
+    base = torch.nn.functional.linear(given["x"], given["W0"], given["bias"])
+    torch.testing.assert_close(alone + base, whole)
+
+
+def test_delta_weight_equals_the_definition():
+    given = inputs(300, "residual")
+    factors = {k: given[k] for k in ("A", "B", "c", "tau", "scale", "phi")}
+    torch.testing.assert_close(delta_weight(**factors), definition.delta_weight(**factors), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(8,), (3, 8), (2, 3, 8), (2, 3, 2, 8), (0, 8), (2, 0, 8)])
+def test_inputs_of_any_number_of_axes(shape):
+    given = inputs(8, "sinc")
+    given["x"] = torch.randn(shape, dtype=torch.float64)
+    truth, fast = with_gradients(given, "definition"), with_gradients(given, "auto")
+    assert fast["y"].shape == (*shape[:-1], 11)
+    for name in truth:
+        torch.testing.assert_close(fast[name], truth[name])
+
+
+def test_inputs_that_are_not_contiguous():
+    given = inputs(6, "sinc")
+    given["x"] = torch.randn(6, 5, 4, dtype=torch.float64).transpose(0, 2)
+    given["A"] = given["A"].T.contiguous().T
+    truth, fast = with_gradients(given, "definition"), with_gradients(given, "auto")
+    for name in truth:
+        torch.testing.assert_close(fast[name], truth[name])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_in_x_reach_the_output_and_the_gradients(bad):
+    given = inputs(16, "sinc", dtype=torch.float32)
+    given["x"][0, 0, 0] = bad
+    found = with_gradients(given, "auto")
+    assert not found["y"][0, 0].isfinite().any()
+    assert found["y"][0, 1:].isfinite().all()
+    for name in ("A", "B", "c"):
+        assert not found[name].isfinite().all(), name
+
+
+def test_half_precision_products_with_float32_factors():
+    given = inputs(64, "sinc", dtype=torch.float32)
+    truth = with_gradients(inputs(64, "sinc"), "definition")
+    for half in (torch.bfloat16, torch.float16):
+        halved = {**given, "x": given["x"].to(half)}
+        found = with_gradients(halved, "auto")
+        assert found["y"].dtype == half
+        assert (found["A"].dtype, found["c"].dtype) == (torch.float32, torch.float32)
+        for name in truth:
+            assert rel_rms(found[name], truth[name]) < 0.02, (name, half)
+
+
+def test_autocast_runs_the_product_in_half_precision_and_phi_in_float32():
+    given = inputs(64, "sinc", dtype=torch.float32)
+    truth = with_gradients(inputs(64, "sinc"), "definition")
+    with torch.autocast("cpu", torch.bfloat16):
+        found = with_gradients(given, "auto")
+    assert found["y"].dtype == torch.bfloat16
+    for name in truth:
+        assert rel_rms(found[name], truth[name]) < 0.02, name
+
+
+def test_only_what_is_asked_for_is_computed():
+    given = inputs(12, "sinc")
+    given["x"].requires_grad_()
+    adapted_linear(**given).sum().backward()
+    frozen = definition.adapted_linear(**{**given, "x": (x := given["x"].detach().clone().requires_grad_())})
+    frozen.sum().backward()
+    torch.testing.assert_close(given["x"].grad, x.grad)
+
+
+def test_shapes_and_names_that_cannot_be_are_refused():
+    given = inputs(8, "sinc")
+    with pytest.raises(ValueError, match="x ends in 5 features, needed 8"):
+        adapted_linear.__wrapped__(**{**given, "x": torch.ones(2, 5)})
+    with pytest.raises(ValueError, match="impl must be one of"):
+        adapted_linear.__wrapped__(**given, impl="fastest")

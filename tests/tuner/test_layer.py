@@ -1,0 +1,221 @@
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+
+from lrlora import InputError, LRLoraConfig, layer_ranks
+from lrlora.tuner import deltas
+from lrlora.tuner.layer import Linear
+from tests.conftest import disturb, rel_rms, tiny_bert, token_ids
+
+
+def adapted(out: int = 24, within: int = 16, dtype: torch.dtype = torch.float32, **fields) -> tuple[nn.Module, Linear]:
+    """A model of one linear layer named `layer`, adapted."""
+    torch.manual_seed(3)
+    model = nn.Sequential()
+    model.add_module("layer", nn.Linear(within, out))
+    model = get_peft_model(model.to(dtype), LRLoraConfig(**{"r": 4, "target_modules": ["layer"], **fields}))
+    layer = model.base_model.model.layer
+    assert isinstance(layer, Linear)
+    return model, layer
+
+
+@pytest.mark.parametrize("phi", ["sinc", "residual", "sine"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_fresh_adapter_changes_nothing(phi, dtype):
+    model, layer = adapted(dtype=dtype, phi=phi)
+    x = torch.randn(5, 16, dtype=dtype)
+    assert layer.get_delta_weight("default").abs().max() == 0
+    with model.disable_adapter():
+        base = model(x)
+    assert base.dtype == model(x).dtype == dtype
+    torch.testing.assert_close(model(x), base, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("phi", ["sinc", "residual"])
+@pytest.mark.parametrize("num_basis", [3, 5, 11, 15])
+def test_the_first_gradient_of_b_equals_lora_s(phi, num_basis):
+    _, ours = adapted(phi=phi, num_basis=num_basis)
+    torch.manual_seed(3)
+    lora = nn.Sequential()
+    lora.add_module("layer", nn.Linear(16, 24))
+    lora = get_peft_model(lora, LoraConfig(r=4, lora_alpha=8, target_modules=["layer"])).base_model.model.layer
+    with torch.no_grad():
+        lora.lora_A["default"].weight.copy_(ours.delta("default").A)
+    x, direction = torch.randn(6, 16), torch.randn(6, 24)
+    (ours(x) * direction).sum().backward()
+    (lora(x) * direction).sum().backward()
+    torch.testing.assert_close(ours.delta("default").B.grad, lora.lora_B["default"].weight.grad, rtol=1e-5, atol=1e-6)
+
+
+def test_the_first_gradient_of_b_is_not_zero_for_the_fixed_sine():
+    _, layer = adapted(phi="sine")
+    layer(torch.randn(6, 16)).square().sum().backward()
+    assert layer.delta("default").B.grad.abs().min() > 0
+
+
+def test_c_has_a_gradient_by_the_second_step():
+    model, layer = adapted()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    x, y = torch.randn(8, 16), torch.randn(8, 24)
+    for _ in range(2):
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+    gradient = layer.delta("default").c.grad
+    assert gradient[5] == 0, "the middle coefficient has no effect"
+    assert gradient[[0, 1, 2, 3, 4, 6, 7, 8, 9, 10]].abs().min() > 0
+
+
+@pytest.mark.parametrize("phi", ["sinc", "residual", "sine"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_merged_equals_unmerged_and_unmerge_is_exact(phi, dtype):
+    model, layer = adapted(dtype=dtype, phi=phi)
+    disturb(model)
+    x = torch.randn(5, 16, dtype=dtype)
+    before, weight = model(x), layer.base_layer.weight.detach().clone()
+    exact = x.double() @ (weight.double() + layer.get_delta_weight("default").double()).T
+    exact = exact + layer.base_layer.bias.double()
+    model.merge_adapter()
+    assert layer.merged
+    assert not torch.equal(layer.base_layer.weight, weight)
+    assert rel_rms(model(x), exact) <= 1.5 * rel_rms(before, exact) + (1e-7 if dtype == torch.float32 else 4e-3)
+    model.unmerge_adapter()
+    assert torch.equal(layer.base_layer.weight, weight)
+    torch.testing.assert_close(model(x), before, rtol=0, atol=0)
+
+
+def test_disabling_a_merged_adapter_restores_the_base():
+    model, layer = adapted()
+    disturb(model)
+    x, weight = torch.randn(5, 16), layer.base_layer.weight.detach().clone()
+    model.merge_adapter()
+    with model.disable_adapter():
+        torch.testing.assert_close(model(x), nn.functional.linear(x, weight, layer.base_layer.bias), rtol=0, atol=0)
+    assert torch.equal(layer.base_layer.weight, weight)
+
+
+def test_a_safe_merge_refuses_nan_and_leaves_the_weight():
+    model, layer = adapted()
+    with torch.no_grad():
+        layer.delta("default").B[0, 0] = float("nan")
+    weight = layer.base_layer.weight.detach().clone()
+    with pytest.raises(ValueError, match="NaN"):
+        layer.merge(safe_merge=True)
+    assert torch.equal(layer.base_layer.weight, weight)
+    assert not layer.merged
+
+
+def test_why_the_two_products_are_not_combined():
+    model, layer = adapted()
+    x = torch.randn(2, 16)
+    assert layer.why_not_combined(x) is None
+    assert "bfloat16" in layer.why_not_combined(x.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert "autocast" in layer.why_not_combined(x)
+    assert "bfloat16" in adapted(dtype=torch.bfloat16)[1].why_not_combined(x)
+    _, dropping = adapted(lora_dropout=0.5)
+    dropping.train()
+    assert "dropout" in dropping.why_not_combined(x)
+    dropping.eval()
+    assert dropping.why_not_combined(x) is None
+    model.add_adapter("second", LRLoraConfig(r=2, target_modules=["layer"]))
+    model.base_model.set_adapter(["default", "second"])
+    assert "2 adapters" in layer.why_not_combined(x)
+    layer.base_layer.register_forward_hook(lambda *_: None)
+    model.set_adapter("default")
+    assert "hooks" in layer.why_not_combined(x)
+
+
+def test_both_ways_give_the_same():
+    model, layer = adapted()
+    disturb(model)
+    x = torch.randn(5, 16)
+    combined = model(x)
+    handle = layer.base_layer.register_forward_hook(lambda *_: None)
+    apart = model(x)
+    handle.remove()
+    torch.testing.assert_close(combined, apart)
+
+
+def test_two_active_adapters_add_up():
+    model, layer = adapted()
+    model.add_adapter("second", LRLoraConfig(r=2, target_modules=["layer"], phi="residual"))
+    disturb(model)
+    model.base_model.set_adapter(["default", "second"])
+    x = torch.randn(5, 16)
+    weight = layer.base_layer.weight + layer.get_delta_weight("default") + layer.get_delta_weight("second")
+    torch.testing.assert_close(model(x), nn.functional.linear(x, weight, layer.base_layer.bias))
+
+
+def test_dropout_acts_in_training_only():
+    model, _ = adapted(lora_dropout=0.5)
+    disturb(model)
+    x = torch.randn(5, 16)
+    model.train()
+    assert not torch.equal(model(x), model(x))
+    model.eval()
+    assert torch.equal(model(x), model(x))
+
+
+def test_factors_stay_float32_when_the_base_is_cast():
+    model, layer = adapted(dtype=torch.bfloat16)
+    delta = layer.delta("default")
+    assert {delta.A.dtype, delta.B.dtype, delta.c.dtype, delta.tau.dtype} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("module", "word"),
+    [
+        (nn.Conv1d(4, 4, 1), r"Conv1d; supported: torch.nn.Linear"),
+        (nn.Embedding(4, 4), "Embedding"),
+        (nn.Bilinear(4, 4, 4), "Bilinear"),
+    ],
+)
+def test_a_layer_type_that_is_not_supported_is_refused_by_name(module, word):
+    model = nn.Sequential()
+    model.add_module("odd", module)
+    with pytest.raises(InputError, match=f"cannot adapt odd.*{word}.*exclude_modules"):
+        get_peft_model(model, LRLoraConfig(target_modules=["odd"]))
+
+
+def test_a_projection_inside_multihead_attention_is_refused():
+    model = nn.Sequential(nn.MultiheadAttention(8, 2))
+    with pytest.raises(InputError, match="MultiheadAttention"):
+        get_peft_model(model, LRLoraConfig(target_modules=["out_proj"]))
+
+
+def test_layers_are_leaves_that_fsdp_and_ddp_can_wrap():
+    model = get_peft_model(tiny_bert(), LRLoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS"))
+    found = deltas(model)
+    assert len(found) == 13
+    for _, _, _, delta in found:
+        assert not list(delta.children())
+        assert delta.weight is delta.A
+
+
+def test_ranks_of_a_model():
+    model = get_peft_model(tiny_bert(), LRLoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS"))
+    disturb(model)
+    rows = layer_ranks(model)
+    assert len(rows) == 13
+    for row, (_, layer, _, _) in zip(rows, deltas(model), strict=True):
+        dW = layer.get_delta_weight("default")
+        sigma = torch.linalg.svdvals(dW.double())
+        assert row.stable_rank == pytest.approx((sigma.square().sum() / sigma[0] ** 2).item(), rel=1e-6)
+        assert row.stable_rank_ba <= 2.001
+        assert row.relative_norm == pytest.approx((dW.norm() / layer.base_layer.weight.norm()).item(), rel=1e-5)
+    assert [row.kind for row in rows[:6]] == ["attention"] * 4 + ["mlp"] * 2
+    with pytest.raises(ValueError, match="no LR-LoRA layer with an adapter named 'other'"):
+        layer_ranks(model, "other")
+
+
+def test_a_training_step_moves_every_part_of_the_adapter():
+    model = get_peft_model(tiny_bert(), LRLoraConfig(r=2, target_modules=["query", "dense"], task_type="SEQ_CLS"))
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(2):
+        model(input_ids=token_ids(), labels=torch.tensor([0, 2])).loss.backward()
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        assert name not in before or not torch.equal(before[name], parameter), name
