@@ -20,7 +20,7 @@ jaxtyping.install_import_hook(["lrlora.method", "lrlora.ops"], "beartype.beartyp
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
+from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
 import lrlora
 
@@ -118,7 +118,7 @@ def tiny_encoder(tmp_path_factory: pytest.TempPathFactory, embedded_encoder: Pat
         max_position_embeddings=64,
     )
     torch.manual_seed(1)
-    BertForSequenceClassification(config).save_pretrained(folder)
+    BertModel(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

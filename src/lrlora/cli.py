@@ -112,7 +112,9 @@ def _parse(cls: Any, verb: str, arguments: list[str], example: str) -> Any:
         raise InputError(f"{message}; see lrlora {verb} --help")
 
     parser.error = refuse
-    (chosen,) = parser.parse_args_into_dataclasses(arguments)
+    chosen, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if unknown:
+        refuse(f"no such flag: {unknown[0]}")
     return chosen
 
 
@@ -125,6 +127,7 @@ def _quiet_libraries() -> None:
 
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("httpx").setLevel(logging.ERROR)
 

@@ -96,7 +96,7 @@ def test_disabling_a_merged_adapter_restores_the_base():
 
 
 def test_a_safe_merge_refuses_nan_and_leaves_the_weight():
-    model, layer = adapted()
+    _model, layer = adapted()
     with torch.no_grad():
         layer.delta("default").B[0, 0] = float("nan")
     weight = layer.base_layer.weight.detach().clone()
@@ -159,7 +159,7 @@ def test_dropout_acts_in_training_only():
 
 
 def test_factors_stay_float32_when_the_base_is_cast():
-    model, layer = adapted(dtype=torch.bfloat16)
+    _model, layer = adapted(dtype=torch.bfloat16)
     delta = layer.delta("default")
     assert {delta.A.dtype, delta.B.dtype, delta.c.dtype, delta.tau.dtype} == {torch.float32}
 

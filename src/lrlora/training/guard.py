@@ -13,24 +13,47 @@ from lrlora.training.folder import last_checkpoint
 
 
 class NonFiniteGuard(TrainerCallback):
-    """Raises before the optimizer step where a gradient is NaN or inf, which a NaN in the loss makes of all of them.
+    """Raises before the optimizer step where a loss or a gradient is NaN or inf.
 
-    The weights and the checkpoints stay as they were. One norm over the adapter's gradients per step is all it costs.
-    Not for fp16, whose loss scaler meets inf on purpose and skips the step itself.
+    Weights and checkpoints stay as they were. The loss is looked at as well as the gradients, because clipping turns a
+    gradient whose norm overflows into zeros. It costs one norm over the adapter's gradients per step. Not for fp16,
+    whose loss scaler meets inf on purpose and skips the step itself.
     """
+
+    def __init__(self) -> None:
+        self._losses: list[torch.Tensor] = []
+        self._hook: Any = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Listen to the losses that the model returns."""
+
+        def remember(module: Any, _: Any, output: Any) -> None:
+            loss = getattr(output, "loss", None)
+            if module.training and loss is not None:
+                self._losses.append(loss.detach())
+
+        self._hook = kwargs["model"].register_forward_hook(remember)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Stop listening."""
+        self._hook.remove()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Look at all gradients at once."""
+        """Look at the losses since the last step and at all gradients at once."""
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        if args.fp16 or not gradients:
+        numbers = [*self._losses, *torch._foreach_norm(gradients)]
+        self._losses.clear()
+        if args.fp16 or not numbers or torch.isfinite(torch.stack([n.float().mean() for n in numbers])).all():
             return
-        norms = torch.stack([n.float() for n in torch._foreach_norm(gradients)])
-        if not torch.isfinite(norms).all():
-            kept = last_checkpoint(Path(args.output_dir)) if args.output_dir else None
-            where = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet"
-            raise InputError(
-                f"the loss became NaN or inf at step {state.global_step + 1}; training stopped, {where}; "
-                "lower --learning_rate or --c_learning_rate, or look for bad rows"
-            )
+        kept = last_checkpoint(Path(args.output_dir)) if args.output_dir else None
+        where = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet"
+        raise InputError(
+            f"the loss became NaN or inf at step {state.global_step + 1}; training stopped, {where}; "
+            "lower --learning_rate or --c_learning_rate, or look for bad rows"
+        )

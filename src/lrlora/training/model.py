@@ -71,8 +71,11 @@ def load_base(name: str, task_type: str | None, **options: Any) -> Any:
     _check_local(name)
     try:
         return _AUTO_CLASSES[task_type].from_pretrained(name, dtype=torch.float32, **options)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
-        raise InputError(f"cannot load the model {name!r}: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = _first_line(error)
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights do not have the shapes that are needed; has it a head for another number of classes?"
+        raise InputError(f"cannot load the model {name!r}: {reason}") from error
 
 
 def load_tokenizer(name: str) -> Any:

@@ -7,6 +7,7 @@ import dataclasses
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
@@ -55,7 +57,7 @@ class RunResult:
     compared: RunResult | None = None
 
 
-def train(config: TrainConfig) -> RunResult:
+def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = ()) -> RunResult:
     """Train an adapter and write a run folder; a run that was killed goes on where its last checkpoint stands.
 
     The folder holds adapter/ (as PEFT saves it), config.json (settings, versions), metrics.json, ranks.json, ranks.png,
@@ -63,6 +65,7 @@ def train(config: TrainConfig) -> RunResult:
 
     Args:
         config: the settings.
+        callbacks: of transformers.Trainer, for whatever else should happen while training.
 
     Returns:
         The metrics and ranks that the folder holds.
@@ -75,11 +78,11 @@ def train(config: TrainConfig) -> RunResult:
     is_finished = run_folder.prepare(out, settings, config.overwrite)
     if not is_finished:
         run_folder.write_json(out / "config.json", {"settings": settings, "versions": _versions()})
-        _train_one(config, out)
+        _train_one(config, out, callbacks)
     compared = None
     if config.compares:
         beside = dataclasses.replace(config, method="lora", out=str(out / "lora"), compare=False, overwrite=False)
-        compared = train(beside)
+        compared = train(beside, callbacks)
     return dataclasses.replace(read_result(out), compared=compared)
 
 
@@ -91,7 +94,7 @@ def read_result(out: Path) -> RunResult:
     return RunResult(out, metrics, rows, metrics.get("warnings", []))
 
 
-def _train_one(config: TrainConfig, out: Path) -> None:
+def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallback]) -> None:
     set_seed(config.seed)
     source = DataSource(
         data=config.data,
@@ -108,6 +111,8 @@ def _train_one(config: TrainConfig, out: Path) -> None:
     model, tokenizer = build(config, task)
     train_rows, evaluation_rows = encode(task, tokenizer, config.max_length, config.template)
     trainer = _trainer(config, task, model, tokenizer, train_rows, evaluation_rows, out / "checkpoints")
+    for callback in callbacks:
+        trainer.add_callback(callback)
     checkpoint = run_folder.last_checkpoint(out / "checkpoints")
     started = time.perf_counter()
     # the Trainer prints its log lines on stdout, which is for the result

@@ -32,7 +32,7 @@ class LRLoraDelta(nn.Module):
         super().__init__()
         self.phi: Form = config.phi
         self.num_basis = config.num_basis
-        self.is_calibrated_while_training = config.tau == "auto"
+        self.is_knee_followed = False
         self.A = nn.Parameter(torch.empty(rank, in_features))
         self.B = nn.Parameter(torch.empty(out_features, rank))
         # Sine-LoRA divides by sqrt(in): without it sin(omega B A) would be of the size of W0 itself

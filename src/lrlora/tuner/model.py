@@ -89,10 +89,7 @@ class LRLoraModel(BaseTuner):
         prefixes = tuner_key_prefixes(model)
         selected = {key: value for key, value in state_dict.items() if _is_under(key, prefixes)}
         selected.update(cls._get_learnable_bias_state_dict(model, state_dict, config))
-        is_calibrated = [
-            bool(v.isfinite()) for k, v in selected.items() if k.endswith(".tau") and v.device.type != "meta"
-        ]
-        if config.tau == "auto" and is_calibrated and not any(is_calibrated):
+        if config.tau == "auto" and _is_knee_forgotten(model, adapter_name):
             warnings.warn(
                 'tau="auto" was never calibrated: phi is still the identity and this adapter is plain LoRA. Add '
                 "lrlora.TauCallback() to the Trainer's callbacks, or call lrlora.follow_tau in your own loop.",
@@ -126,6 +123,11 @@ def deltas(model: nn.Module, adapter_name: str | None = None) -> list[tuple[str,
             # a delta may stand behind a wrapper of FSDP or torch.compile, so no isinstance here
             found += [(name, layer, a, d) for a, d in layer.lrlora_delta.items() if adapter_name in (None, a)]
     return found
+
+
+def _is_knee_forgotten(model: nn.Module, adapter_name: str) -> bool:
+    found = [delta for *_, delta in deltas(model, adapter_name) if delta.tau.device.type != "meta"]
+    return bool(found) and not any(delta.is_knee_followed or delta.tau.isfinite() for delta in found)
 
 
 def _is_under(key: str, prefixes: set[str]) -> bool:

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from lrlora.tuner.layer import LRLoraDelta
 from lrlora.tuner.model import deltas
 
 
@@ -63,10 +62,10 @@ def follow_tau(model: nn.Module, step: int, total_steps: int) -> bool:
         is_trained = adapter_name in layer.active_adapters and delta.A.requires_grad
         if config is None or config.tau != "auto" or not is_trained:
             continue
+        delta.is_knee_followed = True
         first = max(config.tau_warmup_steps, 1)
         last = max(first, int(config.tau_follow * total_steps))
         if first <= step <= last:
-            assert isinstance(delta, LRLoraDelta)
             delta.set_knee(config.kappa)
             was_set = True
     return was_set
