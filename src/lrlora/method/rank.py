@@ -28,7 +28,7 @@ def stable_rank(M: Float[Tensor, "out in"]) -> float:
         ValueError: M is not a matrix or holds NaN or inf.
 
     Example:
-        >>> stable_rank(torch.diag(torch.tensor([1.0, 1.0, 0.0])))
+        >>> round(stable_rank(torch.diag(torch.tensor([1.0, 1.0, 0.0]))), 6)
         2.0
     """
     M = _checked(M)
