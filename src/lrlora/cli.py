@@ -25,6 +25,9 @@ USAGE = """usage: lrlora VERB [flags]
   lrlora train
 """
 
+# import names of what the extra "train" brings
+_EXTRAS = ("accelerate", "datasets", "matplotlib", "rich", "scipy", "sklearn")
+
 
 @dataclass
 class RanksArguments:
@@ -65,15 +68,16 @@ def main(arguments: list[str] | None = None) -> int:
         # the reader of our output, `head` say, has left
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        needed = InputError(f'lrlora {arguments[0]} needs {error.name}: pip install "lrlora[train]"')
+        return _complain(needed if error.name in _EXTRAS else error, 2 if error.name in _EXTRAS else 1, is_debugging)
     except Exception as error:
         return _complain(error, 1, is_debugging)
 
 
 def _train(arguments: list[str]) -> None:
-    try:
-        from lrlora.training import TrainConfig, train
-    except ModuleNotFoundError as error:
-        raise InputError(f'lrlora train needs {error.name}: pip install "lrlora[train]"') from error
+    from lrlora.training import TrainConfig, train
+
     config = _parse(TrainConfig, "train", arguments, "lrlora train --data ./rows --task sst2 --out runs/sst2")
     _quiet_libraries()
     result = train(config)

@@ -70,6 +70,18 @@ def test_a_finished_run_is_shown_and_not_trained_again(tiny_encoder, sentences, 
     assert train(replace(config, r=4, overwrite=True)).metrics["trainable_parameters"] > 0
 
 
+def test_a_start_that_failed_leaves_nothing_in_the_way(tiny_encoder, sentences, tmp_path):
+    config = config_for(tiny_encoder, sentences, tmp_path / "run")
+    train(config)
+    kept = (tmp_path / "run" / "metrics.json").read_text()
+    with pytest.raises(InputError, match="no such file"):
+        train(replace(config, data="./nowhere.jsonl", overwrite=True))
+    assert (tmp_path / "run" / "metrics.json").read_text() == kept
+    with pytest.raises(InputError, match="no such file"):
+        train(replace(config, data="./nowhere.jsonl", out=str(tmp_path / "other")))
+    assert not (tmp_path / "other").exists()
+
+
 def test_a_folder_with_other_files_is_not_touched(tiny_encoder, sentences, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")

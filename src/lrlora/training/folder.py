@@ -42,33 +42,44 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path} is not readable as JSON ({error}); delete the folder or pass --overwrite") from error
 
 
-def prepare(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
-    """Make the run folder ready for a run with these settings.
-
-    Returns:
-        True where the folder holds this very run, finished.
+def check(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
+    """Whether the folder holds this very run, finished. Changes nothing.
 
     Raises:
-        InputError: the folder holds a run with other settings, or files that no run wrote, and overwrite is off.
+        InputError: the folder holds a run with other settings and overwrite is off, or files that no run wrote.
     """
     described = folder / "config.json"
-    if overwrite and folder.exists():
-        if any(folder.iterdir()) and not described.exists():
-            raise InputError(f"{folder} holds files that no run of lrlora wrote; --overwrite does not delete those")
+    if folder.exists() and any(folder.iterdir()) and not described.exists():
+        advice = "; --overwrite does not delete those" if overwrite else ""
+        raise InputError(f"{folder} holds files that no run of lrlora wrote{advice}; pass another --out")
+    if overwrite or not described.exists():
+        return False
+    changed = _changed_settings(folder, settings)
+    if changed and _has_results(folder):
+        raise InputError(
+            f"{folder} holds a run with other settings ({', '.join(changed[:3])}); pass another --out, or --overwrite "
+            "to delete it"
+        )
+    return not changed and (folder / "metrics.json").exists()
+
+
+def start(folder: Path, settings: dict[str, Any], versions: dict[str, str], overwrite: bool) -> None:
+    """Make the folder and write config.json, once data and model are known to be there; an old run is deleted here."""
+    described = folder / "config.json"
+    if described.exists() and (overwrite or _changed_settings(folder, settings)):
         shutil.rmtree(folder)
-    if described.exists():
-        before = read_json(described)["settings"]
-        changed = [k for k in settings if k not in _FREE and before.get(k, settings[k]) != settings[k]]
-        if changed:
-            changes = ", ".join(f"{k} {before.get(k)!r} -> {settings[k]!r}" for k in changed[:3])
-            raise InputError(
-                f"{folder} holds a run with other settings ({changes}); pass another --out, or --overwrite to delete it"
-            )
-        return (folder / "metrics.json").exists()
-    if folder.exists() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty and holds no run of lrlora; pass another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    return False
+    write_json(described, {"settings": settings, "versions": versions})
+
+
+def _changed_settings(folder: Path, settings: dict[str, Any]) -> list[str]:
+    before = read_json(folder / "config.json")["settings"]
+    changed = [k for k in settings if k not in _FREE and before.get(k, settings[k]) != settings[k]]
+    return [f"{k} {before.get(k)!r} -> {settings[k]!r}" for k in changed]
+
+
+def _has_results(folder: Path) -> bool:
+    return (folder / "metrics.json").exists() or any((folder / "checkpoints").glob("checkpoint-*"))
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -74,10 +74,7 @@ def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = ()) -> Run
         InputError: settings, data, model or folder that cannot work; a NaN in the loss.
     """
     out = Path(config.out_folder())
-    settings = dataclasses.asdict(config)
-    is_finished = run_folder.prepare(out, settings, config.overwrite)
-    if not is_finished:
-        run_folder.write_json(out / "config.json", {"settings": settings, "versions": _versions()})
+    if not run_folder.check(out, dataclasses.asdict(config), config.overwrite):
         _train_one(config, out, callbacks)
     compared = None
     if config.compares:
@@ -109,6 +106,7 @@ def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallba
     )
     task = load_task(source)
     model, tokenizer = build(config, task)
+    run_folder.start(out, dataclasses.asdict(config), _versions(), config.overwrite)
     train_rows, evaluation_rows = encode(task, tokenizer, config.max_length, config.template)
     trainer = _trainer(config, task, model, tokenizer, train_rows, evaluation_rows, out / "checkpoints")
     for callback in callbacks:
