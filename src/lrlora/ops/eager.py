@@ -1,8 +1,4 @@
-"""The elementwise passes of LR-LoRA in plain torch: any device, any dtype, no compiler.
-
-One call works on one tile of rows, small enough to stay in cache, so that the many small operations of
-`lrlora.method.fast` do not each cross main memory.
-"""
+"""The elementwise passes of LR-LoRA in plain torch: any device, any dtype, no compiler."""
 
 from __future__ import annotations
 
@@ -11,28 +7,47 @@ from torch import Tensor
 
 from lrlora.method import fast
 from lrlora.method.nonlinearity import Form
+from lrlora.ops import tiles
+from lrlora.ops.tiles import Passes
 
 TILE_ENTRIES = 1 << 17
-"""Entries of a tile: 0.5 MiB in float32, so that the handful of buffers of a pass fit a core's cache."""
+"""Entries of a tile on a CPU: 0.5 MiB in float32, so that the handful of buffers of a pass fit a core's cache."""
+
+TILE_ENTRIES_ELSEWHERE = 1 << 24
+"""On a GPU a launch costs more than a trip through memory; this bounds the workspace to a dozen buffers of 64 MiB."""
 
 
-def update(Z: Tensor, c: Tensor | None, tau: Tensor, scale: float, phi: Form) -> Tensor:
-    """dW = scale phi(Z) of one tile."""
-    return fast.phi(Z, c, tau, phi).mul_(scale)
+def write_weight(
+    out: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, tau: Tensor, scale: Tensor, phi: Form
+) -> None:
+    """out = [W0 +] scale phi(Z)."""
+    dW = scale * fast.phi(Z, c, tau, phi)
+    out.copy_(dW if W0 is None else W0 + dW)
 
 
-def update_and_gradients(
-    Z: Tensor, G: Tensor, c: Tensor | None, tau: Tensor, scale: float, phi: Form
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """dW = scale phi(Z), dL/dZ = scale G phi'(Z) and dL/dc of one tile, given G = dL/d(dW)."""
-    value, slope = fast.phi_and_slope(Z, c, tau, phi)
-    upstream = scale * G
-    dc = None if c is None else fast.coefficient_gradient(Z, upstream, len(c), tau)
-    return value.mul_(scale), slope.mul_(upstream), dc
+def write_weight_and_gradients(
+    G: Tensor, dZ: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, tau: Tensor, scale: Tensor, phi: Form
+) -> Tensor | None:
+    """dZ = scale G phi'(Z), then [W0 +] scale phi(Z) in the place of G; returns dL/dc by rows."""
+    value, gradient, dc = fast.phi_and_gradients(Z, scale * G.to(Z.dtype), c, tau, phi)
+    dZ.copy_(gradient)
+    dW = scale * value
+    G.copy_(dW if W0 is None else W0 + dW)
+    return dc
 
 
-def rows_per_tile(out_features: int, in_features: int, device: torch.device) -> int:
-    """Rows of a tile: about TILE_ENTRIES entries on a CPU; everything at once elsewhere, where launches cost more."""
-    if device.type != "cpu":
-        return max(out_features, 1)
-    return max(1, min(out_features, TILE_ENTRIES // max(in_features, 1)))
+def passes(device: torch.device) -> Passes:
+    """These passes, with the tiles that suit the device."""
+    return Passes(
+        write_weight, write_weight_and_gradients, TILE_ENTRIES if device.type == "cpu" else TILE_ENTRIES_ELSEWHERE
+    )
+
+
+def weight(W0, A, B, c, tau, scale, phi, dtype) -> Tensor:
+    """As `tiles.weight`."""
+    return tiles.weight(passes(A.device), W0, A, B, c, tau, scale, phi, dtype)
+
+
+def gradients(G, W0, A, B, c, tau, scale, phi) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `tiles.gradients`."""
+    return tiles.gradients(passes(A.device), G, W0, A, B, c, tau, scale, phi)

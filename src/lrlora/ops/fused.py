@@ -6,21 +6,22 @@ to compute from A, B and c, so they are computed again instead. What is lost: on
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from lrlora.method import update as definition
 from lrlora.method.nonlinearity import Form, check_form
 from lrlora.method.update import at_least_float32, check_factors
-from lrlora.ops import eager
+from lrlora.ops import compiled, eager
 
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-Implementation = Literal["auto", "definition", "eager"]
+Implementation = Literal["auto", "definition", "eager", "compiled"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 
@@ -52,7 +53,8 @@ def adapted_linear(
         tau: knee in the units of B A, above 0; inf makes dW = scale B A.
         scale: alpha / r, or alpha / sqrt(r) with rsLoRA.
         phi: "sinc", "residual" or "sine".
-        impl: "auto", "eager" (tiles of rows, any device) or "definition" (the plain formula through autograd).
+        impl: "auto", "compiled" (CPU with a C++ compiler), "eager" (plain torch, any device) or "definition" (the plain
+            formula through autograd).
 
     Returns:
         y [*batch, out], in the dtype of the product.
@@ -70,14 +72,12 @@ def adapted_linear(
     check_factors(A, B)
     if x.shape[-1] != A.shape[1]:
         raise ValueError(f"x ends in {x.shape[-1]} features, needed {A.shape[1]}, the columns of A {tuple(A.shape)}")
-    if impl not in IMPLEMENTATIONS:
-        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     if impl == "definition":
         return definition.adapted_linear(x, W0, bias, A, B, c, tau, scale, phi=phi)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    tau = torch.as_tensor(tau, dtype=torch.float64 if A.dtype == torch.float64 else torch.float32, device=A.device)
-    return _AdaptedLinear.apply(x, W0, bias, A, B, c, tau, scale, phi)  # pyright: ignore[reportReturnType]
+    backend, _ = choose(impl, A.device, A.shape[1] * B.shape[0])
+    return _AdaptedLinear.apply(x, W0, bias, A, B, c, tau, scale, phi, backend)  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()
@@ -95,75 +95,106 @@ def delta_weight(
 
     Arguments, returns and errors as for `lrlora.method.update.delta_weight`; impl as for `adapted_linear`.
     """
+    return adapted_weight(None, A, B, c, tau, scale, phi=phi, impl=impl)
+
+
+@torch.no_grad()
+def adapted_weight(
+    W0: Float[Tensor, "out in"] | None,
+    A: Float[Tensor, "r in"],
+    B: Float[Tensor, "out r"],
+    c: Float[Tensor, " K"] | None,
+    tau: Tensor | float,
+    scale: float,
+    *,
+    phi: Form,
+    impl: Implementation = "auto",
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "out in"]:
+    """W0 + scale phi(B A), or the update alone where W0 is None, without a graph.
+
+    Arguments and errors as for `adapted_linear`; dtype: of the result; None means float32,
+    or float64 for float64 factors.
+    """
     check_form(phi, c)
     check_factors(A, B)
     if impl == "definition":
-        return definition.delta_weight(A, B, c, tau, scale, phi=phi)
-    A, B = at_least_float32(A), at_least_float32(B)
+        dW = definition.delta_weight(A, B, c, tau, scale, phi=phi)
+        return (dW if W0 is None else W0 + dW).to(dtype or dW.dtype)
+    backend, _ = choose(impl, A.device, A.shape[1] * B.shape[0])
     with torch.autocast(A.device.type, enabled=False):
-        return _weight(None, A, B, c, torch.as_tensor(tau, dtype=A.dtype, device=A.device), scale, phi)
+        factors = _factors(A, B, c, tau, scale)
+        return backend.weight(W0, *factors, phi, dtype or factors[0].dtype)
+
+
+def choose(impl: Implementation, device: torch.device, entries: int) -> tuple[Any, str]:
+    """The module that computes the passes, and why it was chosen.
+
+    Args:
+        impl: as for `adapted_linear`.
+        device: of the factors.
+        entries: out x in.
+
+    Raises:
+        ValueError: an unknown impl, or one that cannot run here; the message says why.
+    """
+    if impl not in IMPLEMENTATIONS:
+        raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
+    if impl == "eager":
+        return eager, "eager was asked for"
+    if impl == "compiled":
+        reason = compiled.why_not(device)
+        if reason is not None:
+            raise ValueError(f"impl='compiled' cannot run: {reason}; pass impl='auto'")
+        return compiled, "compiled was asked for"
+    if torch.compiler.is_compiling():
+        return eager, "eager, because the whole model is being compiled around it"
+    if device.type == "cpu" and entries < compiled.FROM_ENTRIES:
+        return eager, f"eager, because {entries} entries are not worth a compilation"
+    reason = compiled.why_not(device)
+    return (compiled, "compiled") if reason is None else (eager, f"eager, because {reason}")
 
 
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(x, W0, bias, A, B, c, tau, scale, phi) -> Tensor:
+    def forward(x, W0, bias, A, B, c, tau, scale, phi, backend) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            weight = _weight(W0, at_least_float32(A), at_least_float32(B), c, tau, scale, phi)
-            return linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+            factors = _factors(A, B, c, tau, scale)
+            weight = backend.weight(W0, *factors, phi, x.dtype)
+            return linear(x, weight, None if bias is None else bias.to(x.dtype))
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        x, W0, bias, A, B, c, tau, scale, phi = inputs
+        x, W0, bias, A, B, c, tau, scale, phi, backend = inputs
         ctx.save_for_backward(x, A, B, c)
         # W0 and tau are alive in the module anyway; naming them here keeps the saved tensors to x, A, B and c
-        ctx.W0, ctx.tau, ctx.scale, ctx.phi = W0, tau, scale, phi
+        ctx.W0, ctx.tau, ctx.scale, ctx.phi, ctx.backend = W0, tau, scale, phi, backend
         ctx.bias_dtype = None if bias is None else bias.dtype
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grad_outputs: Tensor):
         (dy,) = grad_outputs
         x, A, B, c = ctx.saved_tensors
         needs_x, _, needs_bias, *needs_factors = ctx.needs_input_grad[:6]
         rows_of_x, rows_of_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+        dx = dA = dB = dc = None
         with torch.autocast(x.device.type, enabled=False):
-            dx, dA, dB, dc = _backward(ctx, rows_of_x, rows_of_dy, A, B, c, needs_x, any(needs_factors))
-        dbias = rows_of_dy.sum(0).to(ctx.bias_dtype) if needs_bias else None
-        dx = None if dx is None else dx.reshape(x.shape)
-        return dx, None, dbias, dA, dB, dc, None, None, None
+            factors = _factors(A, B, c, ctx.tau, ctx.scale)
+            if any(needs_factors):
+                weight = rows_of_dy.T @ rows_of_x
+                dA, dB, dc = ctx.backend.gradients(weight, ctx.W0, *factors, ctx.phi)
+            elif needs_x:
+                weight = ctx.backend.weight(ctx.W0, *factors, ctx.phi, x.dtype)
+            if needs_x:
+                dx = (rows_of_dy @ weight).reshape(x.shape)
+            dbias = rows_of_dy.sum(0).to(ctx.bias_dtype) if needs_bias else None
+        dA, dB, dc = (None if g is None else g.to(like.dtype) for g, like in ((dA, A), (dB, B), (dc, c)))
+        return dx, None, dbias, dA, dB, dc, None, None, None, None
 
 
-def _weight(W0: Tensor | None, A: Tensor, B: Tensor, c: Tensor | None, tau: Tensor, scale: float, phi: Form) -> Tensor:
-    """[W0 +] dW, a tile of rows at a time."""
-    weight = torch.empty(B.shape[0], A.shape[1], dtype=A.dtype, device=A.device)
-    for rows in _tiles(weight):
-        dW = eager.update(B[rows] @ A, c, tau, scale, phi)
-        weight[rows] = dW if W0 is None else dW.add_(W0[rows])
-    return weight
-
-
-def _backward(ctx, x: Tensor, dy: Tensor, A: Tensor, B: Tensor, c: Tensor | None, needs_x: bool, needs_factors: bool):
-    """dx, dA, dB and dc for x [T, in] and dy [T, out], a tile of rows of dW at a time."""
-    tau, scale, phi, W0 = ctx.tau, ctx.scale, ctx.phi, ctx.W0
-    A32, B32 = at_least_float32(A), at_least_float32(B)
-    if not needs_factors:
-        return (dy @ _weight(W0, A32, B32, c, tau, scale, phi).to(dy.dtype) if needs_x else None), None, None, None
-    weight = torch.empty(B.shape[0], A.shape[1], dtype=A32.dtype, device=A.device) if needs_x else None
-    dA, dB = torch.zeros_like(A32), torch.empty_like(B32)
-    dc = None if c is None else torch.zeros_like(c, dtype=A32.dtype)
-    G = (dy.T @ x).to(A32.dtype)
-    for rows in _tiles(G):
-        dW, dZ, dc_of_tile = eager.update_and_gradients(B32[rows] @ A32, G[rows], c, tau, scale, phi)
-        dB[rows] = dZ @ A32.T
-        dA.addmm_(B32[rows].T, dZ)
-        if dc is not None and dc_of_tile is not None:
-            dc += dc_of_tile
-        if weight is not None:
-            weight[rows] = dW if W0 is None else dW.add_(W0[rows])
-    dx = None if weight is None else dy @ weight.to(dy.dtype)
-    return dx, dA.to(A.dtype), dB.to(B.dtype), dc if dc is None or c is None else dc.to(c.dtype)
-
-
-def _tiles(matrix: Tensor) -> list[slice]:
-    out_features, in_features = matrix.shape
-    step = eager.rows_per_tile(out_features, in_features, matrix.device)
-    return [slice(start, min(start + step, out_features)) for start in range(0, out_features, step)]
+def _factors(A: Tensor, B: Tensor, c: Tensor | None, tau: Tensor, scale: float) -> tuple[Any, ...]:
+    """A, B, c, tau and scale in the precision in which Z and phi are computed."""
+    A, B = at_least_float32(A), at_least_float32(B)
+    like = dict(dtype=A.dtype, device=A.device)
+    return A, B, None if c is None else c.to(A.dtype), torch.as_tensor(tau, **like), torch.as_tensor(scale, **like)

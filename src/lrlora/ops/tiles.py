@@ -1,0 +1,80 @@
+"""The adapted weight and the gradients of its factors, a tile of rows at a time, with bounded workspace.
+
+Z = B A of a tile is made, used and forgotten while it lies in cache. The gradient G of the weight is overwritten by the
+weight itself, tile by tile, so that a backward pass holds one matrix of the size of the layer, not two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrlora.method.nonlinearity import Form
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The two elementwise passes over a tile of rows, as `lrlora.ops.eager` writes them, and the size of a tile."""
+
+    write_weight: Callable[..., None]
+    write_weight_and_gradients: Callable[..., Tensor | None]
+    tile_entries: int
+
+
+def weight(
+    passes: Passes,
+    W0: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    c: Tensor | None,
+    tau: Tensor,
+    scale: Tensor,
+    phi: Form,
+    dtype: torch.dtype,
+) -> Tensor:
+    """[W0 +] scale phi(B A) [out, in] in `dtype`; A and B in float32 or float64."""
+    out = torch.empty(B.shape[0], A.shape[1], dtype=dtype, device=A.device)
+    for rows in _tiles(out, passes.tile_entries):
+        passes.write_weight(out[rows], B[rows] @ A, None if W0 is None else W0[rows], c, tau, scale, phi)
+    return out
+
+
+def gradients(
+    passes: Passes,
+    G: Tensor,
+    W0: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    c: Tensor | None,
+    tau: Tensor,
+    scale: Tensor,
+    phi: Form,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """dL/dA, dL/dB and dL/dc from G = dL/dW [out, in]; G then holds the weight [W0 +] scale phi(B A)."""
+    dA, dB = torch.zeros_like(A), torch.empty_like(B)
+    dc = None if c is None else torch.zeros_like(c)
+    for rows in _tiles(G, passes.tile_entries):
+        Z = B[rows] @ A
+        dZ = torch.empty_like(Z)
+        dc_by_rows = passes.write_weight_and_gradients(
+            G[rows], dZ, Z, None if W0 is None else W0[rows], c, tau, scale, phi
+        )
+        dB[rows] = dZ @ A.T
+        dA.addmm_(B[rows].T, dZ)
+        if dc is not None and dc_by_rows is not None:
+            dc += dc_by_rows.sum(0)
+    return dA, dB, dc
+
+
+def _tiles(matrix: Tensor, entries: int) -> list[slice]:
+    out_features, in_features = matrix.shape
+    if torch.compiler.is_compiling():
+        # whoever compiles the model wants one graph, not one per tile
+        return [slice(0, out_features)]
+    number = max(1, -(-out_features * in_features // entries))
+    # equal tiles: a compiled pass would be compiled again for a last tile of one row
+    step = max(1, -(-out_features // number))
+    return [slice(start, min(start + step, out_features)) for start in range(0, out_features, step)]
