@@ -9,17 +9,18 @@ polynomials, sin(pi u) / pi = (-1)^j g P(g^2), and so
                  = (-1)^(j-k) (C - g P v) v     elsewhere
 
 The sums over k are then sums of v and v^2. One division serves a centre and its mirror image, since
-1 / (u - k) = (u + k) r and 1 / (u + k) = (u - k) r with r = 1 / ((u - k) (u + k)). P and C are Taylor polynomials:
+1 / (u - k) = (u + k) r and 1 / (u + k) = (u - k) r with r = 1 / ((u - k) (u + k)). Where j = k the second line gives
+the first as well, g P / g = P, if g = 0 is replaced by a number too small to matter. P and C are Taylor polynomials:
 seven terms are exact to 4e-10 for |g| <= 1/2 (float32), eleven to 1e-17 (float64). Derivation: ours.
 
-The functions are plain torch, so that `lrlora.ops` runs them as they stand, and compiles them too.
+The functions are plain torch, so that `lrlora.ops` runs them as they stand, and compiles them too. What does not depend
+on z is worked out beforehand, into a `Knee`: inside a compiled loop it would be done again for every entry.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,25 @@ from lrlora.method.nonlinearity import Form, check_form, split_tau
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+
+class Knee(NamedTuple):
+    """scale phi as numbers: value linear z + height sum_k c_k (...), slope linear + bend sum_k c_k (...)."""
+
+    tau: Tensor
+    height: Tensor
+    linear: Tensor
+    bend: Tensor
+
+
+def knee(tau: Tensor | float, scale: Tensor | float, form: Form, like: Tensor) -> Knee:
+    """The numbers of scale phi, in the dtype and on the device of `like`; at tau = inf, phi is the identity."""
+    tau = torch.as_tensor(tau, dtype=like.dtype, device=like.device)
+    scale = torch.as_tensor(scale, dtype=like.dtype, device=like.device)
+    if form == "sine":
+        return Knee(tau, scale, torch.zeros_like(tau), scale / tau)
+    height, linear = split_tau(tau, form)
+    return Knee(tau, scale * height, scale * linear, scale * torch.isfinite(tau))
 
 
 def phi(
@@ -40,17 +60,23 @@ def phi(
         tensor([0.0000, 0.4244])
     """
     check_form(form, c)
-    tau = torch.as_tensor(tau, dtype=z.dtype, device=z.device)
+    return scaled_phi(z, c, knee(tau, 1.0, form, z), form)
+
+
+def scaled_phi(z: Tensor, c: Tensor | None, at: Knee, form: Form) -> Tensor:
+    """scale phi(z), for c in the dtype of z."""
     if form == "sine":
-        return torch.sin(z / tau)
+        return at.height * torch.sin(z / at.tau)
     assert c is not None
-    height, linear = split_tau(tau, form)
-    u, j, g, sign = _cell(z / tau)
-    at_centre, sum_of_v = torch.zeros_like(u), torch.zeros_like(u)
-    for weight, centre, is_centre, v in _terms(u, j, c):
-        at_centre = torch.where(is_centre, centre, at_centre)
-        sum_of_v = sum_of_v + weight * v
-    return linear * z + height * _sinc_polynomial(g) * (at_centre + sign * g * sum_of_v)
+    u, j, g, sign = _cell(z / at.tau)
+    g = torch.where((g == 0) & (j != 0), _TINY, g)
+    total = torch.zeros_like(u)
+    half = len(c) // 2
+    for k in range(1, half + 1):
+        from_plus, from_minus = (j - k) + g, (j + k) + g
+        both = (c[half + k] * from_minus + c[half - k] * from_plus) / (from_plus * from_minus)
+        total = total - both if k % 2 else total + both
+    return at.linear * z + at.height * _sinc_polynomial(g) * (sign * g * total)
 
 
 def phi_and_gradients(
@@ -84,29 +110,45 @@ def phi_and_gradients(
         [torch.Size([1, 2]), torch.Size([1, 2]), torch.Size([1, 3])]
     """
     check_form(form, c)
-    tau = torch.as_tensor(tau, dtype=z.dtype, device=z.device)
+    return scaled_phi_and_gradients(z, upstream, c, knee(tau, 1.0, form, z), form)
+
+
+def scaled_phi_and_gradients(
+    z: Tensor, upstream: Tensor, c: Tensor | None, at: Knee, form: Form
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """As `phi_and_gradients`, of scale phi."""
     if form == "sine":
-        return torch.sin(z / tau), upstream * torch.cos(z / tau) / tau, None
+        u = z / at.tau
+        return at.height * torch.sin(u), upstream * at.bend * torch.cos(u), None
     assert c is not None
-    height, linear = split_tau(tau, form)
-    u, j, g, sign = _cell(z / tau)
+    u, j, g, sign = _cell(z / at.tau)
     p = _sinc_polynomial(g)
-    near = height * upstream * p
-    away = sign * g * near
-    at_centre, sum_of_v, sum_of_squares = (torch.zeros_like(u) for _ in range(3))
-    dc: list[Tensor] = []
-    for weight, centre, is_centre, v in _terms(u, j, c):
-        at_centre = torch.where(is_centre, centre, at_centre)
-        sum_of_v = sum_of_v + weight * v
-        sum_of_squares = sum_of_squares + weight * v * v
-        # terms come as k = 1, -1, 2, -2, ...
-        alternating = -1 if len(dc) // 2 % 2 == 0 else 1
-        dc.append(torch.where(is_centre, near, alternating * away * v).sum(-1))
-    value = linear * z + height * p * (at_centre + sign * g * sum_of_v)
-    slope = sign * (_cosine_polynomial(g) * sum_of_v - g * p * sum_of_squares) + at_centre * _sinc_slope_polynomial(g)
-    is_shaped = torch.isfinite(tau).to(z.dtype)
-    ordered = torch.stack([*dc[1::2][::-1], torch.zeros_like(dc[0]), *dc[0::2]], dim=-1)
-    return value, upstream * (linear + is_shaped * slope), ordered
+    near_g = torch.where((g == 0) & (j != 0), _TINY, g)
+    away = sign * near_g * (at.height * upstream * p)
+    at_centre, total, total_of_squares = (torch.zeros_like(u) for _ in range(3))
+    half = len(c) // 2
+    dc = [torch.zeros_like(u).sum(-1)] * len(c)
+    for k in range(1, half + 1):
+        plus, minus = c[half + k], c[half - k]
+        is_plus, is_minus = j == k, j == -k
+        from_plus, from_minus = (j - k) + near_g, (j + k) + near_g
+        r = 1 / (from_plus * from_minus)
+        v_plus, v_minus = from_minus * r, from_plus * r
+        alternating = -1 if k % 2 else 1
+        dc[half + k], dc[half - k] = (alternating * away * v_plus).sum(-1), (alternating * away * v_minus).sum(-1)
+        at_centre = torch.where(is_plus, plus, torch.where(is_minus, minus, at_centre))
+        # the slope near a centre has a formula of its own: this one would cancel there
+        v_plus, v_minus = torch.where(is_plus, 0, v_plus), torch.where(is_minus, 0, v_minus)
+        weighted_plus, weighted_minus = plus * v_plus, minus * v_minus
+        total = total + alternating * (weighted_plus + weighted_minus)
+        total_of_squares = total_of_squares + alternating * (weighted_plus * v_plus + weighted_minus * v_minus)
+    value = at.linear * z + at.height * p * (at_centre + sign * g * total)
+    slope = sign * (_cosine_polynomial(g) * total - g * p * total_of_squares) + at_centre * _sinc_slope_polynomial(g)
+    return value, upstream * (at.linear + at.bend * slope), torch.stack(dc, dim=-1)
+
+
+_TINY = 1e-18
+"""Stands for g = 0 on a centre: its square is still a float32, and v = 1 / _TINY as well."""
 
 
 def _cell(u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -115,41 +157,32 @@ def _cell(u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return u, j, u - j, 1 - 2 * (j - 2 * torch.floor(j / 2))
 
 
-def _terms(u: Tensor, j: Tensor, c: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """For k = 1, -1, 2, -2, ..., M, -M: c_k (-1)^k, c_k, where j = k, and 1 / (u - k) (0 where j = k)."""
-    c = c.to(u.dtype)
-    half = len(c) // 2
-    for k in range(1, half + 1):
-        is_plus, is_minus = j == k, j == -k
-        from_plus, from_minus = torch.where(is_plus, 1, u - k), torch.where(is_minus, 1, u + k)
-        r = 1 / (from_plus * from_minus)
-        plus, minus = c[half + k], c[half - k]
-        sign = (-1) ** k
-        yield sign * plus, plus, is_plus, torch.where(is_plus, 0, from_minus * r)
-        yield sign * minus, minus, is_minus, torch.where(is_minus, 0, from_plus * r)
-
-
 def _sinc_polynomial(g: Tensor) -> Tensor:
     """P(g^2) = sinc(g)."""
-    return _polynomial(_series(g), g * g)
+    return _polynomial(_SINC[g.dtype], g * g)
 
 
 def _cosine_polynomial(g: Tensor) -> Tensor:
     """C(g^2) = cos(pi g), the derivative of g P(g^2)."""
-    return _polynomial([(2 * n + 1) * a for n, a in enumerate(_series(g))], g * g)
+    return _polynomial(_COSINE[g.dtype], g * g)
 
 
 def _sinc_slope_polynomial(g: Tensor) -> Tensor:
     """d P(g^2) / dg = 2 g P'(g^2)."""
-    return 2 * g * _polynomial([n * a for n, a in enumerate(_series(g))][1:], g * g)
+    return 2 * g * _polynomial(_SINC_SLOPE[g.dtype], g * g)
 
 
-def _series(g: Tensor) -> list[float]:
-    terms = 11 if g.dtype == torch.float64 else 7
-    return [(-1) ** n * math.pi ** (2 * n) / math.factorial(2 * n + 1) for n in range(terms)]
+# worked out here and not where they are used: torch.compile would work them out again for every entry
+_TERMS = {torch.float32: 7, torch.float64: 11}
+_SINC = {
+    dtype: tuple((-1) ** n * math.pi ** (2 * n) / math.factorial(2 * n + 1) for n in range(terms))
+    for dtype, terms in _TERMS.items()
+}
+_COSINE = {dtype: tuple((2 * n + 1) * a for n, a in enumerate(series)) for dtype, series in _SINC.items()}
+_SINC_SLOPE = {dtype: tuple(n * a for n, a in enumerate(series))[1:] for dtype, series in _SINC.items()}
 
 
-def _polynomial(coefficients: list[float], x: Tensor) -> Tensor:
+def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
     value = torch.full_like(x, coefficients[-1])
     for a in reversed(coefficients[:-1]):
         value = value * x + a

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrlora.method.fast import Knee
 from lrlora.method.nonlinearity import Form
 from lrlora.ops import eager, tiles
 from lrlora.ops.tiles import Passes
@@ -50,35 +51,34 @@ def _why_not_compiler(chosen: str | None) -> str | None:
     return reason
 
 
-# what went wrong in the first compilation of this process, if it did
+# what went wrong when this process compiled, if it did; and which compilations have run
 _failure: list[str] = []
+_has_run: set[Any] = set()
 
 
-def write_weight(
-    out: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, tau: Tensor, scale: Tensor, phi: Form
-) -> None:
+def write_weight(out: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, knee: Knee, phi: Form) -> None:
     """As `eager.write_weight`."""
-    _call(eager.write_weight, out, Z, W0, c, tau, scale, phi)
+    _call(eager.write_weight, out, Z, W0, c, knee, phi)
 
 
 def write_weight_and_gradients(
-    G: Tensor, dZ: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, tau: Tensor, scale: Tensor, phi: Form
+    G: Tensor, dZ: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, knee: Knee, phi: Form
 ) -> Tensor | None:
     """As `eager.write_weight_and_gradients`."""
-    return _call(eager.write_weight_and_gradients, G, dZ, Z, W0, c, tau, scale, phi)
+    return _call(eager.write_weight_and_gradients, G, dZ, Z, W0, c, knee, phi)
 
 
 PASSES = Passes(write_weight, write_weight_and_gradients, TILE_ENTRIES)
 
 
-def weight(W0, A, B, c, tau, scale, phi, dtype) -> Tensor:
+def weight(W0, A, B, c, knee, phi, dtype) -> Tensor:
     """As `tiles.weight`."""
-    return tiles.weight(PASSES, W0, A, B, c, tau, scale, phi, dtype)
+    return tiles.weight(PASSES, W0, A, B, c, knee, phi, dtype)
 
 
-def gradients(G, W0, A, B, c, tau, scale, phi) -> tuple[Tensor, Tensor, Tensor | None]:
+def gradients(G, W0, A, B, c, knee, phi) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `tiles.gradients`."""
-    return tiles.gradients(PASSES, G, W0, A, B, c, tau, scale, phi)
+    return tiles.gradients(PASSES, G, W0, A, B, c, knee, phi)
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -86,14 +86,20 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
     if _failure or min(written.shape) < 2:
         # sizes 0 and 1 would each be a compilation of their own
         return function(*arguments)
-    kinds = [None if t is None else (t.dtype, t.numel() if t.ndim == 1 else 0) for t in arguments[:-1]]
+    kinds = [None if t is None else (t.dtype, t.numel() if t.ndim == 1 else 0) for t in arguments[:-2]]
+    key = (function, phi, *kinds)
+    compilation = _compilation(*key)
+    if key in _has_run:
+        return compilation(*arguments)
     try:
-        return _compilation(function, phi, *kinds)(*arguments)
-    except (torch._dynamo.exc.TorchDynamoException, torch._inductor.exc.InductorError) as error:
-        _failure.append(f"torch.compile failed: {' '.join(str(error).split())[:300]}")
+        result = compilation(*arguments)
+    except RuntimeError as error:  # what torch raises for every failure to compile
+        _failure.append(f"torch.compile failed: {' '.join(str(error).split()).split(' Set TORCHDYNAMO')[0][:300]}")
         _why_not_compiler.cache_clear()
         _log.warning("LR-LoRA runs its plain passes, which are several times slower: %s", _failure[0])
         return function(*arguments)
+    _has_run.add(key)
+    return result
 
 
 @functools.cache

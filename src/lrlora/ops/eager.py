@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lrlora.method import fast
+from lrlora.method.fast import Knee
 from lrlora.method.nonlinearity import Form
 from lrlora.ops import tiles
 from lrlora.ops.tiles import Passes
@@ -17,21 +18,18 @@ TILE_ENTRIES_ELSEWHERE = 1 << 24
 """On a GPU a launch costs more than a trip through memory; this bounds the workspace to a dozen buffers of 64 MiB."""
 
 
-def write_weight(
-    out: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, tau: Tensor, scale: Tensor, phi: Form
-) -> None:
+def write_weight(out: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, knee: Knee, phi: Form) -> None:
     """out = [W0 +] scale phi(Z)."""
-    dW = scale * fast.phi(Z, c, tau, phi)
+    dW = fast.scaled_phi(Z, c, knee, phi)
     out.copy_(dW if W0 is None else W0 + dW)
 
 
 def write_weight_and_gradients(
-    G: Tensor, dZ: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, tau: Tensor, scale: Tensor, phi: Form
+    G: Tensor, dZ: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, knee: Knee, phi: Form
 ) -> Tensor | None:
     """dZ = scale G phi'(Z), then [W0 +] scale phi(Z) in the place of G; returns dL/dc by rows."""
-    value, gradient, dc = fast.phi_and_gradients(Z, scale * G.to(Z.dtype), c, tau, phi)
+    dW, gradient, dc = fast.scaled_phi_and_gradients(Z, G.to(Z.dtype), c, knee, phi)
     dZ.copy_(gradient)
-    dW = scale * value
     G.copy_(dW if W0 is None else W0 + dW)
     return dc
 
@@ -43,11 +41,11 @@ def passes(device: torch.device) -> Passes:
     )
 
 
-def weight(W0, A, B, c, tau, scale, phi, dtype) -> Tensor:
+def weight(W0, A, B, c, knee, phi, dtype) -> Tensor:
     """As `tiles.weight`."""
-    return tiles.weight(passes(A.device), W0, A, B, c, tau, scale, phi, dtype)
+    return tiles.weight(passes(A.device), W0, A, B, c, knee, phi, dtype)
 
 
-def gradients(G, W0, A, B, c, tau, scale, phi) -> tuple[Tensor, Tensor, Tensor | None]:
+def gradients(G, W0, A, B, c, knee, phi) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `tiles.gradients`."""
-    return tiles.gradients(passes(A.device), G, W0, A, B, c, tau, scale, phi)
+    return tiles.gradients(passes(A.device), G, W0, A, B, c, knee, phi)

@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from lrlora.method import update as definition
+from lrlora.method.fast import knee
 from lrlora.method.nonlinearity import Form, check_form
 from lrlora.method.update import at_least_float32, check_factors
 from lrlora.ops import compiled, eager
@@ -123,7 +124,7 @@ def adapted_weight(
         return (dW if W0 is None else W0 + dW).to(dtype or dW.dtype)
     backend, _ = choose(impl, A.device, A.shape[1] * B.shape[0])
     with torch.autocast(A.device.type, enabled=False):
-        factors = _factors(A, B, c, tau, scale)
+        factors = _factors(A, B, c, tau, scale, phi)
         return backend.weight(W0, *factors, phi, dtype or factors[0].dtype)
 
 
@@ -150,7 +151,7 @@ def choose(impl: Implementation, device: torch.device, entries: int) -> tuple[An
     if torch.compiler.is_compiling():
         return eager, "eager, because the whole model is being compiled around it"
     if device.type == "cpu" and entries < compiled.FROM_ENTRIES:
-        return eager, f"eager, because {entries} entries are not worth a compilation"
+        return eager, "eager, because so small a matrix is not worth a compilation"
     reason = compiled.why_not(device)
     return (compiled, "compiled") if reason is None else (eager, f"eager, because {reason}")
 
@@ -159,7 +160,7 @@ class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(x, W0, bias, A, B, c, tau, scale, phi, backend) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            factors = _factors(A, B, c, tau, scale)
+            factors = _factors(A, B, c, tau, scale, phi)
             weight = backend.weight(W0, *factors, phi, x.dtype)
             return linear(x, weight, None if bias is None else bias.to(x.dtype))
 
@@ -173,28 +174,27 @@ class _AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grad_outputs: Tensor):
+    def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         (dy,) = grad_outputs
         x, A, B, c = ctx.saved_tensors
         needs_x, _, needs_bias, *needs_factors = ctx.needs_input_grad[:6]
         rows_of_x, rows_of_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-        dx = dA = dB = dc = None
+        dx = dA = dB = dc = weight = None
         with torch.autocast(x.device.type, enabled=False):
-            factors = _factors(A, B, c, ctx.tau, ctx.scale)
+            factors = _factors(A, B, c, ctx.tau, ctx.scale, ctx.phi)
             if any(needs_factors):
                 weight = rows_of_dy.T @ rows_of_x
                 dA, dB, dc = ctx.backend.gradients(weight, ctx.W0, *factors, ctx.phi)
             elif needs_x:
                 weight = ctx.backend.weight(ctx.W0, *factors, ctx.phi, x.dtype)
-            if needs_x:
+            if weight is not None and needs_x:
                 dx = (rows_of_dy @ weight).reshape(x.shape)
             dbias = rows_of_dy.sum(0).to(ctx.bias_dtype) if needs_bias else None
         dA, dB, dc = (None if g is None else g.to(like.dtype) for g, like in ((dA, A), (dB, B), (dc, c)))
         return dx, None, dbias, dA, dB, dc, None, None, None, None
 
 
-def _factors(A: Tensor, B: Tensor, c: Tensor | None, tau: Tensor, scale: float) -> tuple[Any, ...]:
-    """A, B, c, tau and scale in the precision in which Z and phi are computed."""
+def _factors(A: Tensor, B: Tensor, c: Tensor | None, tau: Tensor | float, scale: float, phi: Form) -> tuple[Any, ...]:
+    """A, B, c and the knee in the precision in which Z and phi are computed."""
     A, B = at_least_float32(A), at_least_float32(B)
-    like = dict(dtype=A.dtype, device=A.device)
-    return A, B, None if c is None else c.to(A.dtype), torch.as_tensor(tau, **like), torch.as_tensor(scale, **like)
+    return A, B, None if c is None else c.to(A.dtype), knee(tau, scale, phi, A)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lrlora.method.fast import Knee
 from lrlora.method.nonlinearity import Form
 
 
@@ -30,15 +31,14 @@ def weight(
     A: Tensor,
     B: Tensor,
     c: Tensor | None,
-    tau: Tensor,
-    scale: Tensor,
+    knee: Knee,
     phi: Form,
     dtype: torch.dtype,
 ) -> Tensor:
     """[W0 +] scale phi(B A) [out, in] in `dtype`; A and B in float32 or float64."""
     out = torch.empty(B.shape[0], A.shape[1], dtype=dtype, device=A.device)
     for rows in _tiles(out, passes.tile_entries):
-        passes.write_weight(out[rows], B[rows] @ A, None if W0 is None else W0[rows], c, tau, scale, phi)
+        passes.write_weight(out[rows], B[rows] @ A, None if W0 is None else W0[rows], c, knee, phi)
     return out
 
 
@@ -49,8 +49,7 @@ def gradients(
     A: Tensor,
     B: Tensor,
     c: Tensor | None,
-    tau: Tensor,
-    scale: Tensor,
+    knee: Knee,
     phi: Form,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """dL/dA, dL/dB and dL/dc from G = dL/dW [out, in]; G then holds the weight [W0 +] scale phi(B A)."""
@@ -59,9 +58,7 @@ def gradients(
     for rows in _tiles(G, passes.tile_entries):
         Z = B[rows] @ A
         dZ = torch.empty_like(Z)
-        dc_by_rows = passes.write_weight_and_gradients(
-            G[rows], dZ, Z, None if W0 is None else W0[rows], c, tau, scale, phi
-        )
+        dc_by_rows = passes.write_weight_and_gradients(G[rows], dZ, Z, None if W0 is None else W0[rows], c, knee, phi)
         dB[rows] = dZ @ A.T
         dA.addmm_(B[rows].T, dZ)
         if dc is not None and dc_by_rows is not None:

@@ -90,6 +90,7 @@ class TrainConfig:
     report_to: list[str] = field(
         default_factory=lambda: ["none"], metadata={"help": "trackers that transformers knows: tensorboard, wandb, ..."}
     )
+    verbose: bool = _flag(False, "tell how the adapted layers are computed, and why")
     json: bool = _flag(False, "print the result as JSON")
     debug: bool = _flag(False, "show a traceback on errors")
 

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from lrlora.errors import InputError
 
 # settings that do not change what is trained: a run may be resumed with others
-_FREE = {"json", "debug", "overwrite", "out", "report_to", "save_steps"}
+_FREE = {"json", "debug", "verbose", "overwrite", "out", "report_to", "save_steps"}
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -34,6 +34,7 @@ from lrlora.training.figure import rank_heatmap
 from lrlora.training.guard import NonFiniteGuard
 from lrlora.training.model import build, precision_of
 from lrlora.tuner.callback import TauCallback
+from lrlora.tuner.explain import computation_of
 from lrlora.tuner.optimize import param_groups
 from lrlora.tuner.ranks import LayerRank, layer_ranks, rank_warnings
 
@@ -106,6 +107,9 @@ def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallba
     )
     task = load_task(source)
     model, tokenizer = build(config, task)
+    if config.verbose and config.method == "lrlora":
+        for line in computation_of(model, torch.bfloat16 if precision_of(config.precision) == "bf16" else None):
+            print(line, file=sys.stderr)
     run_folder.start(out, dataclasses.asdict(config), _versions(), config.overwrite)
     train_rows, evaluation_rows = encode(task, tokenizer, config.max_length, config.template)
     trainer = _trainer(config, task, model, tokenizer, train_rows, evaluation_rows, out / "checkpoints")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from lrlora import ops
 from lrlora.errors import InputError
@@ -15,6 +16,7 @@ from lrlora.method.nonlinearity import Form, initial_coefficients
 from lrlora.method.rank import product_rms
 from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.internals import BaseTunerLayer, check_adapters_to_merge
+from lrlora.tuner.kept import KeptWeight
 
 
 class LRLoraDelta(nn.Module):
@@ -33,6 +35,7 @@ class LRLoraDelta(nn.Module):
         self.phi: Form = config.phi
         self.num_basis = config.num_basis
         self.is_knee_followed = False
+        self._kept = KeptWeight()
         self.A = nn.Parameter(torch.empty(rank, in_features))
         self.B = nn.Parameter(torch.empty(out_features, rank))
         # Sine-LoRA divides by sqrt(in): without it sin(omega B A) would be of the size of W0 itself
@@ -68,7 +71,29 @@ class LRLoraDelta(nn.Module):
 
     def forward(self, x: Tensor, W0: Tensor | None, bias: Tensor | None, scale: float) -> Tensor:
         """x (W0 + dW)^T + bias, or x dW^T where W0 is None."""
+        if not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            return self._evaluate(x, W0, bias, scale)
         return ops.adapted_linear(x, W0, bias, self.A, self.B, self.c, self.tau, scale * self.gain, phi=self.phi)
+
+    def _evaluate(self, x: Tensor, W0: Tensor | None, bias: Tensor | None, scale: float) -> Tensor:
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+        def make() -> Tensor:
+            s = scale * self.gain
+            return ops.adapted_weight(W0, self.A, self.B, self.c, self.tau, s, phi=self.phi, dtype=dtype)
+
+        weight = self._kept.get([W0, self.A, self.B, self.c, self.tau], (scale, dtype), make)
+        return linear(x, weight, None if bias is None else bias.to(dtype))
+
+    def train(self, mode: bool = True) -> LRLoraDelta:
+        """Enter training or evaluation; a weight kept for evaluation is dropped either way."""
+        self._kept.drop()
+        return super().train(mode)
+
+    def drop_kept_weight(self) -> None:
+        """Free the weight kept for evaluation, if there is one."""
+        self._kept.drop()
 
     def delta_weight(self, scale: float) -> Tensor:
         """dW [out, in], float32, without a graph."""
@@ -224,6 +249,8 @@ class Linear(nn.Module, LRLoraLayer):
                 f"NaNs detected in the merged weights. The adapter {', '.join(names)} seems to be broken: "
                 "its update holds NaN or inf"
             )
+        for name in names:
+            self.delta(name).drop_kept_weight()
         if self._weight_before_merge is None:
             self._weight_before_merge = weight.data.to("cpu", copy=True)
         weight.data = total.to(weight.dtype)

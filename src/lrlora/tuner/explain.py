@@ -1,0 +1,45 @@
+"""How the layers of a model will be computed, in words: which product, which passes, and why not the faster one."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+
+import torch
+from torch import nn
+
+from lrlora import ops
+from lrlora.tuner.layer import Linear
+from lrlora.tuner.model import deltas
+
+
+def computation_of(model: nn.Module, autocast: torch.dtype | None = None) -> list[str]:
+    """One line per way of computing that occurs in a model, with the number of its layers.
+
+    Args:
+        model: a PeftModel with LR-LoRA, in the mode (train or eval) that is asked about.
+        autocast: precision in which it will run under autocast, or None without autocast.
+
+    Returns:
+        Lines such as "37 layers: x (W0 + dW)^T in one product; passes: compiled".
+
+    Example:
+        print(*computation_of(model), sep=chr(10))
+    """
+    ways: Counter[str] = Counter()
+    for layer in {id(layer): layer for _, layer, _, _ in deltas(model)}.values():
+        if isinstance(layer, Linear):
+            ways[_way(layer, autocast)] += 1
+    return [f"{number} layers: {way}" for way, number in ways.most_common()]
+
+
+def _way(layer: Linear, autocast: torch.dtype | None) -> str:
+    weight = layer.get_base_layer().weight
+    assert isinstance(weight, torch.Tensor)
+    device = weight.device
+    x = torch.empty(0, layer.in_features, dtype=torch.float32 if autocast else weight.dtype, device=device)
+    with torch.autocast(device.type, autocast) if autocast else contextlib.nullcontext():
+        reason = layer.why_not_combined(x)
+    product = "x (W0 + dW)^T in one product" if reason is None else f"base(x) + x dW^T, because {reason}"
+    _, passes = ops.choose("auto", device, layer.in_features * layer.out_features)
+    return f"{product}; passes: {passes}"
