@@ -15,7 +15,8 @@ import jaxtyping
 
 # method/ and ops/ name shapes by a type that only type checkers import; here it is real, and checked in every call
 builtins.Float = jaxtyping.Float  # pyright: ignore[reportAttributeAccessIssue]
-jaxtyping.install_import_hook(["lrlora.method", "lrlora.ops"], "beartype.beartype")
+# (not in the Triton kernels, whose source Triton reads itself)
+jaxtyping.install_import_hook(["lrlora.method", "lrlora.ops.fused", "lrlora.ops.eager"], "beartype.beartype")
 
 import pytest
 import torch
@@ -28,6 +29,14 @@ import lrlora
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked_shapes():
+    """The checks of jaxtyping mistake the symbols of torch.compile for wrong shapes."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def tiny_bert(labels: int = 3) -> BertForSequenceClassification:

@@ -1,22 +1,18 @@
-import jaxtyping
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from lrlora.method import update as definition
 from lrlora.method.nonlinearity import FORMS, initial_coefficients
-from lrlora.ops import IMPLEMENTATIONS, adapted_linear, delta_weight
+from lrlora.ops import IMPLEMENTATIONS, adapted_linear, choose, compiled, delta_weight
 from tests.conftest import rel_rms
 
+pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 
-@pytest.fixture(autouse=True)
-def _unchecked_shapes():
-    # the checks of jaxtyping mistake the symbols of torch.compile for wrong shapes
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
-
-
-FAST = [name for name in IMPLEMENTATIONS if name != "definition"]
+FAST = ["auto", "eager", "compiled"]
 
 
 def inputs(size: int, phi: str, rank: int = 4, num_basis: int = 11, dtype: torch.dtype = torch.float64) -> dict:
@@ -166,3 +162,93 @@ def test_shapes_and_names_that_cannot_be_are_refused():
         adapted_linear.__wrapped__(**{**given, "x": torch.ones(2, 5)})
     with pytest.raises(ValueError, match="impl must be one of"):
         adapted_linear.__wrapped__(**given, impl="fastest")
+
+
+def test_the_backend_that_is_chosen_and_why():
+    assert set(IMPLEMENTATIONS) == {"auto", "definition", "eager", "compiled", "triton"}
+    small, large = ((torch.ones(2, n), torch.ones(n, 2)) for n in (8, 300))
+    assert choose("auto", *small)[1] == "eager, because so small a matrix is not worth a compilation"
+    assert choose("auto", *large) == (compiled, "compiled")
+    assert choose("eager", *large)[1] == "eager was asked for"
+
+
+@pytest.mark.parametrize("impl", FAST)
+def test_nothing_is_read_before_it_is_written(impl):
+    given = inputs(200, "sinc", dtype=torch.float32)
+    expected = with_gradients(given, impl)
+    # torch fills what torch.empty gives with NaN while this is on
+    torch.use_deterministic_algorithms(True)
+    try:
+        found = with_gradients(given, impl)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+def test_the_backward_pass_holds_one_matrix_of_the_size_of_the_layer():
+    given = inputs(1024, "sinc", dtype=torch.float32)
+    given["x"] = torch.randn(4, 1024)
+    leaves = {k: given[k].requires_grad_() for k in ("x", "A", "B", "c")}
+    y = adapted_linear(**given, impl="compiled")
+    y.sum().backward()
+    one = 4 * 1027 * 1024
+    before = {k: v.grad for k, v in leaves.items()}
+    y = adapted_linear(**given, impl="compiled")
+    with torch.profiler.profile(profile_memory=True) as profiled:
+        y.sum().backward()
+    assert before["A"] is not None
+    held = peak = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    # G, which becomes W0 + dW; the tiles of B A and dZ, 2 MiB each
+    assert one <= peak <= 1.2 * one + 2 * 4 * compiled.TILE_ENTRIES
+
+
+def test_one_compilation_serves_many_shapes():
+    compiled._compilation.cache_clear()
+    compiled._has_run.clear()
+    for size in (130, 200, 301, 450):
+        given = inputs(size, "sinc", num_basis=3, dtype=torch.float32)
+        with_gradients(given, "compiled")
+    assert len(compiled._has_run) == 2, "one forward, one backward"
+    torch._dynamo.utils.counters.clear()
+    with_gradients(inputs(700, "sinc", num_basis=3, dtype=torch.float32), "compiled")
+    assert not torch._dynamo.utils.counters["frames"]
+
+
+def test_a_second_derivative_is_refused_in_words():
+    given = inputs(6, "sinc")
+    given["A"].requires_grad_()
+    with pytest.raises(RuntimeError, match=r"second derivatives .* impl='definition'"):
+        torch.autograd.grad(adapted_linear(**given).sum(), given["A"], create_graph=True)
+
+
+@pytest.mark.parametrize(
+    ("environment", "reason"),
+    [
+        ({"CXX": "/nonexistent/g++"}, "no C++ compiler found"),
+        ({"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": ""}, "torch.compile failed"),
+        ({"TORCH_COMPILE_DISABLE": "1"}, "switched off in the environment"),
+    ],
+)
+def test_without_a_compiler_the_plain_passes_run_and_say_why_once(environment, reason, tmp_path):
+    script = """
+import logging, torch, lrlora
+from lrlora.ops import choose
+logging.basicConfig()
+A, B = torch.randn(2, 300, requires_grad=True), torch.randn(200, 2)
+for _ in range(2):
+    lrlora.adapted_linear(torch.ones(300), None, None, A, B, torch.randn(5), 0.1, 1.0, phi="sinc").sum().backward()
+print(choose("auto", A, B)[1])
+"""
+    # an empty cache, so that torch must compile
+    environment = {k: v or str(tmp_path) for k, v in environment.items()}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("eager, because ") and reason in ended.stdout
+    assert ended.stderr.count("LR-LoRA runs its plain passes") == (0 if "switched" in reason else 1)

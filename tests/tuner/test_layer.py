@@ -4,6 +4,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 
 from lrlora import InputError, LRLoraConfig, layer_ranks
+from lrlora.method import update as definition
 from lrlora.tuner import deltas
 from lrlora.tuner.layer import Linear
 from tests.conftest import disturb, rel_rms, tiny_bert, token_ids
@@ -219,3 +220,101 @@ def test_a_training_step_moves_every_part_of_the_adapter():
         optimizer.step()
     for name, parameter in model.named_parameters():
         assert name not in before or not torch.equal(before[name], parameter), name
+
+
+def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Of one training step on the same tokens."""
+    model.train()
+    model.zero_grad()
+    model(input_ids=token_ids(), labels=torch.tensor([0, 2])).loss.backward()
+    return {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def adapted_bert(**fields) -> nn.Module:
+    """The tiny BERT, adapted everywhere and moved away from its start."""
+    fields = {"r": 2, "target_modules": "all-linear", "task_type": "SEQ_CLS", **fields}
+    model = get_peft_model(tiny_bert(), LRLoraConfig(**fields))
+    disturb(model)
+    return model
+
+
+def test_gradient_checkpointing_changes_nothing():
+    model = adapted_bert()
+    plain = gradients(model)
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, plain[name], rtol=0, atol=0)
+
+
+# torch.compile on its own handling of autograd functions
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_the_whole_model_compiles(unchecked_shapes):
+    model = adapted_bert()
+    plain = gradients(model)
+    compiled = torch.compile(model)
+    for name, gradient in gradients(compiled).items():
+        torch.testing.assert_close(gradient, plain[name.removeprefix("_orig_mod.")], rtol=1e-4, atol=1e-5)
+    compiled.eval()
+    with torch.no_grad():
+        logits = compiled(input_ids=token_ids()).logits
+    torch.testing.assert_close(logits, model.eval()(input_ids=token_ids()).logits, rtol=1e-4, atol=1e-5)
+
+
+def test_a_layer_that_is_used_twice_adds_up_both_gradients():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(16, 16)
+
+        def forward(self, x):
+            return self.layer(torch.tanh(self.layer(x)))
+
+    model = get_peft_model(Twice(), LRLoraConfig(r=2, target_modules=["layer"]))
+    disturb(model)
+    layer = model.base_model.model.layer
+    delta, x = layer.delta("default"), torch.randn(3, 16)
+    model(x).sum().backward()
+    leaf = layer.get_delta_weight("default").requires_grad_()
+    weight = layer.base_layer.weight + leaf
+    bias = layer.base_layer.bias
+    nn.functional.linear(torch.tanh(nn.functional.linear(x, weight, bias)), weight, bias).sum().backward()
+    A, B, c = (t.detach().clone().requires_grad_() for t in (delta.A, delta.B, delta.c))
+    dW = definition.delta_weight(A, B, c, delta.tau, layer.scaling["default"], phi="sinc")
+    for ours, truth in zip((delta.A, delta.B, delta.c), torch.autograd.grad(dW, (A, B, c), leaf.grad), strict=True):
+        torch.testing.assert_close(ours.grad, truth, rtol=1e-4, atol=1e-5)
+
+
+def test_other_parameters_by_functional_call():
+    model = adapted_bert()
+    parameters = {n: p.detach() for n, p in model.named_parameters()}
+
+    def loss(parameters):
+        out = torch.func.functional_call(
+            model, parameters, (), {"input_ids": token_ids(), "labels": torch.tensor([0, 2])}
+        )
+        return out.loss
+
+    name = next(n for n in parameters if n.endswith("delta.default.B"))
+    leaf = parameters[name].clone().requires_grad_()
+    loss({**parameters, name: leaf}).backward()
+    model.eval()
+    torch.testing.assert_close(leaf.grad, gradients(model)[name])
+
+
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
+def test_training_under_autocast_is_close_to_float32(half):
+    model = adapted_bert()
+    plain = gradients(model)
+    with torch.autocast("cpu", half):
+        rounded = gradients(model)
+    for name, gradient in rounded.items():
+        assert gradient.dtype == torch.float32, name
+        assert torch.cosine_similarity(gradient.flatten(), plain[name].flatten(), dim=0) > 0.98, name
+
+
+def test_a_model_in_bfloat16_trains():
+    model = get_peft_model(tiny_bert().bfloat16(), LRLoraConfig(r=2, target_modules="all-linear", task_type="SEQ_CLS"))
+    disturb(model)
+    for name, gradient in gradients(model).items():
+        assert gradient.isfinite().all(), name
+    assert {delta.A.grad.dtype for *_, delta in deltas(model)} == {torch.float32}

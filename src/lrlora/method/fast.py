@@ -69,7 +69,7 @@ def scaled_phi(z: Tensor, c: Tensor | None, at: Knee, form: Form) -> Tensor:
         return at.height * torch.sin(z / at.tau)
     assert c is not None
     u, j, g, sign = _cell(z / at.tau)
-    g = torch.where((g == 0) & (j != 0), _TINY, g)
+    g = torch.where((g == 0) & (j != 0), TINY, g)
     total = torch.zeros_like(u)
     half = len(c) // 2
     for k in range(1, half + 1):
@@ -123,7 +123,7 @@ def scaled_phi_and_gradients(
     assert c is not None
     u, j, g, sign = _cell(z / at.tau)
     p = _sinc_polynomial(g)
-    near_g = torch.where((g == 0) & (j != 0), _TINY, g)
+    near_g = torch.where((g == 0) & (j != 0), TINY, g)
     away = sign * near_g * (at.height * upstream * p)
     at_centre, total, total_of_squares = (torch.zeros_like(u) for _ in range(3))
     half = len(c) // 2
@@ -147,8 +147,8 @@ def scaled_phi_and_gradients(
     return value, upstream * (at.linear + at.bend * slope), torch.stack(dc, dim=-1)
 
 
-_TINY = 1e-18
-"""Stands for g = 0 on a centre: its square is still a float32, and v = 1 / _TINY as well."""
+TINY = 1e-18
+"""Stands for g = 0 on a centre: its square is still a float32, and v = 1 / TINY as well."""
 
 
 def _cell(u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -159,7 +159,7 @@ def _cell(u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _sinc_polynomial(g: Tensor) -> Tensor:
     """P(g^2) = sinc(g)."""
-    return _polynomial(_SINC[g.dtype], g * g)
+    return _polynomial(SINC_SERIES[g.dtype], g * g)
 
 
 def _cosine_polynomial(g: Tensor) -> Tensor:
@@ -174,12 +174,12 @@ def _sinc_slope_polynomial(g: Tensor) -> Tensor:
 
 # worked out here and not where they are used: torch.compile would work them out again for every entry
 _TERMS = {torch.float32: 7, torch.float64: 11}
-_SINC = {
+SINC_SERIES = {
     dtype: tuple((-1) ** n * math.pi ** (2 * n) / math.factorial(2 * n + 1) for n in range(terms))
     for dtype, terms in _TERMS.items()
 }
-_COSINE = {dtype: tuple((2 * n + 1) * a for n, a in enumerate(series)) for dtype, series in _SINC.items()}
-_SINC_SLOPE = {dtype: tuple(n * a for n, a in enumerate(series))[1:] for dtype, series in _SINC.items()}
+_COSINE = {dtype: tuple((2 * n + 1) * a for n, a in enumerate(series)) for dtype, series in SINC_SERIES.items()}
+_SINC_SLOPE = {dtype: tuple(n * a for n, a in enumerate(series))[1:] for dtype, series in SINC_SERIES.items()}
 
 
 def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:

@@ -56,16 +56,16 @@ _failure: list[str] = []
 _has_run: set[Any] = set()
 
 
-def write_weight(out: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, knee: Knee, phi: Form) -> None:
+def write_weight(out: Tensor, A: Tensor, B: Tensor, W0: Tensor | None, c: Tensor | None, knee: Knee, phi: Form) -> None:
     """As `eager.write_weight`."""
-    _call(eager.write_weight, out, Z, W0, c, knee, phi)
+    _call(eager.write_weight_of_product, out, B @ A, W0, c, knee, phi)
 
 
 def write_weight_and_gradients(
-    G: Tensor, dZ: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, knee: Knee, phi: Form
+    G: Tensor, dZ: Tensor, A: Tensor, B: Tensor, W0: Tensor | None, c: Tensor | None, knee: Knee, phi: Form
 ) -> Tensor | None:
     """As `eager.write_weight_and_gradients`."""
-    return _call(eager.write_weight_and_gradients, G, dZ, Z, W0, c, knee, phi)
+    return _call(eager.write_both_of_product, G, dZ, B @ A, W0, c, knee, phi)
 
 
 PASSES = Passes(write_weight, write_weight_and_gradients, TILE_ENTRIES)

@@ -18,16 +18,28 @@ TILE_ENTRIES_ELSEWHERE = 1 << 24
 """On a GPU a launch costs more than a trip through memory; this bounds the workspace to a dozen buffers of 64 MiB."""
 
 
-def write_weight(out: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, knee: Knee, phi: Form) -> None:
-    """out = [W0 +] scale phi(Z)."""
+def write_weight(out: Tensor, A: Tensor, B: Tensor, W0: Tensor | None, c: Tensor | None, knee: Knee, phi: Form) -> None:
+    """out = [W0 +] scale phi(B A), for a tile of rows of out, B and W0."""
+    write_weight_of_product(out, B @ A, W0, c, knee, phi)
+
+
+def write_weight_and_gradients(
+    G: Tensor, dZ: Tensor, A: Tensor, B: Tensor, W0: Tensor | None, c: Tensor | None, knee: Knee, phi: Form
+) -> Tensor | None:
+    """dZ = scale G phi'(B A), then [W0 +] scale phi(B A) in the place of G; returns dL/dc in parts, to be summed."""
+    return write_both_of_product(G, dZ, B @ A, W0, c, knee, phi)
+
+
+def write_weight_of_product(out: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, knee: Knee, phi: Form) -> None:
+    """As `write_weight`, from Z = B A: the part that `compiled` compiles."""
     dW = fast.scaled_phi(Z, c, knee, phi)
     out.copy_(dW if W0 is None else W0 + dW)
 
 
-def write_weight_and_gradients(
+def write_both_of_product(
     G: Tensor, dZ: Tensor, Z: Tensor, W0: Tensor | None, c: Tensor | None, knee: Knee, phi: Form
 ) -> Tensor | None:
-    """dZ = scale G phi'(Z), then [W0 +] scale phi(Z) in the place of G; returns dL/dc by rows."""
+    """As `write_weight_and_gradients`, from Z = B A: the part that `compiled` compiles."""
     dW, gradient, dc = fast.scaled_phi_and_gradients(Z, G.to(Z.dtype), c, knee, phi)
     dZ.copy_(gradient)
     G.copy_(dW if W0 is None else W0 + dW)
@@ -36,9 +48,8 @@ def write_weight_and_gradients(
 
 def passes(device: torch.device) -> Passes:
     """These passes, with the tiles that suit the device."""
-    return Passes(
-        write_weight, write_weight_and_gradients, TILE_ENTRIES if device.type == "cpu" else TILE_ENTRIES_ELSEWHERE
-    )
+    entries = TILE_ENTRIES if device.type == "cpu" else TILE_ENTRIES_ELSEWHERE
+    return Passes(write_weight, write_weight_and_gradients, entries)
 
 
 def weight(W0, A, B, c, knee, phi, dtype) -> Tensor:

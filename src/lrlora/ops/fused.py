@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from lrlora.method import update as definition
@@ -22,7 +21,7 @@ from lrlora.ops import compiled, eager
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-Implementation = Literal["auto", "definition", "eager", "compiled"]
+Implementation = Literal["auto", "definition", "eager", "compiled", "triton"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 
@@ -54,8 +53,8 @@ def adapted_linear(
         tau: knee in the units of B A, above 0; inf makes dW = scale B A.
         scale: alpha / r, or alpha / sqrt(r) with rsLoRA.
         phi: "sinc", "residual" or "sine".
-        impl: "auto", "compiled" (CPU with a C++ compiler), "eager" (plain torch, any device) or "definition" (the plain
-            formula through autograd).
+        impl: "auto", "triton" (CUDA), "compiled" (CPU with a C++ compiler), "eager" (plain torch, any device) or
+            "definition" (the plain formula through autograd).
 
     Returns:
         y [*batch, out], in the dtype of the product.
@@ -77,7 +76,7 @@ def adapted_linear(
         return definition.adapted_linear(x, W0, bias, A, B, c, tau, scale, phi=phi)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    backend, _ = choose(impl, A.device, A.shape[1] * B.shape[0])
+    backend, _ = choose(impl, A, B)
     return _AdaptedLinear.apply(x, W0, bias, A, B, c, tau, scale, phi, backend)  # pyright: ignore[reportReturnType]
 
 
@@ -122,19 +121,19 @@ def adapted_weight(
     if impl == "definition":
         dW = definition.delta_weight(A, B, c, tau, scale, phi=phi)
         return (dW if W0 is None else W0 + dW).to(dtype or dW.dtype)
-    backend, _ = choose(impl, A.device, A.shape[1] * B.shape[0])
+    backend, _ = choose(impl, A, B)
     with torch.autocast(A.device.type, enabled=False):
         factors = _factors(A, B, c, tau, scale, phi)
         return backend.weight(W0, *factors, phi, dtype or factors[0].dtype)
 
 
-def choose(impl: Implementation, device: torch.device, entries: int) -> tuple[Any, str]:
+def choose(impl: Implementation, A: Tensor, B: Tensor) -> tuple[Any, str]:
     """The module that computes the passes, and why it was chosen.
 
     Args:
         impl: as for `adapted_linear`.
-        device: of the factors.
-        entries: out x in.
+        A: first factor [r, in], which tells device, precision and size.
+        B: second factor [out, r].
 
     Raises:
         ValueError: an unknown impl, or one that cannot run here; the message says why.
@@ -143,17 +142,32 @@ def choose(impl: Implementation, device: torch.device, entries: int) -> tuple[An
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
     if impl == "eager":
         return eager, "eager was asked for"
-    if impl == "compiled":
-        reason = compiled.why_not(device)
+    if impl in ("compiled", "triton"):
+        module, reason = _backend(impl, A)
         if reason is not None:
-            raise ValueError(f"impl='compiled' cannot run: {reason}; pass impl='auto'")
-        return compiled, "compiled was asked for"
+            raise ValueError(f"impl={impl!r} cannot run: {reason}; pass impl='auto'")
+        return module, f"{impl} was asked for"
     if torch.compiler.is_compiling():
         return eager, "eager, because the whole model is being compiled around it"
-    if device.type == "cpu" and entries < compiled.FROM_ENTRIES:
+    if A.device.type == "cpu" and A.shape[1] * B.shape[0] < compiled.FROM_ENTRIES:
         return eager, "eager, because so small a matrix is not worth a compilation"
-    reason = compiled.why_not(device)
-    return (compiled, "compiled") if reason is None else (eager, f"eager, because {reason}")
+    name = "compiled" if A.device.type == "cpu" else "triton"
+    module, reason = _backend(name, A)
+    return (module, name) if reason is None else (eager, f"eager, because {reason}")
+
+
+def _backend(name: str, A: Tensor) -> tuple[Any, str | None]:
+    """A backend and why it cannot run, if so."""
+    if name == "compiled":
+        return compiled, compiled.why_not(A.device)
+    if A.device.type != "cuda":
+        return None, f"the Triton kernels are for CUDA, got {A.device.type}"
+    try:
+        # not at the top: a machine without a GPU need not have Triton
+        from lrlora.ops import triton
+    except ImportError as error:
+        return None, f"Triton cannot be imported ({error})"
+    return triton, triton.why_not(at_least_float32(A).dtype)
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -173,8 +187,12 @@ class _AdaptedLinear(torch.autograd.Function):
         ctx.bias_dtype = None if bias is None else bias.dtype
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            raise RuntimeError(
+                "second derivatives (create_graph=True) are not implemented by the fused op; call "
+                "lrlora.adapted_linear with impl='definition', which keeps a graph of everything"
+            )
         (dy,) = grad_outputs
         x, A, B, c = ctx.saved_tensors
         needs_x, _, needs_bias, *needs_factors = ctx.needs_input_grad[:6]

@@ -1,6 +1,6 @@
 """The adapted weight and the gradients of its factors, a tile of rows at a time, with bounded workspace.
 
-Z = B A of a tile is made, used and forgotten while it lies in cache. The gradient G of the weight is overwritten by the
+B A of a tile is made, used and forgotten while it lies in cache. The gradient G of the weight is overwritten by the
 weight itself, tile by tile, so that a backward pass holds one matrix of the size of the layer, not two.
 """
 
@@ -38,7 +38,7 @@ def weight(
     """[W0 +] scale phi(B A) [out, in] in `dtype`; A and B in float32 or float64."""
     out = torch.empty(B.shape[0], A.shape[1], dtype=dtype, device=A.device)
     for rows in _tiles(out, passes.tile_entries):
-        passes.write_weight(out[rows], B[rows] @ A, None if W0 is None else W0[rows], c, knee, phi)
+        passes.write_weight(out[rows], A, B[rows], None if W0 is None else W0[rows], c, knee, phi)
     return out
 
 
@@ -56,13 +56,14 @@ def gradients(
     dA, dB = torch.zeros_like(A), torch.empty_like(B)
     dc = None if c is None else torch.zeros_like(c)
     for rows in _tiles(G, passes.tile_entries):
-        Z = B[rows] @ A
-        dZ = torch.empty_like(Z)
-        dc_by_rows = passes.write_weight_and_gradients(G[rows], dZ, Z, None if W0 is None else W0[rows], c, knee, phi)
+        dZ = torch.empty(rows.stop - rows.start, A.shape[1], dtype=A.dtype, device=A.device)
+        dc_in_parts = passes.write_weight_and_gradients(
+            G[rows], dZ, A, B[rows], None if W0 is None else W0[rows], c, knee, phi
+        )
         dB[rows] = dZ @ A.T
         dA.addmm_(B[rows].T, dZ)
-        if dc is not None and dc_by_rows is not None:
-            dc += dc_by_rows.sum(0)
+        if dc is not None and dc_in_parts is not None:
+            dc += dc_in_parts.sum(0)
     return dA, dB, dc
 
 

@@ -1,0 +1,101 @@
+"""How everything here is measured: in turn, in one process, medians of many rounds, with all that repeats it."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def in_turn(steps: dict[str, Callable[[], Any]], rounds: int, warm_ups: int = 2) -> dict[str, list[float]]:
+    """Seconds of every step in every round; the steps take turns, so that a slow minute meets them all."""
+    for step in steps.values():
+        for _ in range(warm_ups):
+            step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, step in steps.items():
+            gc.collect()
+            started = time.perf_counter()
+            step()
+            times[name].append(time.perf_counter() - started)
+    return times
+
+
+def median(times: list[float]) -> float:
+    """Median seconds."""
+    return statistics.median(times)
+
+
+def peak_bytes(step: Callable[[], Any]) -> int:
+    """Most bytes that torch's CPU allocator held at once during a step, beyond what it held before."""
+    step()
+    gc.collect()
+    with torch.profiler.profile(profile_memory=True) as profiled:
+        step()
+    held = peak = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+def environment() -> dict[str, Any]:
+    """Machine, versions and commit."""
+    import peft
+    import transformers
+
+    import lrlora
+
+    return {
+        "device": _cpu_name(),
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "peft": peft.__version__,
+        "transformers": transformers.__version__,
+        "lrlora": lrlora.__version__,
+        "commit": _output("git", "rev-parse", "--short", "HEAD"),
+        "date": time.strftime("%Y-%m-%d"),
+    }
+
+
+def write(name: str, rows: list[dict[str, Any]]) -> None:
+    """results/NAME.json: the environment, and every row with all its repeats."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    beside = path.with_suffix(".tmp")
+    lines = ",\n".join("  " + json.dumps(row) for row in rows)
+    beside.write_text(
+        '{"environment": ' + json.dumps(environment()) + ',\n "rows": [\n' + lines + "\n]}\n", encoding="utf-8"
+    )
+    beside.replace(path)
+
+
+def read(name: str) -> dict[str, Any]:
+    """What `write` wrote."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def _cpu_name() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor()
+
+
+def _output(*command: str) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

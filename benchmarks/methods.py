@@ -1,0 +1,48 @@
+"""The methods that are measured, all on the same modules, with the same rank where they have one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import peft
+from torch import nn
+
+import lrlora
+from lrlora import ops
+
+OURS = ("lrlora compiled", "lrlora eager", "lrlora definition")
+"""`definition` is the naive formula, differentiated by autograd."""
+
+CONFIGS: dict[str, Callable[..., Any]] = {
+    "LoRA": peft.LoraConfig,
+    "DoRA": lambda **common: peft.LoraConfig(use_dora=True, **common),
+    "HiRA": peft.HiraConfig,
+    "RandLoRA": peft.RandLoraConfig,
+    "LoHa": peft.LoHaConfig,
+}
+
+NAMES = ("full fine-tuning", *CONFIGS, *OURS)
+
+
+def adapt(name: str, model: nn.Module, r: int, num_basis: int = 11, **common: Any) -> nn.Module:
+    """A model under a method: the linear layers named by `target_modules`, or all of its weights."""
+    if name == "full fine-tuning":
+        return model.requires_grad_(True)
+    if name in CONFIGS:
+        return peft.get_peft_model(model, CONFIGS[name](r=r, **common))
+    adapted = peft.get_peft_model(model, lrlora.LRLoraConfig(r=r, num_basis=num_basis, **common))
+    impl = name.split()[1]
+    for _, _, _, delta in lrlora.tuner.deltas(adapted):
+        nn.init.normal_(delta.B, std=0.01)
+        delta.forward = _forced(delta, impl)
+    return adapted
+
+
+def _forced(delta: Any, impl: str) -> Callable[..., Any]:
+    """The layer's product with one backend, whatever "auto" would choose."""
+
+    def forward(x, W0, bias, scale):
+        return ops.adapted_linear(x, W0, bias, delta.A, delta.B, delta.c, delta.tau, scale, phi=delta.phi, impl=impl)
+
+    return forward
