@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint
+.PHONY: install demo test lint bench
 
 install: .venv/.installed
 
@@ -26,3 +26,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# Refused while the op's own tests fail. About twenty minutes on two cores with nothing else running.
+bench: install
+	$(BIN)/python -m pytest tests/ops
+	$(BIN)/python -W ignore -m benchmarks.op
+	$(BIN)/python -W ignore -m benchmarks.step
+	$(BIN)/python -m benchmarks.report

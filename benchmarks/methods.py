@@ -42,7 +42,7 @@ def adapt(name: str, model: nn.Module, r: int, num_basis: int = 11, **common: An
 def _forced(delta: Any, impl: str) -> Callable[..., Any]:
     """The layer's product with one backend, whatever "auto" would choose."""
 
-    def forward(x, W0, bias, scale):
+    def forward(scale, x, W0=None, bias=None):
         return ops.adapted_linear(x, W0, bias, delta.A, delta.B, delta.c, delta.tau, scale, phi=delta.phi, impl=impl)
 
     return forward

@@ -55,7 +55,7 @@ def main() -> None:
         rows.append(measure_layer(("LoRA", *methods.OURS), label, shape, 1024, 8, K))
     for r in (4, 32):
         rows.append(measure_layer(("LoRA", *methods.OURS), label, shape, 1024, r, 11))
-    # the naive formula would keep 11 matrices several times over here: more than this machine's memory
+    # the naive formula would keep 11 matrices several times over: more than this machine has; eager is merely slow
     feasible = tuple(name for name in methods.NAMES if name not in ("lrlora definition", "lrlora eager"))
     for label, shape in LARGE.items():
         for tokens in (64, 256):

@@ -80,7 +80,6 @@ def adapted_linear(
     return _AdaptedLinear.apply(x, W0, bias, A, B, c, tau, scale, phi, backend)  # pyright: ignore[reportReturnType]
 
 
-@torch.no_grad()
 def delta_weight(
     A: Float[Tensor, "r in"],
     B: Float[Tensor, "out r"],
@@ -91,11 +90,16 @@ def delta_weight(
     phi: Form,
     impl: Implementation = "auto",
 ) -> Float[Tensor, "out in"]:
-    """dW = scale phi(B A) without a graph, for merging and for looking at it.
+    """dW = scale phi(B A), differentiable in A, B and c; keeps these three alone for the backward pass.
 
     Arguments, returns and errors as for `lrlora.method.update.delta_weight`; impl as for `adapted_linear`.
     """
-    return adapted_weight(None, A, B, c, tau, scale, phi=phi, impl=impl)
+    check_form(phi, c)
+    check_factors(A, B)
+    if impl == "definition":
+        return definition.delta_weight(A, B, c, tau, scale, phi=phi)
+    backend, _ = choose(impl, A, B)
+    return _DeltaWeight.apply(A, B, c, tau, scale, phi, backend)  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()
@@ -188,11 +192,7 @@ class _AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            raise RuntimeError(
-                "second derivatives (create_graph=True) are not implemented by the fused op; call "
-                "lrlora.adapted_linear with impl='definition', which keeps a graph of everything"
-            )
+        _refuse_second_derivatives()
         (dy,) = grad_outputs
         x, A, B, c = ctx.saved_tensors
         needs_x, _, needs_bias, *needs_factors = ctx.needs_input_grad[:6]
@@ -210,6 +210,39 @@ class _AdaptedLinear(torch.autograd.Function):
             dbias = rows_of_dy.sum(0).to(ctx.bias_dtype) if needs_bias else None
         dA, dB, dc = (None if g is None else g.to(like.dtype) for g, like in ((dA, A), (dB, B), (dc, c)))
         return dx, None, dbias, dA, dB, dc, None, None, None, None
+
+
+class _DeltaWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(A, B, c, tau, scale, phi, backend) -> Tensor:
+        with torch.autocast(A.device.type, enabled=False):
+            factors = _factors(A, B, c, tau, scale, phi)
+            return backend.weight(None, *factors, phi, factors[0].dtype)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        A, B, c, ctx.tau, ctx.scale, ctx.phi, ctx.backend = inputs
+        ctx.save_for_backward(A, B, c)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        _refuse_second_derivatives()
+        A, B, c = ctx.saved_tensors
+        with torch.autocast(A.device.type, enabled=False):
+            factors = _factors(A, B, c, ctx.tau, ctx.scale, ctx.phi)
+            # a copy: the passes overwrite it, and whoever gave it may want to use it again
+            G = grad_outputs[0].to(factors[0].dtype, copy=True, memory_format=torch.contiguous_format)
+            gradients = ctx.backend.gradients(G, None, *factors, ctx.phi)
+        dA, dB, dc = (None if g is None else g.to(t.dtype) for g, t in zip(gradients, (A, B, c), strict=True))
+        return dA, dB, dc, None, None, None, None
+
+
+def _refuse_second_derivatives() -> None:
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+        raise RuntimeError(
+            "second derivatives (create_graph=True) are not implemented by the fused op; call "
+            "lrlora.adapted_linear with impl='definition', which keeps a graph of everything"
+        )
 
 
 def _factors(A: Tensor, B: Tensor, c: Tensor | None, tau: Tensor | float, scale: float, phi: Form) -> tuple[Any, ...]:

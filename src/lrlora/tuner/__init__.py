@@ -5,7 +5,8 @@ Whatever of PEFT is not public is imported in `internals.py` alone.
 
 from lrlora.tuner import internals
 from lrlora.tuner.config import LRLoraConfig
-from lrlora.tuner.layer import LRLoraDelta, LRLoraLayer
+from lrlora.tuner.delta import LRLoraDelta
+from lrlora.tuner.layer import LRLoraLayer
 from lrlora.tuner.model import LRLoraModel, deltas
 
 internals.register(LRLoraConfig, LRLoraModel)

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lrlora import ops
-from lrlora.tuner.layer import Linear
 from lrlora.tuner.model import deltas
+from lrlora.tuner.types import Linear
 
 
 def computation_of(model: nn.Module, autocast: torch.dtype | None = None) -> list[str]:

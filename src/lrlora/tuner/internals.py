@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import peft
 from packaging.version import Version
 from peft.tuners.tuners_utils import (
@@ -10,23 +12,36 @@ from peft.tuners.tuners_utils import (
     _get_tuner_state_dict_key_prefixes,
     check_adapters_to_merge,
 )
-from peft.utils import PeftType, register_peft_method
+from peft.utils import AuxiliaryTrainingWrapper, PeftType, register_peft_method
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
+from peft.utils.quantization_utils import (
+    get_quantization_kwargs,
+    quantization_extra_repr,
+    resolve_quantization_backend,
+)
 
 __all__ = [
     "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",
+    "AuxiliaryTrainingWrapper",
     "BaseTuner",
     "BaseTunerLayer",
     "PeftType",
     "check_adapters_to_merge",
     "get_pattern_key",
+    "quantization_extra_repr",
     "register",
+    "resolve_quantization",
     "tuner_key_prefixes",
 ]
 
 NAME = "LRLORA"
 OLDEST, NEWEST_BELOW = Version("0.20"), Version("0.22")
+
+
+def resolve_quantization(layer: Any, model: Any) -> Any:
+    """PEFT's backend for a quantised layer (reads and writes its weight); None for a layer that is not quantised."""
+    return resolve_quantization_backend(layer, **get_quantization_kwargs(model))
 
 
 def tuner_key_prefixes(model, adapter_name: str | None = None) -> set[str]:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor, nn
 
 from lrlora.errors import InputError
+from lrlora.tuner.delta import LRLoraDelta
 from lrlora.tuner.internals import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     BaseTuner,
     get_pattern_key,
     tuner_key_prefixes,
 )
-from lrlora.tuner.layer import Linear, LRLoraDelta, LRLoraLayer, refuse, why_not_supported
+from lrlora.tuner.layer import LRLoraLayer
+from lrlora.tuner.mixed import adapters_by_row
 from lrlora.tuner.names import block_of, type_of
+from lrlora.tuner.types import wrap
 
 
 class LRLoraModel(BaseTuner):
@@ -44,18 +49,22 @@ class LRLoraModel(BaseTuner):
         alpha = peft_config.alpha_pattern.get(
             get_pattern_key(list(peft_config.alpha_pattern), current_key), peft_config.alpha_of(rank)
         )
-        if isinstance(target, LRLoraLayer):
-            assert isinstance(target, Linear)
-            target.update_layer(adapter_name, rank, alpha, peft_config)
-            return
-        reason = why_not_supported(target, parent)
-        if reason is not None:
-            raise refuse(current_key, target, reason)
-        assert isinstance(target, nn.Linear)
-        layer = Linear(target, adapter_name, rank, alpha, peft_config)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
-        self._replace_module(parent, target_name, layer, target)
+        layer = target if isinstance(target, LRLoraLayer) else wrap(current_key, target, parent, self.model)
+        layer.update_layer(adapter_name, rank, alpha, peft_config)
+        if layer is not target:
+            layer.set_adapter([name for name in self.active_adapters if name in layer.lrlora_delta])
+            if adapter_name not in self.active_adapters:
+                layer.requires_grad_(False)
+            self._replace_module(parent, target_name, layer, target)
+
+    @contextlib.contextmanager
+    def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
+        names = kwargs.get("adapter_names")
+        context = contextlib.nullcontext()
+        if names is not None:
+            context = adapters_by_row(self.model, names, kwargs.get("num_beams"))
+        with context:
+            yield
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Wrap the target modules, then tie the coefficients of those that share one phi."""

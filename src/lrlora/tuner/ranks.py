@@ -74,10 +74,10 @@ def layer_ranks(model: nn.Module, adapter_name: str = "default") -> list[LayerRa
         raise ValueError(f"the model has no LR-LoRA layer with an adapter named {adapter_name!r}")
     rows = []
     for name, layer, _, delta in found:
-        dW = layer.get_delta_weight(adapter_name)
+        dW = layer.update_matrix(adapter_name)
         sigma = rank.singular_values(dW)
         sigma_ba = rank.product_singular_values(delta.A, delta.B)
-        weight_norm = layer.get_base_weight().float().norm().item()
+        weight_norm = layer.float_weight().float().norm().item()
         name = name.removeprefix("base_model.model.")
         rows.append(
             LayerRank(

@@ -1,0 +1,114 @@
+"""What is trained of one adapter on one layer: A, B, c and the knee tau, and the update made of them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from lrlora import ops
+from lrlora.method.nonlinearity import Form, initial_coefficients
+from lrlora.method.rank import product_rms
+from lrlora.tuner.config import LRLoraConfig
+from lrlora.tuner.kept import KeptWeight
+
+
+class LRLoraDelta(nn.Module):
+    """A, B, c and tau of one adapter on one layer; calling it adds the update to a product, or gives the update.
+
+    All of them stand on one module without children, and are only used inside its forward: the layout that DDP, FSDP1
+    and FSDP2 can wrap. They stay in float32 whatever the base is stored in. `tau` is a buffer in the units of B A; inf
+    means that it was not calibrated yet (tau = "auto"), and phi is the identity.
+    """
+
+    tau: Tensor
+    c: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, rank: int, config: LRLoraConfig) -> None:
+        super().__init__()
+        self.phi: Form = config.phi
+        self.num_basis = config.num_basis
+        self.is_knee_followed = False
+        self._kept = KeptWeight()
+        self.A = nn.Parameter(torch.empty(rank, in_features))
+        self.B = nn.Parameter(torch.empty(out_features, rank))
+        # Sine-LoRA divides by sqrt(in): without it sin(omega B A) would be of the size of W0 itself
+        self.gain = 1 / math.sqrt(in_features) if config.phi == "sine" else 1.0
+        if config.phi == "sine":
+            self.c = None
+            tau = 1 / config.omega
+        else:
+            c = initial_coefficients(config.num_basis, config.phi)
+            if config.share == "frozen":
+                self.register_buffer("c", c)
+            else:
+                self.c = nn.Parameter(c)
+            tau = math.inf if config.tau == "auto" else float(config.tau) / math.sqrt(in_features)
+        self.register_buffer("tau", torch.tensor(tau, dtype=torch.float32))
+        self.reset_factors(config.init_weights)
+
+    def reset_factors(self, init_weights: bool | str) -> None:
+        """A and B as the config asks: B = 0 unless init_weights is False."""
+        if init_weights == "gaussian":
+            nn.init.normal_(self.A, std=1 / self.A.shape[0])
+        else:
+            nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
+        if init_weights is False:
+            nn.init.kaiming_uniform_(self.B, a=math.sqrt(5))
+        else:
+            nn.init.zeros_(self.B)
+
+    @property
+    def weight(self) -> Tensor:
+        """A, under the name by which PEFT's FSDP wrapping policy finds trainable leaf modules."""
+        return self.A
+
+    def forward(
+        self,
+        scale: float,
+        x: Tensor | None = None,
+        W0: Tensor | None = None,
+        bias: Tensor | None = None,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        """x (W0 + dW)^T + bias, or x dW^T where W0 is None; without x, dW itself, or some of its rows."""
+        scale = scale * self.gain
+        is_kept = not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if x is not None and is_kept:
+            device = x.device.type
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+            return linear(x, self._kept_weight(W0, scale, dtype), None if bias is None else bias.to(dtype))
+        if x is not None:
+            return ops.adapted_linear(x, W0, bias, self.A, self.B, self.c, self.tau, scale, phi=self.phi)
+        if rows is None and is_kept:
+            return self._kept_weight(None, scale, self.A.dtype)
+        B = self.B if rows is None else self.B[rows]
+        return ops.delta_weight(self.A, B, self.c, self.tau, scale, phi=self.phi)
+
+    def _kept_weight(self, W0: Tensor | None, scale: float, dtype: torch.dtype) -> Tensor:
+        def make() -> Tensor:
+            return ops.adapted_weight(W0, self.A, self.B, self.c, self.tau, scale, phi=self.phi, dtype=dtype)
+
+        return self._kept.get([W0, self.A, self.B, self.c, self.tau], (scale, dtype), make)
+
+    def train(self, mode: bool = True) -> LRLoraDelta:
+        """Enter training or evaluation; a weight kept for evaluation is dropped either way."""
+        self._kept.drop()
+        return super().train(mode)
+
+    def drop_kept_weight(self) -> None:
+        """Free the weight kept for evaluation, if there is one."""
+        self._kept.drop()
+
+    @torch.no_grad()
+    def set_knee(self, kappa: float) -> None:
+        """tau = kappa RMS(B A); left as it is while B A is still 0."""
+        rms = product_rms(self.A, self.B)
+        self.tau.copy_(torch.where(rms > 0, kappa * rms, self.tau))
+
+    def extra_repr(self) -> str:
+        """The line that print(model) shows."""
+        (rank, in_features), out_features = self.A.shape, self.B.shape[0]
+        return f"r={rank}, in={in_features}, out={out_features}, phi={self.phi}"

@@ -1,0 +1,172 @@
+"""The types of layer that can be adapted, and the words for those that cannot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+from transformers.pytorch_utils import Conv1D
+
+from lrlora.errors import InputError
+from lrlora.tuner.internals import quantization_extra_repr, resolve_quantization
+from lrlora.tuner.layer import LRLoraLayer
+
+
+class Linear(nn.Module, LRLoraLayer):
+    """nn.Linear, GPT-2's Conv1D (the same with a transposed weight), and quantised linear layers."""
+
+    def extra_repr(self) -> str:
+        """Names the quantisation, where there is one."""
+        return quantization_extra_repr(self)
+
+    def __init__(self, base_layer: Any, quantization: Any = None) -> None:
+        super().__init__()
+        self.is_transposed = isinstance(base_layer, Conv1D)
+        if self.is_transposed:
+            in_features, out_features = base_layer.weight.shape
+        else:
+            in_features, out_features = base_layer.in_features, base_layer.out_features
+        LRLoraLayer.__init__(self, base_layer, out_features, in_features, quantization)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """y = x (W0 + sum of the active adapters' dW)^T + bias."""
+        active = self.active_here()
+        is_plain = not args and not kwargs and active and not self.disable_adapters and not self.merged
+        if is_plain and self.why_not_combined(x) is None:
+            base: Any = self.base_layer
+            return self.delta(active[0])(self.scaling[active[0]], x, base.weight, base.bias)
+        return self.adapted(x, *args, **kwargs)
+
+    def share(self, x: Tensor, adapter_name: str) -> Tensor:
+        """x dW^T."""
+        return self.delta(adapter_name)(self.scaling[adapter_name], self.lrlora_dropout[adapter_name](x))
+
+    def to_layout(self, matrix: Tensor) -> Tensor:
+        """dW, transposed for Conv1D."""
+        return matrix.T if self.is_transposed else matrix
+
+    def why_not_combined(self, x: Tensor) -> str | None:
+        """Why base(x) and x dW^T must stay two products; None where the one product x (W0 + dW)^T is right."""
+        base: Any = self.base_layer
+        active = self.active_here()
+        if len(active) != 1:
+            return f"{len(active)} adapters are active"
+        if self.quantization_backend is not None:
+            return f"W0 is quantised ({self.quantization_backend.backend_name})"
+        if self.is_transposed or not isinstance(base, nn.Linear):
+            return f"the base layer is a {type(base).__name__}"
+        if base.weight.dtype != torch.float32 or x.dtype != torch.float32:
+            return f"W0 is {base.weight.dtype} and x {x.dtype}: small updates would be rounded away in W0 + dW"
+        if torch.is_autocast_enabled(x.device.type):
+            return "autocast would round W0 + dW"
+        if self.training and not isinstance(self.lrlora_dropout[active[0]], nn.Identity):
+            return "dropout acts on the input of the update alone"
+        if base.weight.requires_grad:
+            return "W0 is trained as well"
+        if base._forward_hooks or base._forward_pre_hooks or hasattr(base, "_hf_hook"):
+            return "the base layer has forward hooks"
+        return None
+
+    def __repr__(self) -> str:
+        return "lrlora." + super().__repr__()
+
+
+class Embedding(nn.Module, LRLoraLayer):
+    """nn.Embedding; of phi only the rows that are looked up are computed. Dropout does not apply."""
+
+    def __init__(self, base_layer: nn.Embedding) -> None:
+        super().__init__()
+        LRLoraLayer.__init__(self, base_layer, base_layer.num_embeddings, base_layer.embedding_dim)
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The rows x of W0 + dW."""
+        return self.adapted(x, *args, **kwargs)
+
+    def share(self, x: Tensor, adapter_name: str) -> Tensor:
+        """The rows x of dW."""
+        rows, place = torch.unique(x, return_inverse=True)
+        found = embedding(place, self.delta(adapter_name)(self.scaling[adapter_name], rows=rows))
+        # some models multiply inside their embedding
+        scale = getattr(self.get_base_layer(), "embed_scale", None)
+        return found if scale is None else found * torch.as_tensor(scale, device=found.device)
+
+    def __repr__(self) -> str:
+        return "lrlora." + super().__repr__()
+
+
+class Conv(nn.Module, LRLoraLayer):
+    """nn.Conv1d, Conv2d and Conv3d, with groups: dW is [out channels, in channels / groups * kernel], reshaped."""
+
+    def __init__(self, base_layer: Any) -> None:
+        super().__init__()
+        out_features = base_layer.weight.shape[0]
+        LRLoraLayer.__init__(self, base_layer, out_features, base_layer.weight[0].numel())
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The convolution of x with W0 + dW."""
+        return self.adapted(x, *args, **kwargs)
+
+    def share(self, x: Tensor, adapter_name: str) -> Tensor:
+        """The convolution of x with dW."""
+        base: Any = self.get_base_layer()
+        x = self.lrlora_dropout[adapter_name](x)
+        dW = self.to_layout(self.delta(adapter_name)(self.scaling[adapter_name]))
+        return base._conv_forward(x, dW.to(x.dtype), None)
+
+    def to_layout(self, matrix: Tensor) -> Tensor:
+        """dW [out, in] as [out channels, in channels / groups, *kernel]."""
+        weight: Any = self.get_base_layer().weight
+        return matrix.reshape(weight.shape)
+
+    def __repr__(self) -> str:
+        return "lrlora." + super().__repr__()
+
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+SUPPORTED = "torch.nn.Linear, Embedding, Conv1d, Conv2d and Conv3d, transformers' Conv1D, and quantised linear layers"
+
+
+def wrap(name: str, target: nn.Module, parent: nn.Module, model: nn.Module) -> Linear | Embedding | Conv:
+    """The adapted layer that takes the place of a module, without an adapter as yet.
+
+    Raises:
+        InputError: a module that cannot be adapted, named, with the reason.
+    """
+    quantization = resolve_quantization(target, model)
+    reason = why_not_supported(target, parent, quantization)
+    if reason is not None:
+        shape = f" ({target.out_features}x{target.in_features})" if isinstance(target, nn.Linear) else ""
+        raise InputError(
+            f"LR-LoRA cannot adapt {name}{shape}: {reason}; take it out of target_modules or name it in exclude_modules"
+        )
+    if isinstance(target, nn.Embedding):
+        return Embedding(target)
+    return Conv(target) if isinstance(target, _CONVOLUTIONS) else Linear(target, quantization)
+
+
+def why_not_supported(target: nn.Module, parent: nn.Module, quantization: Any = None) -> str | None:
+    """Why a module cannot be adapted; None where it can."""
+    kind = f"{type(target).__module__}.{type(target).__qualname__}"
+    if isinstance(parent, nn.MultiheadAttention):
+        return f"it is a part of nn.MultiheadAttention, which reads its weight without calling it ({kind})"
+    if isinstance(target, nn.MultiheadAttention):
+        return "nn.MultiheadAttention reads the weights of its projections without calling them"
+    if quantization is not None:
+        has_shape = hasattr(target, "in_features") and hasattr(target, "out_features")
+        return None if has_shape else f"its quantised type {kind} does not tell its shape"
+    if isinstance(target, nn.Embedding):
+        if target.max_norm is not None:
+            return "its max_norm rescales rows of the weight while they are looked up"
+        is_known = type(target).forward is nn.Embedding.forward or hasattr(target, "embed_scale")
+        return None if is_known else f"its type {kind} looks rows up in a way of its own"
+    if isinstance(target, Conv1D):
+        return None
+    plain = next((t for t in (nn.Linear, *_CONVOLUTIONS) if isinstance(target, t)), None)
+    if plain is None or type(target).forward is not plain.forward:
+        return f"its type is {kind}; supported: {SUPPORTED}"
+    weight: Any = target.weight
+    if not weight.is_floating_point() or type(weight.data) is not Tensor:
+        return f"its weight is quantised ({kind} of {type(weight.data).__name__}, {weight.dtype})"
+    return None

@@ -1,0 +1,54 @@
+"""What PEFT's own tests are run with: one list of cases, for LR-LoRA and, as the yardstick, for LoRA."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from peft import LoraConfig
+
+from lrlora import LRLoraConfig
+
+METHOD = os.environ.get("CONFORMANCE_METHOD", "lrlora")
+CONFIG: type = {"lrlora": LRLoraConfig, "lora": LoraConfig}[METHOD]
+
+# (name, name of a mock model in test_custom_models, fields)
+_CUSTOM: list[tuple[str, str, dict[str, Any]]] = [
+    ("MLP string", "MLP", {"target_modules": "lin0"}),
+    ("MLP one", "MLP", {"target_modules": ["lin0"]}),
+    ("MLP other", "MLP", {"target_modules": ["lin1"]}),
+    ("MLP both", "MLP", {"target_modules": ["lin0", "lin1"]}),
+    ("MLP head", "MLP", {"target_modules": ["lin0"], "modules_to_save": ["lin1"]}),
+    ("MLP dropout", "MLP", {"target_modules": ["lin0"], "lora_alpha": 4, "lora_dropout": 0.1}),
+    ("MLP rslora", "MLP", {"target_modules": ["lin0"], "use_rslora": True}),
+    ("MLP rank pattern", "MLP", {"target_modules": ["lin0", "lin1"], "rank_pattern": {"lin0": 4}}),
+    ("MLP alpha pattern", "MLP", {"target_modules": ["lin0", "lin1"], "alpha_pattern": {"lin1": 3}}),
+    ("Conv1D", "EmbConv1D", {"target_modules": ["conv1d"]}),
+    ("Embedding", "EmbConv1D", {"target_modules": ["emb"]}),
+    ("Embedding and Conv1D", "EmbConv1D", {"target_modules": ["emb", "conv1d"]}),
+    ("Conv1d", "Conv1d", {"target_modules": ["conv1d"]}),
+    ("Conv2d", "Conv2d", {"target_modules": ["conv2d"]}),
+    ("Conv2d and linear", "Conv2d", {"target_modules": ["conv2d", "lin0"]}),
+    ("Conv2d groups", "Conv2dGroups", {"target_modules": ["conv2d"]}),
+    ("Conv3d", "Conv3d", {"target_modules": ["conv3d"]}),
+    ("Conv3d and linear", "Conv3d", {"target_modules": ["conv3d", "lin0"]}),
+]  # fmt: skip
+
+
+def rows(kind: str) -> list[Any]:
+    """The cases of one of PEFT's lists, in the form that the list has there."""
+    random = {"init_weights": False} if METHOD == "lrlora" else {"init_lora_weights": False}
+    one, other = ({"target_modules": [name], **random} for name in ("lin0", "lin1"))
+    if kind == "custom":
+        return [(f"{name} {METHOD}", model, CONFIG, dict(fields)) for name, model, fields in _CUSTOM]
+    if kind == "several":
+        return [("Same", METHOD, CONFIG, one, dict(one)), ("Different", METHOD, CONFIG, one, other)]
+    if kind == "mixed":
+        return [("mixed", CONFIG(**one), CONFIG(**one, r=16))]
+    if kind == "classes":
+        return [CONFIG]
+    if kind == "configs":
+        return [(CONFIG, {})]
+    if kind == "quantised":
+        return [(CONFIG, {"r": 8, "target_modules": ["q_proj", "v_proj"]})]
+    return [(CONFIG, {"task_type": kind, "target_modules": None})]

@@ -1,0 +1,81 @@
+"""A pytest plugin that runs PEFT's parametrised tests with our cases: pytest -p tests.conformance.plugin FILES
+
+PEFT's tests are parametrised with lists of its own methods. pytest's marks hold these very lists, so exchanging what is
+in them, after a module is imported and before it is collected, exchanges the cases.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conformance import cases
+from tests.conformance.deviations import reason_for
+
+# module of PEFT's suite: {its list: kind of our cases}
+LISTS = {
+    "test_custom_models": {
+        "TEST_CASES": "custom",
+        "MULTIPLE_ACTIVE_ADAPTERS_TEST_CASES": "several",
+        "MIXED_ADAPTER_TEST_CASES": "mixed",
+        "ALL_PEFT_CONFIG_CLASSES": "classes",
+    },
+    "test_decoder_models": {"ALL_CONFIGS": "CAUSAL_LM"},
+    "test_encoder_decoder_models": {"ALL_CONFIGS": "SEQ_2_SEQ_LM"},
+    "test_feature_extraction_models": {"ALL_CONFIGS": "FEATURE_EXTRACTION"},
+    "test_seq_classifier": {"ALL_CONFIGS": "SEQ_CLS"},
+    "test_token_classification_qa": {"TOKEN_CLS_CONFIGS": "TOKEN_CLS", "QA_CONFIGS": "QUESTION_ANS"},
+    "test_config": {"ALL_CONFIG_CLASSES": "configs", "LAYER_INDEXING_CONFIG_CLASSES": "configs"},
+    "test_quantization": {"TEST_CASES": "quantised"},
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Exchange the cases."""
+    for marker in ("single_gpu_tests", "multi_gpu_tests", "regression", "bitsandbytes"):
+        config.addinivalue_line("markers", marker)
+    package = os.environ["CONFORMANCE_PACKAGE"]
+    pytest.register_assert_rewrite(package)
+    for argument in config.args:
+        name = Path(argument.split("::")[0]).stem
+        module = importlib.import_module(f"{package}.{name}")
+        for list_name, kind in LISTS[name].items():
+            if not hasattr(module, list_name):
+                raise pytest.UsageError(f"{name}.{list_name} is not in this peft: bring plugin.LISTS up to date")
+            _exchange(module, list_name, cases.rows(kind))
+
+
+def _exchange(module: Any, list_name: str, ours: list[Any]) -> None:
+    theirs = getattr(module, list_name)
+    if isinstance(theirs, list):
+        theirs[:] = ours
+        return
+    # a tuple cannot be changed: the marks that hold it are replaced
+    setattr(module, list_name, tuple(ours))
+    for holder in [value for value in vars(module).values() if isinstance(value, type)]:
+        for function in vars(holder).values():
+            for number, mark in enumerate(getattr(function, "pytestmark", [])):
+                if mark.name == "parametrize" and mark.args[1] is theirs:
+                    function.pytestmark[number] = pytest.mark.parametrize(mark.args[0], ours).mark
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out the tests of other methods, and mark what we know to deviate."""
+    mine = [item for item in items if _is_ours(item)]
+    config.hook.pytest_deselected(items=[item for item in items if item not in mine])
+    items[:] = mine
+    if cases.METHOD == "lrlora":
+        for item in items:
+            reason = reason_for(item.nodeid)
+            if reason is not None:
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
+
+
+def _is_ours(item: pytest.Item) -> bool:
+    parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
+    classes = [value if isinstance(value, type) else type(value) for value in parameters]
+    return cases.CONFIG in classes
