@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint bench
+.PHONY: install demo test lint bench conformance
 
 install: .venv/.installed
 
@@ -26,6 +26,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# PEFT's own tests, of the PEFT that is installed, run with LR-LoRA and with LoRA; about four minutes on two cores.
+conformance: install
+	$(BIN)/python -m tests.conformance.run --compare -n 2
 
 # Refused while the op's own tests fail. About twenty minutes on two cores with nothing else running.
 bench: install

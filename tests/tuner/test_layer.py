@@ -168,6 +168,19 @@ def test_factors_stay_float32_when_the_base_is_cast():
     assert {delta.A.dtype, delta.B.dtype, delta.c.dtype, delta.tau.dtype} == {torch.float32}
 
 
+def test_factors_follow_the_base_only_if_peft_s_autocast_is_switched_off():
+    base = nn.Sequential()
+    base.add_module("layer", nn.Linear(16, 24))
+    config = LRLoraConfig(r=2, target_modules=["layer"])
+    model = get_peft_model(base.bfloat16(), config, autocast_adapter_dtype=False)
+    disturb(model)
+    delta = model.base_model.model.layer.delta("default")
+    assert {delta.A.dtype, delta.B.dtype, delta.c.dtype} == {torch.bfloat16}
+    assert delta.tau.dtype == torch.float32
+    model(torch.randn(3, 16, dtype=torch.bfloat16)).sum().backward()
+    assert delta.c.grad.isfinite().all()
+
+
 def test_a_projection_inside_multihead_attention_is_refused():
     model = nn.Sequential(nn.MultiheadAttention(8, 2))
     with pytest.raises(InputError, match="MultiheadAttention"):

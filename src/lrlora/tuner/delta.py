@@ -31,6 +31,7 @@ class LRLoraDelta(nn.Module):
         self.phi: Form = config.phi
         self.num_basis = config.num_basis
         self.is_knee_followed = False
+        self.is_in_base_precision = False
         self._kept = KeptWeight()
         self.A = nn.Parameter(torch.empty(rank, in_features))
         self.B = nn.Parameter(torch.empty(out_features, rank))
@@ -94,8 +95,16 @@ class LRLoraDelta(nn.Module):
         return self._kept.get([W0, self.A, self.B, self.c, self.tau], (scale, dtype), make)
 
     def train(self, mode: bool = True) -> LRLoraDelta:
-        """Enter training or evaluation; a weight kept for evaluation is dropped either way."""
+        """Enter training or evaluation; a weight kept for evaluation is dropped either way.
+
+        trl casts the adapters on quantised bases to bfloat16, in which c and small steps would freeze: they are put
+        back into float32 before training begins.
+        """
         self._kept.drop()
+        if mode and not self.is_in_base_precision:
+            for parameter in self.parameters():
+                if parameter.dtype in (torch.float16, torch.bfloat16):
+                    parameter.data, parameter.grad = parameter.data.float(), None
         return super().train(mode)
 
     def drop_kept_weight(self) -> None:

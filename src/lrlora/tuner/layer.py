@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.delta import LRLoraDelta
 from lrlora.tuner.internals import BaseTunerLayer, check_adapters_to_merge
+from lrlora.tuner.snapshot import WeightSnapshot, unpack
 
 BASE = "__base__"
 """The adapter name that stands, in a mixed batch, for no adapter."""
@@ -35,7 +36,7 @@ class LRLoraLayer(BaseTunerLayer):
         self.lrlora_delta = nn.ModuleDict()
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
-        self._before_merge: tuple[nn.Module, Tensor] | None = None
+        self._before_merge: WeightSnapshot | None = None
 
     def update_layer(self, adapter_name: str, rank: int, alpha: float, config: LRLoraConfig) -> None:
         """Add an adapter to this layer, or replace the one of the same name."""
@@ -151,6 +152,8 @@ class LRLoraLayer(BaseTunerLayer):
         update = sum_of(self.get_delta_weight(name) for name in wanted)
         merged_before = list(self.merged_adapters)
         self._restore()
+        # before anything reads the weight: reading a quantised one may change it
+        snapshot = WeightSnapshot(self.get_base_layer(), is_quantised=self.quantization_backend is not None)
         total = self.float_weight().float() + update
         if safe_merge and not torch.isfinite(total).all():
             if merged_before:
@@ -161,6 +164,7 @@ class LRLoraLayer(BaseTunerLayer):
             )
         for name in names:
             self.delta(name).drop_kept_weight()
+        self._before_merge = snapshot
         self._write_weight(total, update)
         self.merged_adapters.extend(wanted)
 
@@ -174,19 +178,18 @@ class LRLoraLayer(BaseTunerLayer):
     def float_weight(self) -> Tensor:
         """The base layer's weight; dequantised where it is quantised."""
         base: Any = self.get_base_layer()
-        return (
-            base.weight.data if self.quantization_backend is None else self.quantization_backend.get_base_weight(base)
-        )
+        if self.quantization_backend is None:
+            return base.weight.data
+        unpack(base)
+        return self.quantization_backend.get_base_weight(base)
 
     def _write_weight(self, total: Tensor, update: Tensor) -> None:
         base: Any = self.get_base_layer()
         backend = self.quantization_backend
         if backend is None:
-            self._before_merge = (base, base.weight.data.to("cpu", copy=True))
             base.weight.data = total.to(base.weight.dtype)
             return
-        self._before_merge = (base, base.weight)
-        backend.set_base_weight(self, total.to(backend.get_base_weight(base).dtype))
+        backend.set_base_weight(self, total.to(self.float_weight().dtype))
         error = (self.float_weight().float() - total).norm() / update.norm().clamp(min=1e-30)
         warnings.warn(
             f"merged into {backend.backend_name} weights, which rounds: the error is {error:.0%} of the norm of the "
@@ -197,17 +200,9 @@ class LRLoraLayer(BaseTunerLayer):
     def _restore(self) -> None:
         if self._before_merge is None:
             return
-        base: Any
-        base, weight = self._before_merge
-        if self.quantization_backend is None:
-            base.weight.data = weight.to(base.weight.device)
-        else:
-            if base is not self.get_base_layer():
-                self.base_layer = base
-            base.weight = weight
-            if hasattr(base, "state"):
-                # bitsandbytes keeps the scales of its 8-bit weight there
-                base.state.reset_grads()
+        base = self._before_merge.restore()
+        if base is not self.get_base_layer():
+            self.base_layer = base
         self._before_merge = None
         self.merged_adapters.clear()
 

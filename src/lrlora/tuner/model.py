@@ -57,6 +57,17 @@ class LRLoraModel(BaseTuner):
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
 
+    def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
+        # adapters are made in float32; only a user who switches PEFT's autocast off gets them in the base's precision
+        if autocast_adapter_dtype:
+            super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
+            return
+        for _, layer, _, delta in deltas(self.model, adapter_name):
+            delta.is_in_base_precision = True
+            dtype = layer.float_weight().dtype
+            for parameter in delta.parameters():
+                parameter.data = parameter.data.to(dtype)
+
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
         names = kwargs.get("adapter_names")
@@ -85,6 +96,33 @@ class LRLoraModel(BaseTuner):
                     continue
                 group = {"type": type_of(name), "block": block_of(name), "global": None}[share]
                 delta.c = first_of_group.setdefault((adapter_name, group), delta.c)
+
+    def _check_merge_allowed(self) -> None:
+        super()._check_merge_allowed()
+        holders: dict[int, list[str]] = {}
+        for name, module in self.model.named_modules():
+            for parameter in module.parameters(recurse=False):
+                holders.setdefault(id(parameter), []).append(name)
+        for name, layer, _, _ in deltas(self.model):
+            weight = getattr(layer.get_base_layer(), "weight", None)
+            others = [n for n in holders.get(id(weight), []) if n != f"{name}.base_layer"]
+            if others:
+                raise InputError(
+                    f"merging {name} would change {', '.join(others)} as well: both hold the same weight; load the "
+                    "base with tie_word_embeddings=False, or use the adapter without merging"
+                )
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        """Refused: no A, B and c give the sum of two updates.
+
+        Raises:
+            InputError: always; it says what to do instead.
+        """
+        raise InputError(
+            "add_weighted_adapter cannot combine LR-LoRA adapters: a sum of phi(B A) is not phi of another product; "
+            "activate several adapters together with model.base_model.set_adapter([...]), merge them one after "
+            "another, or convert each with peft's convert_to_lora and combine those"
+        )
 
     @classmethod
     def _get_adapter_state_dict(

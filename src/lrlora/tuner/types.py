@@ -124,6 +124,8 @@ class Conv(nn.Module, LRLoraLayer):
         return "lrlora." + super().__repr__()
 
 
+# dt_proj on every path, the others where the kernels of mamba-ssm are installed
+_READ_BY_MAMBA = ("dt_proj", "x_proj", "out_proj", "conv1d")
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 SUPPORTED = "torch.nn.Linear, Embedding, Conv1d, Conv2d and Conv3d, transformers' Conv1D, and quantised linear layers"
 
@@ -135,7 +137,7 @@ def wrap(name: str, target: nn.Module, parent: nn.Module, model: nn.Module) -> L
         InputError: a module that cannot be adapted, named, with the reason.
     """
     quantization = resolve_quantization(target, model)
-    reason = why_not_supported(target, parent, quantization)
+    reason = why_not_called(name, parent) or why_not_supported(target, quantization)
     if reason is not None:
         shape = f" ({target.out_features}x{target.in_features})" if isinstance(target, nn.Linear) else ""
         raise InputError(
@@ -146,11 +148,19 @@ def wrap(name: str, target: nn.Module, parent: nn.Module, model: nn.Module) -> L
     return Conv(target) if isinstance(target, _CONVOLUTIONS) else Linear(target, quantization)
 
 
-def why_not_supported(target: nn.Module, parent: nn.Module, quantization: Any = None) -> str | None:
+def why_not_called(name: str, parent: nn.Module) -> str | None:
+    """Why an adapter on this module would do nothing: its parent reads its weight instead of calling it."""
+    own_name = name.split(".")[-1]
+    if isinstance(parent, nn.MultiheadAttention):
+        return "it is a part of nn.MultiheadAttention, which reads its weight without calling it"
+    if "mamba" in type(parent).__name__.lower() and own_name in _READ_BY_MAMBA:
+        return f"{type(parent).__name__} hands its weight to a fused kernel without calling it; in_proj can be adapted"
+    return None
+
+
+def why_not_supported(target: nn.Module, quantization: Any = None) -> str | None:
     """Why a module cannot be adapted; None where it can."""
     kind = f"{type(target).__module__}.{type(target).__qualname__}"
-    if isinstance(parent, nn.MultiheadAttention):
-        return f"it is a part of nn.MultiheadAttention, which reads its weight without calling it ({kind})"
     if isinstance(target, nn.MultiheadAttention):
         return "nn.MultiheadAttention reads the weights of its projections without calling them"
     if quantization is not None:

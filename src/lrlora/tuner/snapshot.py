@@ -1,0 +1,49 @@
+"""A base weight as it was before merging, whatever it is stored in, to be put back bit for bit."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class WeightSnapshot:
+    """Holds a base layer's weight: a copy on the CPU of a plain one; of a quantised one the small object itself.
+
+    bitsandbytes keeps the scales of its 8-bit weights on the layer and drops them when a weight is exchanged, and
+    PEFT's requantisation writes into the attributes of the old 4-bit weight: both are kept too.
+    """
+
+    def __init__(self, base: Any, is_quantised: bool) -> None:
+        self._base = base
+        self._is_quantised = is_quantised
+        self._weight: Tensor = base.weight if is_quantised else base.weight.data.to("cpu", copy=True)
+        # reading a 4-bit weight may change data and quant_state in place, see `unpack`
+        self._data = base.weight.data
+        self._attributes = {k: copy.deepcopy(v) if k == "quant_state" else v for k, v in vars(base.weight).items()}
+        self._state = dict(vars(base.state)) if is_quantised and hasattr(base, "state") else {}
+
+    def restore(self) -> nn.Module:
+        """Put the weight back; returns the base layer, which some backends have exchanged for another."""
+        if not self._is_quantised:
+            self._base.weight.data = self._weight.to(self._base.weight.device)
+            return self._base
+        self._base.weight = self._weight
+        self._weight.data = self._data
+        vars(self._weight).update(self._attributes)
+        if hasattr(self._base, "quant_state"):
+            self._base.quant_state = self._attributes.get("quant_state")
+        if self._state:
+            vars(self._base.state).update(self._state)
+        return self._base
+
+
+def unpack(base: Any) -> None:
+    """Undo the packing that bitsandbytes applies to 4-bit weights when they are evaluated on a CPU with AVX512-BF16.
+
+    PEFT's dequantisation reads such a weight as if it were not packed, and returns noise. Asking for the state dict is
+    how bitsandbytes unpacks it (its scales come back rounded to bfloat16).
+    """
+    if getattr(getattr(base.weight, "quant_state", None), "packing_format_for_cpu", False):
+        base.state_dict()
