@@ -34,7 +34,7 @@ def test_a_process_without_lrlora_refuses_the_adapter_by_name(tmp_path):
 def test_another_peft_is_refused_in_words():
     found = run("import peft\npeft.__version__ = '0.30.0'\nimport lrlora")
     assert found.returncode != 0
-    assert "lrlora needs peft>=0.20,<0.22, got 0.30.0" in found.stderr
+    assert "lrlora needs peft>=0.21,<0.22, got 0.30.0" in found.stderr
 
 
 def test_the_core_needs_no_training_libraries():

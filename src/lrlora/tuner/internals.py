@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 NAME = "LRLORA"
-OLDEST, NEWEST_BELOW = Version("0.20"), Version("0.22")
+OLDEST, NEWEST_BELOW = Version("0.21"), Version("0.22")
 
 
 def resolve_quantization(layer: Any, model: Any) -> Any:
