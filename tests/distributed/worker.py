@@ -1,7 +1,7 @@
 """One process of a distributed training on CPUs: torchrun ... worker.py LAYOUT SHARE FOLDER
 
-LAYOUT is one of single, ddp, fsdp1, fsdp2, "fsdp2 in one unit". Every process trains on its part of the same global batch, and rank 0 saves
-the adapter, the losses, and what PEFT would save, into FOLDER.
+LAYOUT is one of single, ddp, fsdp1, fsdp2, "fsdp2 in one unit". Every process trains on its part of the same global
+batch, and rank 0 saves the adapter as PEFT selects it, and the names of its tensors, into FOLDER.
 """
 
 from __future__ import annotations
