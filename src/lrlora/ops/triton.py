@@ -166,7 +166,7 @@ def write_weight_and_gradients(
 
 def _launch(matrix: Tensor, A: Tensor, c: Tensor | None, phi: Form, W0: Tensor | None):
     rows, columns = matrix.shape
-    grid = (triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(columns, BLOCK_COLUMNS))
+    grid = (-(-rows // BLOCK_ROWS), -(-columns // BLOCK_COLUMNS))
     half = 0 if c is None else len(c) // 2
     sizes = dict(ROWS=BLOCK_ROWS, COLUMNS=BLOCK_COLUMNS)
     return grid, dict(FORM=_FORM_NUMBER[phi], HALF=half, HAS_W0=W0 is not None, **sizes)
