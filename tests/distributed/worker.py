@@ -1,12 +1,11 @@
 """One process of a distributed training on CPUs: torchrun ... worker.py LAYOUT SHARE FOLDER
 
 LAYOUT is one of single, ddp, fsdp1, fsdp2, "fsdp2 in one unit". Every process trains on its part of the same global
-batch, and rank 0 saves the adapter as PEFT selects it, and the names of its tensors, into FOLDER.
+batch, and rank 0 saves the adapter as PEFT selects it into FOLDER.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 
@@ -103,8 +102,6 @@ def main(layout: str, share: str, folder: Path) -> None:
     if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         save_file({k: v.detach().clone().contiguous() for k, v in state.items()}, folder / "adapter.safetensors")
-        trained = sorted(k for k in state if k.endswith(".c"))
-        (folder / "keys.json").write_text(json.dumps({"keys": sorted(state), "c": trained}))
     if layout != "single":
         dist.barrier()
         dist.destroy_process_group()

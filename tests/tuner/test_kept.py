@@ -104,6 +104,21 @@ def test_training_merging_and_copying_drop_it(adapted):
         assert kept._weight is None
 
 
+def test_looking_at_the_update_keeps_nothing_and_drops_nothing(adapted):
+    model, made = adapted
+    run(model)
+    layer = model.base_model.model.layer
+    kept = layer.delta("default")._kept
+    weight = kept._weight
+    assert weight is not None
+    layer.get_delta_weight("default")
+    assert kept._weight is weight
+    kept.drop()
+    layer.get_delta_weight("default")
+    assert kept._weight is None
+    assert len(made) == 1
+
+
 def test_inference_mode_and_back(adapted):
     model, made = adapted
     with torch.inference_mode():

@@ -336,3 +336,14 @@ def test_a_model_in_bfloat16_trains():
     for name, gradient in gradients(model).items():
         assert gradient.isfinite().all(), name
     assert {delta.A.grad.dtype for *_, delta in deltas(model)} == {torch.float32}
+
+
+def test_merging_holds_no_second_copy_on_the_device():
+    model, layer = adapted()
+    disturb(model)
+    address = layer.base_layer.weight.data_ptr()
+    model.merge_adapter()
+    snapshot = layer._before_merge
+    held = [v for v in vars(snapshot).values() if isinstance(v, torch.Tensor)]
+    assert len(held) == 1
+    assert held[0].data_ptr() != address, "the weight as it was must be free to go once it is replaced"

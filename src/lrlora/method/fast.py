@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from lrlora.method.nonlinearity import Form, check_form, split_tau
+from lrlora.method.nonlinearity import Form, alternating, check_form, split_tau
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -68,9 +68,9 @@ def scaled_phi(z: Tensor, c: Tensor | None, at: Knee, form: Form) -> Tensor:
     if form == "sine":
         return at.height * torch.sin(z / at.tau)
     assert c is not None
-    u, j, g, sign = _cell(z / at.tau)
+    j, g, sign = _cell(z / at.tau)
     g = torch.where((g == 0) & (j != 0), TINY, g)
-    total = torch.zeros_like(u)
+    total = torch.zeros_like(z)
     half = len(c) // 2
     for k in range(1, half + 1):
         from_plus, from_minus = (j - k) + g, (j + k) + g
@@ -121,27 +121,27 @@ def scaled_phi_and_gradients(
         u = z / at.tau
         return at.height * torch.sin(u), upstream * at.bend * torch.cos(u), None
     assert c is not None
-    u, j, g, sign = _cell(z / at.tau)
+    j, g, sign = _cell(z / at.tau)
     p = _sinc_polynomial(g)
     near_g = torch.where((g == 0) & (j != 0), TINY, g)
     away = sign * near_g * (at.height * upstream * p)
-    at_centre, total, total_of_squares = (torch.zeros_like(u) for _ in range(3))
+    at_centre, total, total_of_squares = (torch.zeros_like(z) for _ in range(3))
     half = len(c) // 2
-    dc = [torch.zeros_like(u).sum(-1)] * len(c)
+    dc = [torch.zeros_like(z).sum(-1)] * len(c)
     for k in range(1, half + 1):
         plus, minus = c[half + k], c[half - k]
         is_plus, is_minus = j == k, j == -k
         from_plus, from_minus = (j - k) + near_g, (j + k) + near_g
         r = 1 / (from_plus * from_minus)
         v_plus, v_minus = from_minus * r, from_plus * r
-        alternating = -1 if k % 2 else 1
-        dc[half + k], dc[half - k] = (alternating * away * v_plus).sum(-1), (alternating * away * v_minus).sum(-1)
+        of_k = -1 if k % 2 else 1
+        dc[half + k], dc[half - k] = (of_k * away * v_plus).sum(-1), (of_k * away * v_minus).sum(-1)
         at_centre = torch.where(is_plus, plus, torch.where(is_minus, minus, at_centre))
         # the slope near a centre has a formula of its own: this one would cancel there
         v_plus, v_minus = torch.where(is_plus, 0, v_plus), torch.where(is_minus, 0, v_minus)
         weighted_plus, weighted_minus = plus * v_plus, minus * v_minus
-        total = total + alternating * (weighted_plus + weighted_minus)
-        total_of_squares = total_of_squares + alternating * (weighted_plus * v_plus + weighted_minus * v_minus)
+        total = total + of_k * (weighted_plus + weighted_minus)
+        total_of_squares = total_of_squares + of_k * (weighted_plus * v_plus + weighted_minus * v_minus)
     value = at.linear * z + at.height * p * (at_centre + sign * g * total)
     slope = sign * (_cosine_polynomial(g) * total - g * p * total_of_squares) + at_centre * _sinc_slope_polynomial(g)
     return value, upstream * (at.linear + at.bend * slope), torch.stack(dc, dim=-1)
@@ -151,10 +151,10 @@ TINY = 1e-18
 """Stands for g = 0 on a centre: its square is still a float32, and v = 1 / TINY as well."""
 
 
-def _cell(u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """u, the nearest whole number j, the distance g = u - j, and (-1)^j, exact for any size of j."""
+def _cell(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest whole number j, the distance g = u - j, and (-1)^j."""
     j = torch.round(u)
-    return u, j, u - j, 1 - 2 * (j - 2 * torch.floor(j / 2))
+    return j, u - j, alternating(j)
 
 
 def _sinc_polynomial(g: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def initial_coefficients(num_basis: int, form: Form) -> Float[Tensor, " K"]:
 
 def alternating(k: Tensor) -> Tensor:
     """(-1)^k for whole numbers k held in a float tensor, exact for any size."""
-    return 1 - 2 * torch.remainder(k, 2)
+    return 1 - 2 * (k - 2 * torch.floor(k / 2))
 
 
 def sinc(u: Tensor) -> Tensor:

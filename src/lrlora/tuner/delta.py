@@ -73,10 +73,14 @@ class LRLoraDelta(nn.Module):
         W0: Tensor | None = None,
         bias: Tensor | None = None,
         rows: Tensor | None = None,
+        keep: bool = True,
     ) -> Tensor:
-        """x (W0 + dW)^T + bias, or x dW^T where W0 is None; without x, dW itself, or some of its rows."""
+        """x (W0 + dW)^T + bias, or x dW^T where W0 is None; without x, dW itself, or some of its rows.
+
+        In evaluation the weight is kept for the next call, unless `keep` is off: for whoever only looks at dW.
+        """
         scale = scale * self.gain
-        is_kept = not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        is_kept = keep and not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if x is not None and is_kept:
             device = x.device.type
             dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype

@@ -41,6 +41,6 @@ def _way(layer: Linear, autocast: torch.dtype | None) -> str:
     with torch.autocast(device.type, autocast) if autocast else contextlib.nullcontext():
         reason = layer.why_not_combined(x)
     product = "x (W0 + dW)^T in one product" if reason is None else f"base(x) + x dW^T, because {reason}"
-    delta = next(layer.delta(name) for name in layer.active_adapters if name in layer.lrlora_delta)
+    delta = layer.delta(layer.active_here()[0])
     _, passes = ops.choose("auto", delta.A, delta.B)
     return f"{product}; passes: {passes}"

@@ -68,7 +68,7 @@ class LRLoraLayer(BaseTunerLayer):
     @torch.no_grad()
     def update_matrix(self, adapter: str) -> Tensor:
         """dW = s phi(B A) [out, in] of an adapter, float32."""
-        return self.delta(adapter)(self.scaling[adapter])
+        return self.delta(adapter)(self.scaling[adapter], keep=False)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """True: the update is added to the weight, so that PEFT's convert_to_lora can factorise it."""

@@ -18,11 +18,14 @@ class WeightSnapshot:
     def __init__(self, base: Any, is_quantised: bool) -> None:
         self._base = base
         self._is_quantised = is_quantised
-        self._weight: Tensor = base.weight if is_quantised else base.weight.data.to("cpu", copy=True)
+        if not is_quantised:
+            self._weight: Tensor = base.weight.data.to("cpu", copy=True)
+            return
+        self._weight = base.weight
         # reading a 4-bit weight may change data and quant_state in place, see `unpack`
         self._data = base.weight.data
         self._attributes = {k: copy.deepcopy(v) if k == "quant_state" else v for k, v in vars(base.weight).items()}
-        self._state = dict(vars(base.state)) if is_quantised and hasattr(base, "state") else {}
+        self._state = dict(vars(base.state)) if hasattr(base, "state") else {}
 
     def restore(self) -> nn.Module:
         """Put the weight back; returns the base layer, which some backends have exchanged for another."""
