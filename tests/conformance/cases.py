@@ -31,12 +31,19 @@ _CUSTOM: list[tuple[str, str, dict[str, Any]]] = [
     ("Conv2d and linear", "Conv2d", {"target_modules": ["conv2d", "lin0"]}),
     ("Conv2d groups", "Conv2dGroups", {"target_modules": ["conv2d"]}),
     ("Conv3d", "Conv3d", {"target_modules": ["conv3d"]}),
+    ("Parameters one", "MlpUsingParameters", {"target_parameters": ["lin0.weight"]}),
+    ("Parameters both", "MlpUsingParameters", {"target_parameters": ["lin0.weight", "lin1.weight"]}),
     ("Conv3d and linear", "Conv3d", {"target_modules": ["conv3d", "lin0"]}),
 ]  # fmt: skip
 
 
-def rows(kind: str) -> list[Any]:
-    """The cases of one of PEFT's lists, in the form that the list has there."""
+def rows(kind: str, theirs: list[Any]) -> list[Any]:
+    """The cases of one of PEFT's lists, in the form that the list has there.
+
+    Args:
+        kind: which list.
+        theirs: what stands in it.
+    """
     random = {"init_weights": False} if METHOD == "lrlora" else {"init_lora_weights": False}
     one, other = ({"target_modules": [name], **random} for name in ("lin0", "lin1"))
     if kind == "custom":
@@ -49,6 +56,8 @@ def rows(kind: str) -> list[Any]:
         return [CONFIG]
     if kind == "configs":
         return [(CONFIG, {})]
+    if kind == "parameters":
+        return [(model, CONFIG, fields) for model, _, fields in theirs]
     if kind == "quantised":
         return [(CONFIG, {"r": 8, "target_modules": ["q_proj", "v_proj"]})]
     return [(CONFIG, {"task_type": kind, "target_modules": None})]

@@ -30,6 +30,7 @@ LISTS = {
     "test_seq_classifier": {"ALL_CONFIGS": "SEQ_CLS"},
     "test_token_classification_qa": {"TOKEN_CLS_CONFIGS": "TOKEN_CLS", "QA_CONFIGS": "QUESTION_ANS"},
     "test_config": {"ALL_CONFIG_CLASSES": "configs", "LAYER_INDEXING_CONFIG_CLASSES": "configs"},
+    "test_target_parameters": {"ALL_CONFIGS": "parameters"},
     "test_quantization": {"TEST_CASES": "quantised"},
 }
 
@@ -46,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
         for list_name, kind in LISTS[name].items():
             if not hasattr(module, list_name):
                 raise pytest.UsageError(f"{name}.{list_name} is not in this peft: bring plugin.LISTS up to date")
-            _exchange(module, list_name, cases.rows(kind))
+            _exchange(module, list_name, cases.rows(kind, list(getattr(module, list_name))))
 
 
 def _exchange(module: Any, list_name: str, ours: list[Any]) -> None:

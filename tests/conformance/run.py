@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 WORK = ROOT / ".conformance"
 FILES = (
     "test_custom_models", "test_decoder_models", "test_encoder_decoder_models", "test_feature_extraction_models",
-    "test_seq_classifier", "test_token_classification_qa", "test_config", "test_quantization",
+    "test_seq_classifier", "test_token_classification_qa", "test_config", "test_quantization", "test_target_parameters",
 )  # fmt: skip
 QUICK = ("test_token_classification_qa", "test_config", "test_seq_classifier")
 PACKAGE = "peft_suite"

@@ -36,6 +36,10 @@ _BART: dict[str, Any] = dict(
     vocab_size=1024, d_model=16, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
     decoder_attention_heads=4, encoder_ffn_dim=4, decoder_ffn_dim=4, max_position_embeddings=100,
 )  # fmt: skip
+_LLAMA4 = {
+    **_GROUPED, "head_dim": 8, "intermediate_size_mlp": 32, "num_local_experts": 4, "interleave_moe_layer_step": 1,
+}  # fmt: skip
+_GPT_OSS = {**_GROUPED, "head_dim": 8, "num_local_experts": 4, "num_experts_per_tok": 2}
 # test_quantization counts 24 layers: q_proj and v_proj in twelve blocks
 _OPT_125M = {**_OPT, "hidden_size": 64, "word_embed_proj_dim": 64, "ffn_dim": 128, "num_hidden_layers": 12,
              "max_position_embeddings": 256}  # fmt: skip
@@ -54,6 +58,8 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "hf-internal-testing/tiny-random-MistralForCausalLM": ("MistralForCausalLM", "MistralConfig", _GROUPED),
     "hf-internal-testing/tiny-random-Gemma3ForCausalLM": (
         "Gemma3ForCausalLM", "Gemma3TextConfig", {**_GROUPED, "head_dim": 8}),
+    "trl-internal-testing/tiny-Llama4ForCausalLM": ("Llama4ForCausalLM", "Llama4TextConfig", _LLAMA4),
+    "trl-internal-testing/tiny-GptOssForCausalLM": ("GptOssForCausalLM", "GptOssConfig", _GPT_OSS),
     "peft-internal-testing/tiny-random-T5ForConditionalGeneration-calibrated": (
         "T5ForConditionalGeneration", "T5Config", _T5),
     "peft-internal-testing/tiny-random-BartForConditionalGeneration": (

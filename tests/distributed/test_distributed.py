@@ -31,7 +31,9 @@ def train(layout: str, share: str, folder: Path) -> dict[str, torch.Tensor]:
         ("ddp", "block"),
         ("fsdp2", "matrix"),
         ("fsdp1", "matrix"),
-        # a phi that layers share must lie in one unit with all of them
+        # a phi that layers share must lie in one unit with all of them: their block, or the whole model
+        ("fsdp1", "block"),
+        ("fsdp2", "block"),
         ("fsdp2 in one unit", "type"),
     ],
 )

@@ -59,7 +59,9 @@ def wrap(model: nn.Module, layout: str) -> nn.Module:
         from torch.distributed.fsdp import fully_shard
 
         for module in list(model.modules()):
-            if isinstance(module, LRLoraDelta):
+            # what PEFT's wrapping policy would shard on its own
+            weight = getattr(module, "weight", None)
+            if isinstance(module, LRLoraDelta) and weight is not None and weight.requires_grad:
                 fully_shard(module)
         for block in model.base_model.model.model.layers:
             fully_shard(block)

@@ -19,7 +19,7 @@ from tests.conftest import write_rows
 
 ROW_OF_RANKS = {
     "layer", "block", "kind", "module", "stable_rank", "stable_rank_ba", "effective_rank", "numerical_rank",
-    "constant_share", "rms_over_tau", "outside_grid", "relative_norm",
+    "constant_share", "rms_over_tau", "outside_grid", "relative_norm", "expert",
 }  # fmt: skip
 
 

@@ -101,12 +101,14 @@ def product_singular_values(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"])
     return torch.linalg.svdvals(left @ right.T)
 
 
-def product_rms(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"]) -> Float[Tensor, ""]:
-    """RMS of the entries of B A, sqrt(sum((A A^T) * (B^T B)) / (out in)), without forming B A; float32 or float64."""
-    check_factors(A, B)
+def product_rms(A: Float[Tensor, "*experts r in"], B: Float[Tensor, "*experts out r"]) -> Float[Tensor, "*experts"]:
+    """RMS of the entries of B A, sqrt(sum((A A^T) * (B^T B)) / (out in)), without forming B A; float32 or float64.
+
+    Of a stack of factors, the RMS of every product in it.
+    """
     A, B = at_least_float32(A), at_least_float32(B)
-    energy = ((A @ A.T) * (B.T @ B)).sum().clamp(min=0)
-    return (energy / (B.shape[0] * A.shape[1])).sqrt()
+    energy = ((A @ A.mT) * (B.mT @ B)).sum((-2, -1)).clamp(min=0)
+    return (energy / (B.shape[-2] * A.shape[-1])).sqrt()
 
 
 def spectral_norm(M: Float[Tensor, "out in"], tolerance: float = 1e-7, max_steps: int = 200) -> float:

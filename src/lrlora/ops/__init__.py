@@ -3,6 +3,7 @@
 See README.md in this folder for the derivation and the costs.
 """
 
+from lrlora.ops.experts import experts_weight
 from lrlora.ops.fused import IMPLEMENTATIONS, adapted_linear, adapted_weight, choose, delta_weight
 
-__all__ = ["IMPLEMENTATIONS", "adapted_linear", "adapted_weight", "choose", "delta_weight"]
+__all__ = ["IMPLEMENTATIONS", "adapted_linear", "adapted_weight", "choose", "delta_weight", "experts_weight"]

@@ -127,7 +127,7 @@ def adapted_weight(
         return (dW if W0 is None else W0 + dW).to(dtype or dW.dtype)
     backend, _ = choose(impl, A, B)
     with torch.autocast(A.device.type, enabled=False):
-        factors = _factors(A, B, c, tau, scale, phi)
+        factors = factors_in_precision(A, B, c, tau, scale, phi)
         return backend.weight(W0, *factors, phi, dtype or factors[0].dtype)
 
 
@@ -178,7 +178,7 @@ class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(x, W0, bias, A, B, c, tau, scale, phi, backend) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            factors = _factors(A, B, c, tau, scale, phi)
+            factors = factors_in_precision(A, B, c, tau, scale, phi)
             weight = backend.weight(W0, *factors, phi, x.dtype)
             return linear(x, weight, None if bias is None else bias.to(x.dtype))
 
@@ -192,14 +192,14 @@ class _AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        _refuse_second_derivatives()
+        refuse_second_derivatives()
         (dy,) = grad_outputs
         x, A, B, c = ctx.saved_tensors
         needs_x, _, needs_bias, *needs_factors = ctx.needs_input_grad[:6]
         rows_of_x, rows_of_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
         dx = dA = dB = dc = weight = None
         with torch.autocast(x.device.type, enabled=False):
-            factors = _factors(A, B, c, ctx.tau, ctx.scale, ctx.phi)
+            factors = factors_in_precision(A, B, c, ctx.tau, ctx.scale, ctx.phi)
             if any(needs_factors):
                 weight = rows_of_dy.T @ rows_of_x
                 dA, dB, dc = ctx.backend.gradients(weight, ctx.W0, *factors, ctx.phi)
@@ -216,7 +216,7 @@ class _DeltaWeight(torch.autograd.Function):
     @staticmethod
     def forward(A, B, c, tau, scale, phi, backend) -> Tensor:
         with torch.autocast(A.device.type, enabled=False):
-            factors = _factors(A, B, c, tau, scale, phi)
+            factors = factors_in_precision(A, B, c, tau, scale, phi)
             return backend.weight(None, *factors, phi, factors[0].dtype)
 
     @staticmethod
@@ -226,10 +226,10 @@ class _DeltaWeight(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        _refuse_second_derivatives()
+        refuse_second_derivatives()
         A, B, c = ctx.saved_tensors
         with torch.autocast(A.device.type, enabled=False):
-            factors = _factors(A, B, c, ctx.tau, ctx.scale, ctx.phi)
+            factors = factors_in_precision(A, B, c, ctx.tau, ctx.scale, ctx.phi)
             # a copy: the passes overwrite it, and whoever gave it may want to use it again
             G = grad_outputs[0].to(factors[0].dtype, copy=True, memory_format=torch.contiguous_format)
             gradients = ctx.backend.gradients(G, None, *factors, ctx.phi)
@@ -237,7 +237,7 @@ class _DeltaWeight(torch.autograd.Function):
         return dA, dB, dc, None, None, None, None
 
 
-def _refuse_second_derivatives() -> None:
+def refuse_second_derivatives() -> None:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(
             "second derivatives (create_graph=True) are not implemented by the fused op; call "
@@ -245,7 +245,9 @@ def _refuse_second_derivatives() -> None:
         )
 
 
-def _factors(A: Tensor, B: Tensor, c: Tensor | None, tau: Tensor | float, scale: float, phi: Form) -> tuple[Any, ...]:
+def factors_in_precision(
+    A: Tensor, B: Tensor, c: Tensor | None, tau: Tensor | float, scale: float, phi: Form
+) -> tuple[Any, ...]:
     """A, B, c and the knee in the precision in which Z and phi are computed."""
     A, B = at_least_float32(A), at_least_float32(B)
     return A, B, None if c is None else c.to(A.dtype), knee(tau, scale, phi, A)

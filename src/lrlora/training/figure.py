@@ -15,6 +15,8 @@ from matplotlib import pyplot
 def rank_heatmap(rows: list[LayerRank], path: Path) -> None:
     """Draw SR(dW) and SR(B A) of every layer on one colour scale, blocks as rows, modules as columns.
 
+    A stack of experts is one cell, their mean.
+
     Args:
         rows: as `layer_ranks` returns them.
         path: PNG file, written beside and renamed.
@@ -28,8 +30,11 @@ def rank_heatmap(rows: list[LayerRank], path: Path) -> None:
     image = None
     for axis, (title, field) in zip(axes, panels, strict=True):
         grid = [[float("nan")] * len(modules) for _ in blocks]
+        values: dict[tuple[int, int], list[float]] = {}
         for row in rows:
-            grid[blocks.index(row.block)][modules.index(row.module)] = getattr(row, field)
+            values.setdefault((blocks.index(row.block), modules.index(row.module)), []).append(getattr(row, field))
+        for (y, x), found in values.items():
+            grid[y][x] = sum(found) / len(found)
         image = axis.imshow(grid, vmin=1, vmax=max(top, 1.001), cmap="viridis", aspect="auto")
         for y, line in enumerate(grid):
             for x, value in enumerate(line):

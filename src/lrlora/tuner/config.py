@@ -29,6 +29,8 @@ class LRLoraConfig(PeftConfig):
         use_rslora: s = lora_alpha / sqrt(r) instead.
         target_modules: names, a regular expression, or "all-linear"; None: PEFT's LoRA targets of the architecture.
         exclude_modules: names or a regular expression of modules to leave alone.
+        target_parameters: names of parameters to adapt that no linear layer holds, such as the 3-D weights of experts
+            ("mlp.experts.gate_up_proj"); every expert gets an update and, unless shared, a phi of its own.
         modules_to_save: other modules that are trained and saved whole, such as a new head.
         bias: which biases are trained: "none", "all" or "lrlora_only".
         layers_to_transform: indices of the blocks to adapt; None means all.
@@ -66,6 +68,9 @@ class LRLoraConfig(PeftConfig):
     use_rslora: bool = field(default=False, metadata={"help": "s = lora_alpha / sqrt(r)"})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "names, a regex, or 'all-linear'"})
     exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "names or a regex to leave alone"})
+    target_parameters: list[str] | None = field(
+        default=None, metadata={"help": "parameters to adapt: experts' weights"}
+    )
     modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules trained and saved whole"})
     bias: Literal["none", "all", "lrlora_only"] = field(default="none", metadata={"help": "which biases are trained"})
     layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "indices of blocks to adapt"})

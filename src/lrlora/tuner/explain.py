@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from lrlora import ops
+from lrlora.tuner.experts import ParamWrapper
+from lrlora.tuner.layer import LRLoraLayer
 from lrlora.tuner.model import deltas
 from lrlora.tuner.types import Linear
 
@@ -28,19 +30,25 @@ def computation_of(model: nn.Module, autocast: torch.dtype | None = None) -> lis
     """
     ways: Counter[str] = Counter()
     for layer in {id(layer): layer for _, layer, _, _ in deltas(model)}.values():
-        if isinstance(layer, Linear):
-            ways[_way(layer, autocast)] += 1
+        ways[f"{_product(layer, autocast)}; passes: {_passes(layer)}"] += 1
     return [f"{number} layers: {way}" for way, number in ways.most_common()]
 
 
-def _way(layer: Linear, autocast: torch.dtype | None) -> str:
+def _product(layer: LRLoraLayer, autocast: torch.dtype | None) -> str:
+    if isinstance(layer, ParamWrapper):
+        return "the module computes with W0 + dW in the place of its parameter"
+    if not isinstance(layer, Linear):
+        return f"base(x) + the share of dW, for {type(layer).__name__}"
     weight = layer.get_base_layer().weight
     assert isinstance(weight, torch.Tensor)
     device = weight.device
     x = torch.empty(0, layer.in_features, dtype=torch.float32 if autocast else weight.dtype, device=device)
     with torch.autocast(device.type, autocast) if autocast else contextlib.nullcontext():
         reason = layer.why_not_combined(x)
-    product = "x (W0 + dW)^T in one product" if reason is None else f"base(x) + x dW^T, because {reason}"
+    return "x (W0 + dW)^T in one product" if reason is None else f"base(x) + x dW^T, because {reason}"
+
+
+def _passes(layer: LRLoraLayer) -> str:
     delta = layer.delta(layer.active_here()[0])
-    _, passes = ops.choose("auto", delta.A, delta.B)
-    return f"{product}; passes: {passes}"
+    A, B = (delta.A, delta.B) if layer.experts is None else (delta.A[0], delta.B[0])
+    return ops.choose("auto", A, B)[1]

@@ -24,6 +24,8 @@ class LRLoraLayer(BaseTunerLayer):
     adapter_layer_names = ("lrlora_delta",)
     other_param_names = ("r", "lora_alpha", "scaling", "lrlora_dropout")
     base_layer: nn.Module
+    experts: int | None = None
+    parameter_name = "weight"
 
     def __init__(self, base_layer: nn.Module, out_features: int, in_features: int, quantization: Any = None) -> None:
         self.base_layer = base_layer
@@ -44,7 +46,7 @@ class LRLoraLayer(BaseTunerLayer):
         self.scaling[adapter_name] = config.scale_of(rank, alpha)
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
         self.lrlora_dropout[adapter_name] = dropout
-        self.lrlora_delta[adapter_name] = LRLoraDelta(self.in_features, self.out_features, rank, config)
+        self.lrlora_delta[adapter_name] = LRLoraDelta(self.in_features, self.out_features, rank, config, self.experts)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
@@ -67,7 +69,7 @@ class LRLoraLayer(BaseTunerLayer):
 
     @torch.no_grad()
     def update_matrix(self, adapter: str) -> Tensor:
-        """dW = s phi(B A) [out, in] of an adapter, float32."""
+        """dW = s phi(B A) [out, in], or [experts, out, in], of an adapter, float32."""
         return self.delta(adapter)(self.scaling[adapter], keep=False)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
@@ -87,7 +89,7 @@ class LRLoraLayer(BaseTunerLayer):
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT would cast the adapter to the base's dtype and later only the parameters back: tau would be rounded
-        weight = getattr(self.get_base_layer(), "weight", None)
+        weight = getattr(self.get_base_layer(), self.parameter_name, None)
         target = device if device is not None else getattr(weight, "device", None)
         delta = self.delta(adapter_name)
         if target is not None and target.type != "meta" and delta.A.device.type != "meta":
@@ -153,7 +155,8 @@ class LRLoraLayer(BaseTunerLayer):
         merged_before = list(self.merged_adapters)
         self._restore()
         # before anything reads the weight: reading a quantised one may change it
-        snapshot = WeightSnapshot(self.get_base_layer(), is_quantised=self.quantization_backend is not None)
+        is_quantised = self.quantization_backend is not None
+        snapshot = WeightSnapshot(self.get_base_layer(), self.parameter_name, is_quantised)
         total = self.float_weight().float() + update
         if safe_merge and not torch.isfinite(total).all():
             if merged_before:
@@ -179,7 +182,7 @@ class LRLoraLayer(BaseTunerLayer):
         """The base layer's weight; dequantised where it is quantised."""
         base: Any = self.get_base_layer()
         if self.quantization_backend is None:
-            return base.weight.data
+            return getattr(base, self.parameter_name).data
         unpack(base)
         return self.quantization_backend.get_base_weight(base)
 
@@ -187,7 +190,8 @@ class LRLoraLayer(BaseTunerLayer):
         base: Any = self.get_base_layer()
         backend = self.quantization_backend
         if backend is None:
-            base.weight.data = total.to(base.weight.dtype)
+            weight = getattr(base, self.parameter_name)
+            weight.data = total.to(weight.dtype)
             return
         backend.set_base_weight(self, total.to(self.float_weight().dtype))
         error = (self.float_weight().float() - total).norm() / update.norm().clamp(min=1e-30)

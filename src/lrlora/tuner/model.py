@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lrlora.errors import InputError
 from lrlora.tuner.delta import LRLoraDelta
+from lrlora.tuner.experts import ParamWrapper, wrap_parameter
 from lrlora.tuner.internals import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
     BaseTuner,
@@ -49,13 +50,41 @@ class LRLoraModel(BaseTuner):
         alpha = peft_config.alpha_pattern.get(
             get_pattern_key(list(peft_config.alpha_pattern), current_key), peft_config.alpha_of(rank)
         )
-        layer = target if isinstance(target, LRLoraLayer) else wrap(current_key, target, parent, self.model)
+        if isinstance(target, LRLoraLayer) and parameter_name in (None, target.parameter_name):
+            layer = target
+        elif parameter_name is not None:
+            layer = wrap_parameter(current_key, target, parameter_name)
+        else:
+            layer = wrap(current_key, target, parent, self.model)
         layer.update_layer(adapter_name, rank, alpha, peft_config)
         if layer is not target:
             layer.set_adapter([name for name in self.active_adapters if name in layer.lrlora_delta])
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
+
+    def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
+        # PEFT would move `weight` over, which a module of experts does not have; our layers hold the module itself
+        setattr(parent, child_name, new_module)
+
+    def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
+        if peft_config.target_modules is None and peft_config.target_parameters:
+            # the architecture's usual modules as well, where PEFT knows them: as LoraConfig does
+            known = self.target_module_mapping.get(model_config["model_type"], [])
+            peft_config.target_modules = known if isinstance(known, str) else set(known)
+            return peft_config
+        return super()._prepare_adapter_config(peft_config, model_config)
+
+    def _check_new_adapter_config(self, config: Any) -> None:
+        super()._check_new_adapter_config(config)
+        wanted = set(config.target_parameters or ())
+        for name, other in self.peft_config.items():
+            others = set(getattr(other, "target_parameters", None) or ())
+            if other is not config and wanted and others and wanted != others:
+                raise InputError(
+                    "all adapters must target the same set of parameters, because the names in a saved adapter follow "
+                    f"from it; got target_parameters {sorted(wanted)}, and {sorted(others)} in adapter {name!r}"
+                )
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         # adapters are made in float32; only a user who switches PEFT's autocast off gets them in the base's precision
@@ -103,9 +132,10 @@ class LRLoraModel(BaseTuner):
         for name, module in self.model.named_modules():
             for parameter in module.parameters(recurse=False):
                 holders.setdefault(id(parameter), []).append(name)
+        name_of = {id(module): name for name, module in self.model.named_modules()}
         for name, layer, _, _ in deltas(self.model):
-            weight = getattr(layer.get_base_layer(), "weight", None)
-            others = [n for n in holders.get(id(weight), []) if n != f"{name}.base_layer"]
+            weight = getattr(layer.get_base_layer(), layer.parameter_name, None)
+            others = [n for n in holders.get(id(weight), []) if n != name_of[id(layer.get_base_layer())]]
             if others:
                 raise InputError(
                     f"merging {name} would change {', '.join(others)} as well: both hold the same weight; load the "
@@ -163,10 +193,15 @@ class LRLoraModel(BaseTuner):
 
 
 def deltas(model: nn.Module, adapter_name: str | None = None) -> list[tuple[str, LRLoraLayer, str, LRLoraDelta]]:
-    """Every (module name, layer, adapter name, delta) of a model; of one adapter where its name is given."""
+    """Every (name, layer, adapter name, delta) of a model; of one adapter where its name is given.
+
+    The name is the adapted module's, or the adapted parameter's where `target_parameters` chose it.
+    """
     found = []
     for name, layer in model.named_modules():
         if isinstance(layer, LRLoraLayer):
+            if isinstance(layer, ParamWrapper):
+                name = f"{name.replace('.base_layer', '')}.{layer.parameter_name}"
             # a delta may stand behind a wrapper of FSDP or torch.compile, so no isinstance here
             found += [(name, layer, a, d) for a, d in layer.lrlora_delta.items() if adapter_name in (None, a)]
     return found
@@ -174,7 +209,7 @@ def deltas(model: nn.Module, adapter_name: str | None = None) -> list[tuple[str,
 
 def _is_knee_forgotten(model: nn.Module, adapter_name: str) -> bool:
     found = [delta for *_, delta in deltas(model, adapter_name) if delta.tau.device.type != "meta"]
-    return bool(found) and not any(delta.is_knee_followed or delta.tau.isfinite() for delta in found)
+    return bool(found) and not any(delta.is_knee_followed or delta.tau.isfinite().any() for delta in found)
 
 
 def _is_under(key: str, prefixes: set[str]) -> bool:

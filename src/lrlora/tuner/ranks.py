@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lrlora.method import rank
 from lrlora.tuner.model import deltas
@@ -31,6 +31,7 @@ class LayerRank:
             was never calibrated.
         outside_grid: share of the entries of B A beyond the last sinc, |z| > M tau; None for phi = "sine".
         relative_norm: ||dW||_F / ||W0||_F.
+        expert: number of the expert, where the layer is one of a stack; else None.
     """
 
     layer: str
@@ -45,6 +46,7 @@ class LayerRank:
     rms_over_tau: float
     outside_grid: float | None
     relative_norm: float
+    expert: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The row as it stands in ranks.json."""
@@ -60,7 +62,7 @@ def layer_ranks(model: nn.Module, adapter_name: str = "default") -> list[LayerRa
         adapter_name: which adapter.
 
     Returns:
-        One row per adapted layer, in the order of the model.
+        One row per adapted layer, and per expert of a stack, in the order of the model.
 
     Raises:
         ValueError: the model has no LR-LoRA layer with this adapter, or an update holds NaN or inf.
@@ -74,28 +76,37 @@ def layer_ranks(model: nn.Module, adapter_name: str = "default") -> list[LayerRa
         raise ValueError(f"the model has no LR-LoRA layer with an adapter named {adapter_name!r}")
     rows = []
     for name, layer, _, delta in found:
-        dW = layer.update_matrix(adapter_name)
-        sigma = rank.singular_values(dW)
-        sigma_ba = rank.product_singular_values(delta.A, delta.B)
-        weight_norm = layer.float_weight().float().norm().item()
+        update, weight = layer.update_matrix(adapter_name), layer.float_weight()
         name = name.removeprefix("base_model.model.")
-        rows.append(
-            LayerRank(
-                layer=name,
-                block=block_of(name),
-                kind=kind_of(name),
-                module=type_of(name),
-                stable_rank=_stable_rank(sigma),
-                stable_rank_ba=_stable_rank(sigma_ba),
-                effective_rank=rank.effective_rank(sigma),
-                numerical_rank=rank.numerical_rank(sigma),
-                constant_share=rank.constant_share(dW),
-                rms_over_tau=(rank.product_rms(delta.A, delta.B) / delta.tau).item(),
-                outside_grid=_outside_grid(delta),
-                relative_norm=dW.norm().item() / weight_norm if weight_norm else float("inf"),
-            )
-        )
+        if layer.experts is None:
+            rows.append(_row(name, None, update, weight, delta, (delta.A, delta.B, delta.tau)))
+            continue
+        for e in range(layer.experts):
+            rows.append(_row(name, e, update[e], weight[e], delta, (delta.A[e], delta.B[e], delta.tau[e])))
     return rows
+
+
+def _row(
+    name: str, expert: int | None, dW: Tensor, W0: Tensor, delta: Any, factors: tuple[Tensor, Tensor, Tensor]
+) -> LayerRank:
+    A, B, tau = factors
+    sigma = rank.singular_values(dW)
+    weight_norm = W0.float().norm().item()
+    return LayerRank(
+        layer=name if expert is None else f"{name}.{expert}",
+        block=block_of(name),
+        kind=kind_of(name),
+        module=type_of(name),
+        stable_rank=_stable_rank(sigma),
+        stable_rank_ba=_stable_rank(rank.product_singular_values(A, B)),
+        effective_rank=rank.effective_rank(sigma),
+        numerical_rank=rank.numerical_rank(sigma),
+        constant_share=rank.constant_share(dW),
+        rms_over_tau=(rank.product_rms(A, B) / tau).item(),
+        outside_grid=None if delta.phi == "sine" else _outside_grid(B.float() @ A.float(), delta.num_basis, tau),
+        relative_norm=dW.norm().item() / weight_norm if weight_norm else float("inf"),
+        expert=expert,
+    )
 
 
 def rank_warnings(rows: list[LayerRank], phi: str) -> list[str]:
@@ -121,14 +132,10 @@ def rank_warnings(rows: list[LayerRank], phi: str) -> list[str]:
     return messages
 
 
-def _stable_rank(sigma: torch.Tensor) -> float:
+def _stable_rank(sigma: Tensor) -> float:
     energy = (sigma * sigma).sum().item()
     return energy / sigma[0].item() ** 2 if energy > 0 else 0.0
 
 
-def _outside_grid(delta: Any) -> float | None:
-    if delta.phi == "sine":
-        return None
-    edge = delta.num_basis // 2 * delta.tau
-    Z = delta.B.float() @ delta.A.float()
-    return (Z.abs() > edge).float().mean().item()
+def _outside_grid(Z: Tensor, num_basis: int, tau: Tensor) -> float:
+    return (Z.abs() > num_basis // 2 * tau).float().mean().item()

@@ -15,11 +15,11 @@ class WeightSnapshot:
     PEFT's requantisation writes into the attributes of the old 4-bit weight: both are kept too.
     """
 
-    def __init__(self, base: Any, is_quantised: bool) -> None:
-        self._base = base
+    def __init__(self, base: Any, name: str, is_quantised: bool) -> None:
+        self._base, self._name = base, name
         self._is_quantised = is_quantised
         if not is_quantised:
-            self._weight: Tensor = base.weight.data.to("cpu", copy=True)
+            self._weight: Tensor = getattr(base, name).data.to("cpu", copy=True)
             return
         self._weight = base.weight
         # reading a 4-bit weight may change data and quant_state in place, see `unpack`
@@ -30,7 +30,8 @@ class WeightSnapshot:
     def restore(self) -> nn.Module:
         """Put the weight back; returns the base layer, which some backends have exchanged for another."""
         if not self._is_quantised:
-            self._base.weight.data = self._weight.to(self._base.weight.device)
+            weight = getattr(self._base, self._name)
+            weight.data = self._weight.to(weight.device)
             return self._base
         self._base.weight = self._weight
         self._weight.data = self._data

@@ -1,0 +1,110 @@
+"""The adapted weights of a stack of experts, each with an update of its own, for layers that read a 3-D parameter.
+
+The layer multiplies with the weights itself, so they have to be there as one tensor, as large as the parameter; what is
+kept for the backward pass besides is A, B and c alone.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lrlora.method.nonlinearity import Form, check_form
+from lrlora.ops.fused import Implementation, choose, factors_in_precision, refuse_second_derivatives
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
+
+
+def experts_weight(
+    W0: Float[Tensor, "experts out in"] | None,
+    A: Float[Tensor, "experts r in"],
+    B: Float[Tensor, "experts out r"],
+    c: Float[Tensor, "experts K"] | Float[Tensor, " K"] | None,
+    tau: Float[Tensor, " experts"],
+    scale: float,
+    *,
+    phi: Form,
+    impl: Implementation = "auto",
+    dtype: torch.dtype | None = None,
+) -> Float[Tensor, "experts out in"]:
+    """W0[e] + scale phi_e(B[e] A[e]) of every expert e, differentiable in A, B and c; W0 gets no gradient.
+
+    An expert whose weight got no gradient, because no token came to it, costs nothing in the backward pass.
+
+    Args:
+        W0: frozen weights [experts, out, in], or None for the updates alone.
+        A: first factors [experts, r, in].
+        B: second factors [experts, out, r].
+        c: coefficients of every expert [experts, K], or [K] where all share them; None for phi = "sine".
+        tau: knee of every expert [experts], in the units of B A.
+        scale: alpha / r, or alpha / sqrt(r) with rsLoRA.
+        phi: "sinc", "residual" or "sine".
+        impl: as for `adapted_linear`, without "definition".
+        dtype: of the result; None means that of W0, float32 without W0.
+
+    Returns:
+        The weights [experts, out, in].
+
+    Raises:
+        ValueError: an unknown impl or phi, or shapes that do not fit.
+    """
+    check_form(phi, c if c is None or c.ndim == 1 else c[0])
+    if A.ndim != 3 or B.ndim != 3 or len(A) != len(B) or A.shape[1] != B.shape[2] or tau.shape != A.shape[:1]:
+        raise ValueError(
+            f"needed A [experts, r, in], B [experts, out, r] and tau [experts], got A {tuple(A.shape)}, "
+            f"B {tuple(B.shape)} and tau {tuple(tau.shape)}"
+        )
+    if impl == "definition":
+        raise ValueError("impl='definition' is not there for experts; call lrlora.delta_weight for each of them")
+    backend, _ = choose(impl, A[0], B[0])
+    dtype = dtype or (torch.float32 if W0 is None else W0.dtype)
+    return _ExpertsWeight.apply(W0, A, B, c, tau, scale, phi, backend, dtype)  # pyright: ignore[reportReturnType]
+
+
+class _ExpertsWeight(torch.autograd.Function):
+    @staticmethod
+    def forward(W0, A, B, c, tau, scale, phi, backend, dtype) -> Tensor:
+        weights = torch.empty(A.shape[0], B.shape[1], A.shape[2], dtype=dtype, device=A.device)
+        with torch.autocast(A.device.type, enabled=False):
+            for e in range(len(A)):
+                factors = _factors_of(e, A, B, c, tau, scale, phi)
+                weights[e] = backend.weight(None if W0 is None else W0[e], *factors, phi, dtype)
+        return weights
+
+    @staticmethod
+    def setup_context(ctx, inputs, output) -> None:
+        _, A, B, c, ctx.tau, ctx.scale, ctx.phi, ctx.backend, _ = inputs
+        ctx.save_for_backward(A, B, c)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        refuse_second_derivatives()
+        A, B, c = ctx.saved_tensors
+        (gradient,) = grad_outputs
+        dA, dB = torch.zeros_like(A), torch.zeros_like(B)
+        dc = None if c is None else torch.zeros_like(c)
+        with torch.autocast(A.device.type, enabled=False):
+            for e in _experts_with_gradient(gradient):
+                factors = _factors_of(e, A, B, c, ctx.tau, ctx.scale, ctx.phi)
+                # a copy: the passes overwrite it
+                G = gradient[e].to(factors[0].dtype, copy=True, memory_format=torch.contiguous_format)
+                dA[e], dB[e], dc_of_expert = ctx.backend.gradients(G, None, *factors, ctx.phi)
+                if dc is not None:
+                    (dc if dc.ndim == 1 else dc[e]).add_(dc_of_expert)
+        return None, dA, dB, dc, None, None, None, None, None
+
+
+def _factors_of(
+    e: int, A: Tensor, B: Tensor, c: Tensor | None, tau: Tensor, scale: float, phi: Form
+) -> tuple[Any, ...]:
+    own_c = c if c is None or c.ndim == 1 else c[e]
+    return factors_in_precision(A[e], B[e], own_c, tau[e], scale, phi)
+
+
+def _experts_with_gradient(gradient: Tensor) -> list[int]:
+    if torch.compiler.is_compiling():
+        return list(range(len(gradient)))
+    return gradient.flatten(1).any(1).nonzero().flatten().tolist()
