@@ -18,6 +18,7 @@ from lrlora.errors import InputError
 from lrlora.ops import adapted_linear, delta_weight
 from lrlora.tuner import LRLoraConfig, LRLoraLayer, LRLoraModel
 from lrlora.tuner.callback import TauCallback
+from lrlora.tuner.hotswap import hotswap_adapter
 from lrlora.tuner.optimize import follow_tau, param_groups
 from lrlora.tuner.ranks import LayerRank, layer_ranks
 
@@ -33,6 +34,7 @@ __all__ = [
     "adapted_linear",
     "delta_weight",
     "follow_tau",
+    "hotswap_adapter",
     "layer_ranks",
     "param_groups",
 ]

@@ -46,10 +46,7 @@ class LRLoraModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        rank = peft_config.rank_pattern.get(get_pattern_key(list(peft_config.rank_pattern), current_key), peft_config.r)
-        alpha = peft_config.alpha_pattern.get(
-            get_pattern_key(list(peft_config.alpha_pattern), current_key), peft_config.alpha_of(rank)
-        )
+        rank, alpha = self.rank_and_alpha(peft_config, current_key)
         if isinstance(target, LRLoraLayer) and parameter_name in (None, target.parameter_name):
             layer = target
         elif parameter_name is not None:
@@ -62,6 +59,13 @@ class LRLoraModel(BaseTuner):
             if adapter_name not in self.active_adapters:
                 layer.requires_grad_(False)
             self._replace_module(parent, target_name, layer, target)
+
+    @staticmethod
+    def rank_and_alpha(config: Any, key: str) -> tuple[int, float]:
+        """r and alpha of the module `key`, by rank_pattern and alpha_pattern."""
+        rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), key), config.r)
+        alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), key), config.alpha_of(rank))
+        return rank, alpha
 
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT would move `weight` over, which a module of experts does not have; our layers hold the module itself
