@@ -34,6 +34,8 @@ def train(layout: str, share: str, folder: Path) -> dict[str, torch.Tensor]:
         # a phi that layers share must lie in one unit with all of them: their block, or the whole model
         ("fsdp1", "block"),
         ("fsdp2", "block"),
+        ("fsdp1", "experts"),
+        ("fsdp2", "experts"),
         ("fsdp2 in one unit", "type"),
     ],
 )

@@ -1,7 +1,8 @@
 """One process of a distributed training on CPUs: torchrun ... worker.py LAYOUT SHARE FOLDER
 
-LAYOUT is one of single, ddp, fsdp1, fsdp2, "fsdp2 in one unit". Every process trains on its part of the same global
-batch, and rank 0 saves the adapter as PEFT selects it into FOLDER.
+LAYOUT is one of single, ddp, fsdp1, fsdp2, "fsdp2 in one unit"; SHARE is LRLoraConfig's, or "experts" for a model of
+experts. Every process trains on its part of the same global batch, and rank 0 saves the adapter as PEFT selects it into
+FOLDER.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from peft import get_peft_model, get_peft_model_state_dict
 from safetensors.torch import save_file
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from lrlora import LRLoraConfig, param_groups
 from lrlora.tuner import LRLoraDelta, deltas
@@ -23,14 +24,19 @@ STEPS, ROWS = 3, 4
 
 
 def model_of(share: str) -> nn.Module:
-    """The same tiny Llama in every process."""
+    """The same tiny Llama, or Mixtral, in every process."""
     torch.manual_seed(0)
-    config = LlamaConfig(
+    sizes = dict(
         vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=1, pad_token_id=0, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
-    fields = {"r": 2, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_type": "CAUSAL_LM", "share": share}
-    model = get_peft_model(LlamaForCausalLM(config), LRLoraConfig(**fields))
+    if share == "experts":
+        base = MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=4, num_experts_per_tok=2))
+        chosen = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
+    else:
+        base = LlamaForCausalLM(LlamaConfig(**sizes))
+        chosen = {"target_modules": ["q_proj", "v_proj", "down_proj"], "share": share}
+    model = get_peft_model(base, LRLoraConfig(r=2, task_type="CAUSAL_LM", **chosen))
     for *_, delta in deltas(model):
         nn.init.normal_(delta.B, std=0.05)
     return model
