@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from lrlora.cli import main
+from lrlora.cli import VERBS, main
 from tests.conftest import tiny_bert, write_rows
 
 
@@ -27,7 +27,7 @@ def test_without_a_verb_it_says_what_there_is(capsys):
     assert out.rstrip().endswith("lrlora train")
 
 
-@pytest.mark.parametrize("verb", ["train", "ranks"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_help_ends_with_a_line_to_paste(capsys, verb):
     with pytest.raises(SystemExit) as ended:
         main([verb, "--help"])
@@ -119,12 +119,12 @@ def test_nan_in_the_loss_is_one_line(tiny_encoder, tmp_path):
 
 def test_an_unknown_verb_and_an_unexpected_error(capsys, monkeypatch):
     status, _, err = run(capsys, "trian")
-    assert (status, err) == (2, "lrlora: no verb 'trian'; there are: train, ranks\n")
+    assert (status, err) == (2, f"lrlora: no verb 'trian'; there are: {', '.join(VERBS)}\n")
 
     def break_down(_: list[str]) -> None:
         raise ZeroDivisionError("of our own making")
 
-    monkeypatch.setattr("lrlora.cli._train", break_down)
+    monkeypatch.setattr("lrlora.cli.train.run", break_down)
     status, _, err = run(capsys, "train")
     assert status == 1
     _match("ZeroDivisionError: of our own making .*--debug", err)

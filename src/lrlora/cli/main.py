@@ -1,0 +1,69 @@
+"""From the words of a command line to a verb, and from its errors to one line and an exit status."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+
+from lrlora.errors import InputError
+
+VERBS = {
+    "train": "train an adapter: a run folder with adapter, metrics and learned ranks",
+    "ranks": "the learned rank of every layer of a saved adapter",
+}
+"""Every verb and what it does; the file of its name beside this one holds its flags and `run(arguments)`."""
+
+USAGE = (
+    "usage: lrlora VERB [flags]\n\n"
+    + "".join(f"  {verb:<8}  {what}\n" for verb, what in VERBS.items())
+    + "\n`lrlora VERB --help` lists the flags of a verb. Without any, `lrlora train` runs the demo:\n\n  lrlora train\n"
+)
+
+# import names of what the extra "train" brings
+_EXTRAS = ("accelerate", "datasets", "matplotlib", "rich", "scipy", "sklearn")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a verb; the exit status is 0, 2 for an error of the user's input, 1 for one of ours, 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE, end="")
+        return 0
+    if arguments[0] == "--version":
+        from lrlora import __version__
+
+        print(__version__)
+        return 0
+    is_debugging = "--debug" in arguments
+    try:
+        if arguments[0] not in VERBS:
+            raise InputError(f"no verb {arguments[0]!r}; there are: {', '.join(VERBS)}")
+        # a verb is imported when it is asked for: another one's extras need not be installed
+        importlib.import_module(f"lrlora.cli.{arguments[0]}").run(arguments[1:])
+        return 0
+    except InputError as error:
+        return _complain(error, 2, is_debugging)
+    except KeyboardInterrupt:
+        print("lrlora: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # the reader of our output, `head` say, has left
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except ModuleNotFoundError as error:
+        needed = InputError(f'lrlora {arguments[0]} needs {error.name}: pip install "lrlora[train]"')
+        return _complain(needed if error.name in _EXTRAS else error, 2 if error.name in _EXTRAS else 1, is_debugging)
+    except Exception as error:
+        return _complain(error, 1, is_debugging)
+
+
+def _complain(error: Exception, status: int, is_debugging: bool) -> int:
+    if is_debugging:
+        traceback.print_exc()
+    message = " ".join(str(error).split()) or type(error).__name__
+    hint = "" if status == 2 or is_debugging else " (an error of lrlora or below it: run again with --debug)"
+    name = "" if status == 2 else f"{type(error).__name__}: "
+    print(f"lrlora: {name}{message}{hint}", file=sys.stderr)
+    return status

@@ -1,0 +1,49 @@
+"""Results as tables in the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from lrlora.tuner.ranks import LayerRank
+
+
+def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> None:
+    """Print a table on stdout; the first `words` columns are text, the others numbers."""
+    table = Table(title=title)
+    for number, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if number < words else "right")
+    for row in rows:
+        table.add_row(*(str(cell) for cell in row))
+    # a pipe has no width: rich would cut the names of the layers at 80 columns
+    Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def print_ranks(rows: list[LayerRank]) -> None:
+    """The learned rank of every layer, beside its null."""
+    headings = ("layer", "kind", "SR(dW)", "SR(BA)", "effective", "numerical", "constant", "RMS/tau", "|dW|/|W0|")
+    cells = (
+        (
+            row.layer,
+            row.kind,
+            f"{row.stable_rank:.2f}",
+            f"{row.stable_rank_ba:.2f}",
+            f"{row.effective_rank:.1f}",
+            row.numerical_rank,
+            f"{row.constant_share:.1%}",
+            f"{row.rms_over_tau:.2f}",
+            f"{row.relative_norm:.3f}",
+        )
+        for row in rows
+    )
+    print_table("learned rank of every layer; SR(BA) is the null, what LoRA would have", headings, cells, words=2)
+
+
+def print_warnings(messages: Iterable[str]) -> None:
+    """One line each, on stderr."""
+    for message in messages:
+        print(f"warning: {message}", file=sys.stderr)
