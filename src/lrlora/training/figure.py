@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib
 
+from lrlora.files import new_file
 from lrlora.tuner.ranks import LayerRank
 
 matplotlib.use("Agg")
@@ -47,7 +48,6 @@ def rank_heatmap(rows: list[LayerRank], path: Path) -> None:
     axes[0].set_ylabel("block")
     assert image is not None
     figure.colorbar(image, ax=axes, shrink=0.9)
-    beside = path.with_name("." + path.name)
-    figure.savefig(beside, dpi=120, format="png")
+    with new_file(path) as beside:
+        figure.savefig(beside, dpi=120, format="png")
     pyplot.close(figure)
-    beside.replace(path)

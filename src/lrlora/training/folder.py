@@ -1,12 +1,8 @@
-"""The run folder: what is written where, and what is found there when a run starts again.
-
-A file is written beside its place and renamed, so that a killed run leaves either the old file or the new one.
-"""
+"""The run folder: what is written where, and what is found there when a run starts again."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,32 +10,19 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from lrlora.errors import InputError
+from lrlora.files import new_folder, read_json, write_json
 
 # settings that do not change what is trained: a run may be resumed with others
 _FREE = {"json", "debug", "verbose", "overwrite", "out", "report_to", "save_steps"}
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON beside `path` and rename it into place."""
-    beside = path.with_name(path.name + ".tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        json.dump(content, file, indent=2)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-
-
-def read_json(path: Path) -> Any:
+def read(path: Path) -> Any:
     """Read a JSON file of a run folder.
 
     Raises:
         InputError: the file is not JSON.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not readable as JSON ({error}); delete the folder or pass --overwrite") from error
+    return read_json(path, "delete the folder or pass --overwrite")
 
 
 def check(folder: Path, settings: dict[str, Any], overwrite: bool) -> bool:
@@ -73,7 +56,7 @@ def start(folder: Path, settings: dict[str, Any], versions: dict[str, str], over
 
 
 def _changed_settings(folder: Path, settings: dict[str, Any]) -> list[str]:
-    before = read_json(folder / "config.json")["settings"]
+    before = read(folder / "config.json")["settings"]
     changed = [k for k in settings if k not in _FREE and before.get(k, settings[k]) != settings[k]]
     return [f"{k} {before.get(k)!r} -> {settings[k]!r}" for k in changed]
 
@@ -103,10 +86,7 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save the adapter, as PEFT saves it, beside `folder` and rename it into place."""
-    beside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    model.save_pretrained(beside)
-    tokenizer.save_pretrained(beside)
-    shutil.rmtree(folder, ignore_errors=True)
-    beside.replace(folder)
+    """Save the adapter, as PEFT saves it, and its tokenizer; one that is there gives way."""
+    with new_folder(folder, overwrite=True) as beside:
+        model.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)

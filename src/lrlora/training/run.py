@@ -28,6 +28,7 @@ from lrlora.data import DataSource, TaskData, load_task
 from lrlora.data.encode import IGNORED, encode
 from lrlora.data.tasks import compute_metrics
 from lrlora.errors import InputError
+from lrlora.files import write_json
 from lrlora.training import folder as run_folder
 from lrlora.training.config import TrainConfig
 from lrlora.training.figure import rank_heatmap
@@ -86,9 +87,9 @@ def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = ()) -> Run
 
 def read_result(out: Path) -> RunResult:
     """What a finished run folder holds."""
-    metrics = run_folder.read_json(out / "metrics.json")
+    metrics = run_folder.read(out / "metrics.json")
     ranks_file = out / "ranks.json"
-    rows = [LayerRank(**row) for row in run_folder.read_json(ranks_file)] if ranks_file.exists() else []
+    rows = [LayerRank(**row) for row in run_folder.read(ranks_file)] if ranks_file.exists() else []
     return RunResult(out, metrics, rows, metrics.get("warnings", []))
 
 
@@ -144,10 +145,10 @@ def _write_results(config: TrainConfig, model: Any, tokenizer: Any, metrics: dic
     if config.method == "lrlora":
         rows = layer_ranks(model)
         metrics["warnings"] = rank_warnings(rows, config.phi)
-        run_folder.write_json(out / "ranks.json", [row.as_dict() for row in rows])
+        write_json(out / "ranks.json", [row.as_dict() for row in rows])
         rank_heatmap(rows, out / "ranks.png")
     # written last: a folder with metrics.json is a finished run
-    run_folder.write_json(out / "metrics.json", metrics)
+    write_json(out / "metrics.json", metrics)
 
 
 def _trainer(
