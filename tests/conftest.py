@@ -89,6 +89,15 @@ def disturb(model: nn.Module, adapter_name: str | None = None) -> None:
                 delta.c.add_(0.1 * torch.randn(delta.c.shape, generator=generator))
 
 
+def move_knees(model: nn.Module, step: int, total_steps: int) -> bool:
+    """What a training loop does at the beginning of a step: `follow_tau`, then the forward pass in training."""
+    is_moving = lrlora.follow_tau(model, step=step, total_steps=total_steps)
+    with torch.no_grad():
+        model.train()(token_ids())
+    model.eval()
+    return is_moving
+
+
 def rel_rms(value: torch.Tensor, truth: torch.Tensor) -> float:
     """Relative root mean square error against a float64 truth."""
     return ((value.double() - truth).norm() / truth.norm().clamp(min=1e-300)).item()

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from lrlora import LRLoraConfig, param_groups
+from lrlora import LRLoraConfig, follow_tau, param_groups
 from lrlora.tuner import LRLoraDelta, deltas
 
 STEPS, ROWS = 3, 4
@@ -36,7 +36,7 @@ def model_of(share: str) -> nn.Module:
     else:
         base = LlamaForCausalLM(LlamaConfig(**sizes))
         chosen = {"target_modules": ["q_proj", "v_proj", "down_proj"], "share": share}
-    model = get_peft_model(base, LRLoraConfig(r=2, task_type="CAUSAL_LM", **chosen))
+    model = get_peft_model(base, LRLoraConfig(r=2, task_type="CAUSAL_LM", tau="auto", tau_warmup_steps=1, **chosen))
     for *_, delta in deltas(model):
         nn.init.normal_(delta.B, std=0.05)
     return model
@@ -101,7 +101,8 @@ def main(layout: str, share: str, folder: Path) -> None:
         optimizer = torch.optim.SGD(param_groups(model, lr=0.5, c_lr=0.5))
     generator = torch.Generator().manual_seed(3)
     wrapped.train()
-    for _ in range(STEPS):
+    for step in range(STEPS):
+        follow_tau(model, step, STEPS)
         ids = torch.randint(3, 64, (ROWS, 8), generator=generator)[rank * ROWS // size : (rank + 1) * ROWS // size]
         wrapped(input_ids=ids, labels=ids).loss.backward()
         optimizer.step()

@@ -7,10 +7,10 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lrlora import InputError, LRLoraConfig, delta_weight, follow_tau, layer_ranks, param_groups
+from lrlora import InputError, LRLoraConfig, delta_weight, layer_ranks, param_groups
 from lrlora.tuner import deltas
 from lrlora.tuner.explain import computation_of
-from tests.conftest import disturb, rel_rms, tiny_llama, token_ids
+from tests.conftest import disturb, move_knees, rel_rms, tiny_llama, token_ids
 
 BOTH = ["experts.gate_up_proj", "experts.down_proj"]
 SMALL = dict(
@@ -189,7 +189,7 @@ def test_ranks_and_knees_are_those_of_each_expert():
     delta = deltas(model)[0][3]
     with torch.no_grad():
         delta.B[0] *= 10
-    assert follow_tau(model, step=1, total_steps=10)
+    assert move_knees(model, step=1, total_steps=10)
     for e in range(4):
         Z = delta.B[e] @ delta.A[e]
         torch.testing.assert_close(delta.tau[e], Z.square().mean().sqrt(), rtol=1e-4, atol=0)

@@ -52,7 +52,7 @@ def change_data(delta, layer):
 
 
 def change_tau(delta, layer):
-    delta.set_knee(0.5)
+    delta.tau.mul_(0.5)
 
 
 def change_base(delta, layer):

@@ -8,9 +8,9 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 import lrlora
-from lrlora import InputError, LRLoraConfig, TauCallback, follow_tau, param_groups
+from lrlora import InputError, LRLoraConfig, TauCallback, param_groups
 from lrlora.tuner import deltas
-from tests.conftest import disturb, tiny_bert, tiny_llama, token_ids
+from tests.conftest import disturb, move_knees, tiny_bert, tiny_llama, token_ids
 
 SHARES = ("matrix", "type", "block", "global", "frozen")
 
@@ -217,22 +217,22 @@ class TestAutoTau:
         delta = deltas(model)[0][3]
         rms = (delta.B @ delta.A).square().mean().sqrt()
         torch.testing.assert_close(deltas(model)[0][1].get_delta_weight("default"), 2 * delta.B @ delta.A)
-        assert not follow_tau(model, step=2, total_steps=20)
+        assert not move_knees(model, step=2, total_steps=20)
         assert delta.tau.isinf()
-        assert follow_tau(model, step=3, total_steps=20)
+        assert move_knees(model, step=3, total_steps=20)
         assert delta.tau.item() == pytest.approx(2 * rms.item(), rel=1e-5)
         with torch.no_grad():
             delta.B.mul_(3)
-        assert follow_tau(model, step=10, total_steps=20)
+        assert move_knees(model, step=10, total_steps=20)
         assert delta.tau.item() == pytest.approx(6 * rms.item(), rel=1e-5)
         with torch.no_grad():
             delta.B.mul_(3)
-        assert not follow_tau(model, step=11, total_steps=20)
+        assert not move_knees(model, step=11, total_steps=20)
         assert delta.tau.item() == pytest.approx(6 * rms.item(), rel=1e-5)
 
     def test_it_is_saved(self, tmp_path):
         model = adapted(tau="auto", tau_warmup_steps=1)
-        follow_tau(model, step=1, total_steps=10)
+        move_knees(model, step=1, total_steps=10)
         model.save_pretrained(tmp_path)
         again = PeftModel.from_pretrained(tiny_bert(), tmp_path).eval()
         assert [d.tau.item() for *_, d in deltas(again)] == [d.tau.item() for *_, d in deltas(model)]
@@ -247,7 +247,7 @@ class TestAutoTau:
 
     def test_a_fixed_tau_is_left_alone(self):
         model = adapted(tau=0.05)
-        assert not follow_tau(model, step=50, total_steps=60)
+        assert not move_knees(model, step=50, total_steps=60)
 
     def test_the_callback_moves_it_inside_a_trainer(self, tmp_path):
         from transformers import Trainer, TrainingArguments

@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lrlora import InputError, LRLoraConfig, layer_ranks, param_groups
 from lrlora.tuner import deltas
 from lrlora.tuner.explain import computation_of
-from tests.conftest import rel_rms, token_ids
+from tests.conftest import rel_rms, tiny_llama, token_ids
 
 # what the quantisation libraries say about themselves
 pytestmark = [
@@ -30,6 +30,11 @@ def quantisation(name: str):
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32
         )
     torchao = pytest.importorskip("torchao.quantization", reason="torchao is not installed")
+    if name == "torchao int4":
+        granularity = pytest.importorskip("torchao.quantization.granularity").PerGroup(32)
+        return transformers.TorchAoConfig(
+            quant_type=torchao.IntxWeightOnlyConfig(weight_dtype=torch.int4, granularity=granularity)
+        )
     return transformers.TorchAoConfig(quant_type=torchao.Int8WeightOnlyConfig(version=2))
 
 
@@ -52,7 +57,7 @@ def base(folder, name: str):
     )
 
 
-NAMES = ["bnb 8bit", "bnb 4bit", "torchao int8"]
+NAMES = ["bnb 8bit", "bnb 4bit", "torchao int8", "torchao int4"]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,7 +91,7 @@ def test_it_trains_saves_loads_merges_and_unmerges(folder, tmp_path, name):
         with pytest.warns(UserWarning, match=r"weights, which rounds: the error is \d+% of the norm of the update"):
             model.merge_adapter()
         # 4 bits cannot hold much of a small update; 8 bits can
-        assert (model(ids).logits - trained).abs().max() < (1.0 if name == "bnb 4bit" else 0.3)
+        assert (model(ids).logits - trained).abs().max() < (1.0 if "4" in name else 0.3)
         model.unmerge_adapter()
         torch.testing.assert_close(model(ids).logits, before, rtol=0, atol=0)
 
@@ -115,3 +120,59 @@ def test_an_integer_weight_that_no_backend_knows_is_refused():
     model.add_module("odd", odd)
     with pytest.raises(InputError, match=r"its weight is quantised .*int8"):
         get_peft_model(model, LRLoraConfig(target_modules=["odd"]))
+
+
+class PackedLinear(torch.nn.Module):
+    """As GPTQ's and AWQ's layers: 4 bits a weight, eight of them in an integer, read inside its own product alone."""
+
+    def __init__(self, linear: torch.nn.Linear) -> None:
+        super().__init__()
+        self.in_features, self.out_features = linear.in_features, linear.out_features
+        self.scales = torch.nn.Buffer(linear.weight.detach().abs().amax(1, keepdim=True) / 7)
+        levels = (linear.weight.detach() / self.scales).round().clamp(-7, 7).int() + 8
+        places = 4 * torch.arange(8, dtype=torch.int32)
+        self.qweight = torch.nn.Buffer((levels.unflatten(1, (-1, 8)) << places).sum(-1, dtype=torch.int32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        places = 4 * torch.arange(8, dtype=torch.int32)
+        levels = ((self.qweight[..., None] >> places) & 15).flatten(1) - 8
+        return x @ (levels * self.scales).T
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq"])
+def test_a_weight_that_cannot_be_read_back_is_trained_on_but_not_merged_into(tmp_path, monkeypatch, method):
+    # gptqmodel, which has the real layers, does not install on every machine; what PEFT makes of them is the same
+    from peft.utils.quantization_utils import ForwardOnlyQuantizationBackend
+
+    def resolve(layer, model):
+        return ForwardOnlyQuantizationBackend(method) if isinstance(layer, PackedLinear) else None
+
+    monkeypatch.setattr("lrlora.tuner.types.resolve_quantization", resolve)
+
+    def packed() -> torch.nn.Module:
+        model = tiny_llama()
+        for block in model.model.layers:
+            block.self_attn.q_proj = PackedLinear(block.self_attn.q_proj)
+        return model
+
+    model = get_peft_model(packed(), LRLoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    ids = token_ids()
+    plain = model(ids).logits
+    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2))
+    for _ in range(3):
+        model(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+    with torch.no_grad():
+        trained = model(ids).logits
+        assert not torch.allclose(trained, plain)
+        model.save_pretrained(tmp_path)
+        torch.testing.assert_close(PeftModel.from_pretrained(packed(), tmp_path).eval()(ids).logits, trained)
+        rows = layer_ranks(model)
+        assert [row.relative_norm for row in rows] == [None, None]
+        assert all(row.stable_rank >= 1 for row in rows)
+        for merge in (model.merge_adapter, model.merge_and_unload):
+            with pytest.raises(TypeError, match=f"quantised by {method}: it cannot be read back; use the adapter"):
+                merge()
+        torch.testing.assert_close(model(ids).logits, trained, rtol=0, atol=0)

@@ -36,7 +36,7 @@ def print_ranks(rows: list[LayerRank]) -> None:
             row.numerical_rank,
             f"{row.constant_share:.1%}",
             f"{row.rms_over_tau:.2f}",
-            f"{row.relative_norm:.3f}",
+            "-" if row.relative_norm is None else f"{row.relative_norm:.3f}",
         )
         for row in rows
     )

@@ -47,7 +47,8 @@ class NonFiniteGuard(TrainerCallback):
     ) -> None:
         """Look at the losses since the last step and at all gradients at once."""
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        numbers = [*self._losses, *torch._foreach_norm(gradients)]
+        # DeepSpeed keeps the gradients to itself: there the loss alone is looked at
+        numbers = [*self._losses, *(torch._foreach_norm(gradients) if gradients else [])]
         self._losses.clear()
         if args.fp16 or not numbers or torch.isfinite(torch.stack([n.float().mean() for n in numbers])).all():
             return

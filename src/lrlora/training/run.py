@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import platform
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy
 import torch
@@ -111,11 +112,19 @@ def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallba
     if config.verbose and config.method == "lrlora":
         for line in computation_of(model, torch.bfloat16 if precision_of(config.precision) == "bf16" else None):
             print(line, file=sys.stderr)
-    run_folder.start(out, dataclasses.asdict(config), _versions(), config.overwrite)
+    if _is_first_process():
+        run_folder.start(out, dataclasses.asdict(config), _versions(), config.overwrite)
     train_rows, evaluation_rows = encode(task, tokenizer, config.max_length, config.template)
     trainer = _trainer(config, task, model, tokenizer, train_rows, evaluation_rows, out / "checkpoints")
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise InputError(
+            "lrlora train runs in one process or under DDP, got FSDP or DeepSpeed; give transformers.Trainer the model "
+            "instead, see docs/peft.md"
+        )
     for callback in callbacks:
         trainer.add_callback(callback)
+    # no process looks at the folder before the first one has made it
+    trainer.accelerator.wait_for_everyone()
     checkpoint = run_folder.last_checkpoint(out / "checkpoints")
     started = time.perf_counter()
     # the Trainer prints its log lines on stdout, which is for the result
@@ -137,13 +146,20 @@ def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallba
         "was_resumed": checkpoint is not None,
         "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
     }
-    _write_results(config, model, tokenizer, metrics, out)
+    if _is_first_process():
+        _write_results(config, trainer, metrics, out)
+    trainer.accelerator.wait_for_everyone()
 
 
-def _write_results(config: TrainConfig, model: Any, tokenizer: Any, metrics: dict[str, Any], out: Path) -> None:
-    run_folder.save_adapter(model, tokenizer, out / "adapter")
+def _is_first_process() -> bool:
+    # torchrun and accelerate say so in the environment, before anything is set up
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any], out: Path) -> None:
+    run_folder.save_adapter(trainer.model, trainer.processing_class, out / "adapter")
     if config.method == "lrlora":
-        rows = layer_ranks(model)
+        rows = layer_ranks(cast(torch.nn.Module, trainer.model))
         metrics["warnings"] = rank_warnings(rows, config.phi)
         write_json(out / "ranks.json", [row.as_dict() for row in rows])
         rank_heatmap(rows, out / "ranks.png")
@@ -176,6 +192,8 @@ def _trainer(
             warmup_steps=config.warmup_steps,
             max_grad_norm=config.max_grad_norm,
             bf16=precision_of(config.precision) == "bf16",
+            # else several processes on CPUs would each train alone
+            use_cpu=not torch.accelerator.is_available(),
             seed=config.seed,
             save_steps=config.save_steps,
             save_total_limit=2,

@@ -10,7 +10,9 @@ from lrlora.tuner.optimize import follow_tau
 
 
 class TauCallback(TrainerCallback):
-    """Calls `lrlora.follow_tau` before every optimizer step. It has no state of its own: tau is saved in the adapter.
+    """Calls `lrlora.follow_tau` at the beginning of every optimizer step.
+
+    It has no state of its own: tau is saved in the adapter.
 
     Example:
         Trainer(model=model, args=args, train_dataset=rows, callbacks=[lrlora.TauCallback()])
@@ -19,5 +21,5 @@ class TauCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Move the knees, where this step asks for it."""
+        """Let the knees move, where this step asks for it."""
         follow_tau(kwargs["model"], step=state.global_step, total_steps=state.max_steps)

@@ -36,6 +36,7 @@ class LRLoraDelta(nn.Module):
         self.num_basis = config.num_basis
         self.is_c_shared = config.phi != "sine" and config.share in ("type", "block", "global")
         self.is_knee_followed = False
+        self._kappa: float | None = None
         self.is_in_base_precision = False
         self._kept = KeptWeight()
         stack = () if experts is None else (experts,)
@@ -92,6 +93,9 @@ class LRLoraDelta(nn.Module):
 
         In evaluation the weight is kept for the next call, unless `keep` is off: for whoever only looks at dW.
         """
+        if self.training and self._kappa is not None:
+            self._set_knee(self._kappa)
+            self._kappa = None
         scale = scale * self.gain
         is_kept = keep and not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
         if x is not None and is_kept:
@@ -140,9 +144,17 @@ class LRLoraDelta(nn.Module):
         """Free the weight kept for evaluation, if there is one."""
         self._kept.drop()
 
+    def follow_knee(self, kappa: float | None) -> None:
+        """Set tau = kappa RMS(B A) at the beginning of the next forward pass in training; None leaves it as it is.
+
+        Not at once: where a library shards A and B (FSDP, ZeRO-3), they are whole inside the forward pass alone.
+        """
+        self.is_knee_followed = True
+        self._kappa = kappa
+
     @torch.no_grad()
-    def set_knee(self, kappa: float) -> None:
-        """tau = kappa RMS(B A); left as it is while B A is still 0."""
+    def _set_knee(self, kappa: float) -> None:
+        # left as it is while B A is still 0
         rms = product_rms(self.A, self.B)
         self.tau.copy_(torch.where(rms > 0, kappa * rms, self.tau))
 

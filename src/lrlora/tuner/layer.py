@@ -150,6 +150,12 @@ class LRLoraLayer(BaseTunerLayer):
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.lrlora_delta]
         if not names:
             return
+        if not self.is_readable:
+            method = self.quantization_backend.backend_name  # pyright: ignore[reportOptionalMemberAccess]
+            raise TypeError(
+                f"cannot merge into a weight that is quantised by {method}: it cannot be read back; use the adapter "
+                "without merging, or put it on the base that is not quantised and merge there"
+            )
         wanted = [*self.merged_adapters, *names]
         update = sum_of(self.get_delta_weight(name) for name in wanted)
         merged_before = list(self.merged_adapters)
@@ -177,6 +183,11 @@ class LRLoraLayer(BaseTunerLayer):
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
         self._restore()
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether the base layer's weight can be read: not where a quantisation offers nothing but its product."""
+        return self.quantization_backend is None or self.quantization_backend.supports_merge
 
     def float_weight(self) -> Tensor:
         """The base layer's weight; dequantised where it is quantised."""

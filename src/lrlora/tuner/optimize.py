@@ -42,11 +42,12 @@ def param_groups(
 
 
 def follow_tau(model: nn.Module, step: int, total_steps: int) -> bool:
-    """Move the knee of every trained adapter with tau = "auto" to kappa RMS(B A), where this step asks for it.
+    """Let the knee of every trained adapter with tau = "auto" move to kappa RMS(B A), where this step asks for it.
 
     phi is the identity before `tau_warmup_steps`; then tau follows until `tau_follow` of all steps are done (at least
-    once), and stays. Call it before every optimizer step; `TauCallback` does. It depends on the step and the weights
-    alone, so a resumed run does what an uninterrupted one does.
+    once), and stays. Call it before the forward pass of every optimizer step; `TauCallback` does. The knee moves inside
+    that forward pass, where A and B are whole also under FSDP and ZeRO-3. It depends on the step and the weights alone,
+    so a resumed run does what an uninterrupted one does.
 
     Args:
         model: a PeftModel with LR-LoRA.
@@ -54,21 +55,20 @@ def follow_tau(model: nn.Module, step: int, total_steps: int) -> bool:
         total_steps: optimizer steps of the whole training.
 
     Returns:
-        Whether any knee was set.
+        Whether any knee moves in the next forward pass.
     """
-    was_set = False
+    is_moving = False
     for _, layer, adapter_name, delta in deltas(model):
         config = _config_of(model, adapter_name)
         is_trained = adapter_name in layer.active_adapters and delta.A.requires_grad
         if config is None or config.tau != "auto" or not is_trained:
             continue
-        delta.is_knee_followed = True
         first = max(config.tau_warmup_steps, 1)
         last = max(first, int(config.tau_follow * total_steps))
-        if first <= step <= last:
-            delta.set_knee(config.kappa)
-            was_set = True
-    return was_set
+        moves_now = first <= step <= last
+        delta.follow_knee(config.kappa if moves_now else None)
+        is_moving = is_moving or moves_now
+    return is_moving
 
 
 def _config_of(model: nn.Module, adapter_name: str):

@@ -30,7 +30,7 @@ class LayerRank:
         rms_over_tau: RMS(B A) / tau; far below 1, phi is a straight line and no rank is learned. 0 where tau = "auto"
             was never calibrated.
         outside_grid: share of the entries of B A beyond the last sinc, |z| > M tau; None for phi = "sine".
-        relative_norm: ||dW||_F / ||W0||_F.
+        relative_norm: ||dW||_F / ||W0||_F; None where W0 is quantised in a way that cannot be read back (GPTQ, AWQ).
         expert: number of the expert, where the layer is one of a stack; else None.
     """
 
@@ -45,7 +45,7 @@ class LayerRank:
     constant_share: float
     rms_over_tau: float
     outside_grid: float | None
-    relative_norm: float
+    relative_norm: float | None
     expert: int | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -76,22 +76,30 @@ def layer_ranks(model: nn.Module, adapter_name: str = "default") -> list[LayerRa
         raise ValueError(f"the model has no LR-LoRA layer with an adapter named {adapter_name!r}")
     rows = []
     for name, layer, _, delta in found:
-        update, weight = layer.update_matrix(adapter_name), layer.float_weight()
+        update, weight = layer.update_matrix(adapter_name), layer.float_weight() if layer.is_readable else None
         name = name.removeprefix("base_model.model.")
         if layer.experts is None:
             rows.append(_row(name, None, update, weight, delta, (delta.A, delta.B, delta.tau)))
             continue
         for e in range(layer.experts):
-            rows.append(_row(name, e, update[e], weight[e], delta, (delta.A[e], delta.B[e], delta.tau[e])))
+            rows.append(
+                _row(
+                    name,
+                    e,
+                    update[e],
+                    None if weight is None else weight[e],
+                    delta,
+                    (delta.A[e], delta.B[e], delta.tau[e]),
+                )
+            )
     return rows
 
 
 def _row(
-    name: str, expert: int | None, dW: Tensor, W0: Tensor, delta: Any, factors: tuple[Tensor, Tensor, Tensor]
+    name: str, expert: int | None, dW: Tensor, W0: Tensor | None, delta: Any, factors: tuple[Tensor, Tensor, Tensor]
 ) -> LayerRank:
     A, B, tau = factors
     sigma = rank.singular_values(dW)
-    weight_norm = W0.float().norm().item()
     return LayerRank(
         layer=name if expert is None else f"{name}.{expert}",
         block=block_of(name),
@@ -104,7 +112,7 @@ def _row(
         constant_share=rank.constant_share(dW),
         rms_over_tau=(rank.product_rms(A, B) / tau).item(),
         outside_grid=None if delta.phi == "sine" else _outside_grid(B.float() @ A.float(), delta.num_basis, tau),
-        relative_norm=dW.norm().item() / weight_norm if weight_norm else float("inf"),
+        relative_norm=None if W0 is None else (dW.norm() / W0.float().norm()).item(),
         expert=expert,
     )
 
