@@ -116,10 +116,13 @@ class LRLoraLayer(BaseTunerLayer):
 
     def _mixed_batch(self, x: Tensor, adapter_names: list[str], *args: Any, **kwargs: Any) -> Tensor:
         if self.merged:
-            raise ValueError("adapter_names needs adapters that are not merged; call unmerge_adapter() first")
+            raise ValueError(
+                "Cannot pass `adapter_names` when there are merged adapters, please call `unmerge_adapter` first."
+            )
         if len(x) != len(adapter_names):
             raise ValueError(
-                f"adapter_names needs one name per row of the batch, got {len(adapter_names)} for {len(x)} rows"
+                "Length of `adapter_names` should be the same as the number of inputs, but got "
+                f"{len(adapter_names)} and {len(x)} respectively."
             )
         result = self._safe_to_change(self.base_layer(x, *args, **kwargs)).clone()
         for name in set(adapter_names) - {BASE}:

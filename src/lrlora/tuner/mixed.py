@@ -23,7 +23,7 @@ def adapters_by_row(model: nn.Module, adapter_names: list[str], num_beams: int |
         InputError: names of no adapter, or a model in training.
     """
     if model.training:
-        raise InputError("adapter_names works in evaluation only; call model.eval() first")
+        raise InputError("Cannot pass `adapter_names` when the model is in training mode; call model.eval() first")
     if not isinstance(adapter_names, list | tuple):
         raise InputError(f"adapter_names must be a list with one name per row, got {type(adapter_names).__name__}")
     layers = [m for m in model.modules() if isinstance(m, LRLoraLayer | AuxiliaryTrainingWrapper)]
