@@ -148,7 +148,7 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], level: flo
         return sign_flip(difference, level)
     from scipy import stats
 
-    p_value = float(stats.ttest_1samp(difference, 0).pvalue)
+    p_value = float(stats.ttest_1samp(difference, 0)[1])
     low, high = _t_interval(difference, level)
     return _paired(difference, low, high, p_value, "paired t test", level)
 
@@ -165,7 +165,7 @@ def sign_flip(difference: Any, level: float) -> PairedDifference:
         lambda x, axis: numpy.mean(x, axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=numpy.inf if is_exact else 9999,
+        n_resamples=2**n if is_exact else 9999,
         rng=generator,
     )
     subsets = (
