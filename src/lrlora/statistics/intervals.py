@@ -165,7 +165,7 @@ def sign_flip(difference: Any, level: float) -> PairedDifference:
         lambda x, axis: numpy.mean(x, axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=2**n if is_exact else 9999,
+        n_resamples=1 << n if is_exact else 9999,
         rng=generator,
     )
     subsets = (
