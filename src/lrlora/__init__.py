@@ -22,6 +22,7 @@ from lrlora.tuner.callback import TauCallback
 from lrlora.tuner.hotswap import hotswap_adapter
 from lrlora.tuner.optimize import follow_tau, param_groups
 from lrlora.tuner.ranks import LayerRank, layer_ranks
+from lrlora.tuner.records import RankCallback, record_ranks
 
 __version__ = "0.1.0"
 
@@ -31,6 +32,7 @@ __all__ = [
     "LRLoraLayer",
     "LRLoraModel",
     "LayerRank",
+    "RankCallback",
     "TauCallback",
     "adapted_linear",
     "delta_weight",
@@ -38,4 +40,5 @@ __all__ = [
     "hotswap_adapter",
     "layer_ranks",
     "param_groups",
+    "record_ranks",
 ]

@@ -32,15 +32,19 @@ def print_ranks(rows: list[LayerRank]) -> None:
             row.kind,
             f"{row.stable_rank:.2f}",
             f"{row.stable_rank_ba:.2f}",
-            f"{row.effective_rank:.1f}",
-            row.numerical_rank,
+            _number(row.effective_rank, ".1f"),
+            _number(row.numerical_rank, "d"),
             f"{row.constant_share:.1%}",
             f"{row.rms_over_tau:.2f}",
-            f"{row.relative_norm:.3f}",
+            _number(row.relative_norm, ".3f"),
         )
         for row in rows
     )
     print_table("learned rank of every layer; SR(BA) is the null, what LoRA would have", headings, cells, words=2)
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def print_warnings(messages: Iterable[str]) -> None:

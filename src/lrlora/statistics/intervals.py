@@ -148,9 +148,9 @@ def paired_difference(ours: Sequence[float], theirs: Sequence[float], level: flo
         return sign_flip(difference, level)
     from scipy import stats
 
-    p_value = float(stats.ttest_1samp(difference, 0)[1])
+    found: Any = stats.ttest_1samp(difference, 0)
     low, high = _t_interval(difference, level)
-    return _paired(difference, low, high, p_value, "paired t test", level)
+    return _paired(difference, low, high, float(found.pvalue), "paired t test", level)
 
 
 def sign_flip(difference: Any, level: float) -> PairedDifference:
@@ -165,7 +165,7 @@ def sign_flip(difference: Any, level: float) -> PairedDifference:
         lambda x, axis: numpy.mean(x, axis=axis),
         permutation_type="samples",
         vectorized=True,
-        n_resamples=1 << n if is_exact else 9999,
+        n_resamples=int(2**n) if is_exact else 9999,
         rng=generator,
     )
     subsets = (
