@@ -21,11 +21,12 @@ EXACT_UP_TO = 512
 """Matrices whose smaller side is at most this get a full singular value decomposition."""
 
 
-def stable_rank(M: Float[Tensor, "out in"], exact_up_to: int = EXACT_UP_TO) -> float:
+def stable_rank(M: Float[Tensor, "out in"], tolerance: float = 1e-7, exact_up_to: int = EXACT_UP_TO) -> float:
     """SR(M) = ||M||_F^2 / ||M||_2^2, a continuous proxy for the rank, in [1, min(out, in)]; 0 for a zero matrix.
 
     Args:
         M: the matrix.
+        tolerance: of Lanczos steps, as for `spectral_norm`.
         exact_up_to: smaller side up to which ||M||_2 comes from a decomposition, and not from Lanczos steps.
 
     Raises:
@@ -36,7 +37,7 @@ def stable_rank(M: Float[Tensor, "out in"], exact_up_to: int = EXACT_UP_TO) -> f
         2.0
     """
     M = _checked(M)
-    norm = spectral_norm(M, exact_up_to=exact_up_to)
+    norm = spectral_norm(M, tolerance, exact_up_to=exact_up_to)
     frobenius = torch.linalg.vector_norm(M, dtype=torch.float64).item()
     # rounding may leave the quotient a hair below its bound
     return 0.0 if norm == 0 else max(1.0, (frobenius / norm) ** 2)

@@ -88,7 +88,7 @@ class TrainConfig:
     seed: int = _flag(0, "of initialisation, order and dropout")
     save_steps: int = _flag(100, "steps between checkpoints that a killed run resumes from")
     rank_steps: Optional[int] = _flag(
-        None, "steps between records of the learned ranks; left out: as many as 2 % of the time allow; 0: none"
+        None, "steps between records of the learned ranks; left out: as many as take two percent of the time; 0: none"
     )
     report_to: list[str] = field(
         default_factory=lambda: ["none"], metadata={"help": "trackers that transformers knows: tensorboard, wandb, ..."}

@@ -156,7 +156,7 @@ def measure(update: Update, W0: Tensor | None, is_quick: bool = False) -> LayerR
     sigma = None if is_quick else rank.singular_values(dW)
     weight_norm = None if W0 is None else W0.float().norm().item()
     relative = None if weight_norm is None else (dW.norm().item() / weight_norm if weight_norm else float("inf"))
-    stable = rank.stable_rank(dW, exact_up_to=QUICK_EXACT_UP_TO) if sigma is None else _stable_rank(sigma)
+    stable = rank.stable_rank(dW, 1e-6, QUICK_EXACT_UP_TO) if sigma is None else _stable_rank(sigma)
     stable_ba = _stable_rank(rank.product_singular_values(update.A, update.B))
     return LayerRank(
         layer=update.name,

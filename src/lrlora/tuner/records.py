@@ -21,6 +21,8 @@ from lrlora.tuner.ranks import LayerRank, layer_ranks, measure, updates_of
 FILE = "ranks.jsonl"
 SHARE = 0.02
 """Share of the training time that records may take, where nobody chose their steps."""
+WHOLE = 8
+"""A whole record is taken for so many quick ones until there was one: five were measured at 384, more where wider."""
 RECORDS = 50
 """So many records at most, where nobody chose their steps."""
 
@@ -168,20 +170,17 @@ class RankCallback(TrainerCallback):
         return None
 
     def _estimate_costs(self, model: nn.Module) -> None:
-        """What a record will cost, from the largest layer: products grow as out in, spectra as out in min(out, in)."""
+        """What a quick record will cost, from the largest layer; a whole one is taken for eight until there was one."""
         before = _now(model)
         updates = [u for name, _, _, d in deltas(model, self.adapter_name) for u in updates_of(name, d, 1.0)]
-        size = [len(u.B) * u.A.shape[1] for u in updates]
-        side = [min(len(u.B), u.A.shape[1]) for u in updates]
-        largest = max(range(len(updates)), key=size.__getitem__)
-        measure(updates[largest], None, is_quick=True)
-        quick = _now(model) - before
+        sizes = [len(update.B) * update.A.shape[1] for update in updates]
+        largest = updates[sizes.index(max(sizes))]
+        # the first time pays for what is set up once
+        measure(largest, None, is_quick=True)
         started = _now(model)
-        measure(updates[largest], None)
-        whole = _now(model) - started
-        spectra = sum(a * b for a, b in zip(size, side, strict=True)) / (size[largest] * side[largest])
-        products = sum(size) / size[largest]
-        self._costs = {True: quick * products, False: whole * max(spectra, products)}
+        measure(largest, None, is_quick=True)
+        quick = (_now(model) - started) * sum(sizes) / max(sizes)
+        self._costs = {True: quick, False: WHOLE * quick}
         self.seconds_spent += _now(model) - before
 
     def _record(self, model: nn.Module, state: TrainerState, is_quick: bool) -> None:
