@@ -1,4 +1,4 @@
-"""Takes the pictures of docs/report.md: python docs/make_screenshot.py PAGE.html OUT_PREFIX; needs Debian's chromium."""
+"""Takes the pictures of docs/report.md with Debian's chromium: python docs/make_screenshot.py PAGE.html OUT_PREFIX"""
 
 from __future__ import annotations
 

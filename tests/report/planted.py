@@ -55,7 +55,7 @@ def write_run(folder: Path, seed: int = 0, blocks: int = 6, name: str = "bert.en
         for b in range(blocks)
         for module in MODULES
     }
-    adapter = write_adapter(folder / "adapter", spectra, seed=seed, **{"c_shift": 0.3, "tau": 0.02, **fields})
+    adapter = write_adapter(folder / "adapter", spectra, seed=seed, **{"c_shift": 0.3, "tau": 0.04, **fields})
     rows = [measure(update, None).as_dict() for update in stored_updates(adapter)]
     write_json(folder / "ranks.json", rows)
     write_json(folder / "config.json", {"settings": {"seed": seed, "r": 4, "learning_rate": 2e-3, "phi": "sinc"}})

@@ -23,6 +23,8 @@ from lrlora.tuner.ranks import LayerRank, Update
 COLOURS = {"attention": "#3f7fd0", "mlp": "#d9782d", "other": "#7d8a99"}
 NAMES = {"attention": "attention", "mlp": "MLP", "other": "other"}
 GREY = "#8b929b"
+DARK_VIRIDIS = ["#440154", "#472d7b", "#3b528b", "#2c728e", "#21918c"]
+"""The half of Viridis on which white numbers can be read."""
 CURVES_OF_BLOCKS = 12
 """Curves of phi are drawn for so many blocks at most, evenly spaced."""
 SPECTRUM = 48
@@ -57,7 +59,7 @@ def heatmap(found: Findings) -> Figure:
             xgap=1,
             ygap=1,
             texttemplate="%{z:.2f}" if has_text else None,
-            textfont={"size": 11},
+            textfont={"size": 11, "color": "#ffffff"},
             hovertemplate="block %{x}, %{y}<br>" + title + " %{z:.3f}<extra></extra>",
             row=1,
             col=column,
@@ -65,13 +67,17 @@ def heatmap(found: Findings) -> Figure:
     figure.update_yaxes(autorange="reversed", ticks="", showgrid=False)
     figure.update_xaxes(title_text="block", type="category", ticks="", showgrid=False, title_standoff=4)
     bar = {"title": {"text": "stable rank"}, "thickness": 12, "len": 1.0}
-    figure.update_layout(coloraxis={"colorscale": "Viridis", "cmin": 1, "cmax": top, "colorbar": bar})
+    scale = DARK_VIRIDIS if has_text else "Viridis"
+    figure.update_layout(coloraxis={"colorscale": scale, "cmin": 1, "cmax": top, "colorbar": bar})
     return _sized(figure, 110 + 34 * len(modules))
 
 
 def trajectories(runs: Sequence[Run]) -> Figure | None:
-    """SR over the training steps: every layer of the first run thin, the mean of every seed thick, its null dotted."""
-    recorded = [run for run in runs if run.records]
+    """SR over the training steps: every layer of the first run thin, the mean of every seed thick, its null dotted.
+
+    None where no run has two records: there is no line yet.
+    """
+    recorded = [run for run in runs if len(run.records) > 1]
     if not recorded:
         return None
     kinds = [k for k in ("attention", "mlp") if any(row.kind == k for row in recorded[0].rows)] or ["other"]
@@ -99,7 +105,12 @@ def trajectories(runs: Sequence[Run]) -> Figure | None:
 
 def curves(runs: Sequence[Run]) -> Figure:
     """The learned phi of every layer, one curve per seed, its start dotted, over the density of the entries of BA."""
-    updates = [update for update in runs[0].updates if update.expert in (None, 0)]
+    # the file of an adapter has its layers by name, the rows have them as the model has
+    order = {row.layer: number for number, row in enumerate(runs[0].rows)}
+    updates = sorted(runs[0].updates, key=lambda update: order.get(update.name, len(order)))
+    updates = [update for update in updates if update.expert in (None, 0)]
+    if any(block_of(update.layer) is not None for update in updates):
+        updates = [update for update in updates if block_of(update.layer) is not None]
     modules = _unique(type_of(update.layer) for update in updates)
     blocks = _spaced(sorted({block_of(update.layer) for update in updates}, key=_block_order))
     figure = make_subplots(

@@ -68,6 +68,7 @@ def page(runs: Sequence[Run], found: Findings | None, studies: Sequence[StudySec
 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"interval": interval, "number": number, "difference": difference, "count": count}
+    environment.filters["upper_first"] = upper_first
     charts = charts_of(runs, found) if found else {}
     drawn = {key: json.loads(chart.figure.to_json()) for key, chart in charts.items()}
     for section, study in enumerate(studies):
@@ -132,8 +133,8 @@ def interval(value: Interval | PairedDifference | None, digits: int = 2) -> str:
     return number(value.mean, digits) + ends
 
 
-def difference(value: PairedDifference, digits: int = 2) -> str:
-    """A difference, its interval, its p-value, its size and how it was tested, in words."""
+def difference(value: PairedDifference, digits: int = 2, is_short: bool = False) -> str:
+    """A difference, its interval, its p-value, its size and, unless short, how it was tested, in words."""
     words = [f"{value.mean:+.{digits}f}"]
     if value.low is not None:
         words[0] += f" [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
@@ -141,7 +142,12 @@ def difference(value: PairedDifference, digits: int = 2) -> str:
         words.append(f"effect size {value.effect_size:.2f}")
     if value.p_value is not None:
         words.append(f"p = {value.p_value:.3f}" if value.p_value >= 0.001 else "p < 0.001")
-    return ", ".join([*words, f"n = {value.n}", value.test])
+    return ", ".join(words if is_short else [*words, f"n = {value.n}", value.test])
+
+
+def upper_first(text: str) -> str:
+    """The text with a large first letter; the others, of SR(BA) say, as they are."""
+    return text[:1].upper() + text[1:]
 
 
 def count(value: float | None, unit: float = 1, digits: int = 0) -> str:

@@ -130,19 +130,24 @@ class Update:
     @property
     def c_initial(self) -> Tensor | None:
         """The coefficients at which training started; None for phi = "sine"."""
-        return None if self.c is None else initial_coefficients(len(self.c), self.phi).to(self.c)
+        if self.c is None:
+            return None
+        initial = initial_coefficients(len(self.c), self.phi).to(self.c)
+        return nn.Parameter(initial, self.c.requires_grad) if isinstance(self.c, nn.Parameter) else initial
 
     def matrix(self, c: Tensor | None) -> Tensor:
         """dW [out, in] with these coefficients."""
-        # a W0 of zeros: so it is the pass that training has compiled already
-        W0 = torch.zeros(len(self.B), self.A.shape[1], dtype=at_least_float32(self.A[:0]).dtype, device=self.A.device)
-        return ops.adapted_weight(W0, self.A, self.B, c, self.tau, self.scale, phi=self.phi)
+        # a W0 of zeros, frozen as the base is: so it is the pass that training has compiled already
+        zeros = torch.zeros(len(self.B), self.A.shape[1], dtype=at_least_float32(self.A[:0]).dtype)
+        W0 = nn.Parameter(zeros.to(self.A.device), requires_grad=False)
+        return ops.adapted_weight(W0, self.A, self.B, c, self.tau, self.scale, phi=self.phi).detach()
 
 
 def updates_of(layer: str, delta: Any, scale: float) -> list[Update]:
     """The update of a layer, or those of its experts; `delta` has A, B, c, tau and phi, as `LRLoraDelta` has them."""
     A, B = delta.A.detach(), delta.B.detach()
-    c = None if delta.c is None else delta.c.detach()
+    # c as it is, a parameter: another type of tensor would be compiled for again
+    c = delta.c
     if A.ndim == 2:
         return [Update(layer, None, A, B, c, delta.tau, scale, delta.phi)]
     cs = [c] * len(A) if c is None or c.ndim == 1 else list(c)
@@ -222,7 +227,7 @@ def _c_change(update: Update) -> float | None:
     if c is None or initial is None:
         return None
     # the middle one has no effect
-    change = (c - initial).abs()
+    change = (c - initial).detach().abs()
     change[len(c) // 2] = 0
     return change.max().item()
 
