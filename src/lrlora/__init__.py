@@ -6,11 +6,13 @@
 
 Importing this package registers the method with PEFT. Its rooms, each importing only those above it:
 
+    statistics/  how sure a number is: intervals, paired differences, attention against MLP
     method/    the paper as mathematics: phi, dW = s phi(B A), ranks
     ops/       the same, fast
     tuner/     inside PEFT: LRLoraConfig, the layer, the model, the learned ranks of a model
     data/      tasks and their text
     training/  train(TrainConfig(...)) -> a run folder; the Trainer callback for tau = "auto"
+    report/    what was learned, for the eye: one HTML page of runs and studies
     cli/       the command `lrlora`, one file per verb
 """
 
@@ -21,6 +23,7 @@ from lrlora.tuner.callback import TauCallback
 from lrlora.tuner.hotswap import hotswap_adapter
 from lrlora.tuner.optimize import follow_tau, param_groups
 from lrlora.tuner.ranks import LayerRank, layer_ranks
+from lrlora.tuner.records import RankCallback, record_ranks
 
 __version__ = "0.1.0"
 
@@ -30,6 +33,7 @@ __all__ = [
     "LRLoraLayer",
     "LRLoraModel",
     "LayerRank",
+    "RankCallback",
     "TauCallback",
     "adapted_linear",
     "delta_weight",
@@ -37,4 +41,5 @@ __all__ = [
     "hotswap_adapter",
     "layer_ranks",
     "param_groups",
+    "record_ranks",
 ]

@@ -108,3 +108,33 @@ def read_json(path: Path, advice: str = "copy or make it again") -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not readable as JSON ({error}); {advice}") from error
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file that grows, and see it on the disk; a kill may leave half of it: see `read_json_lines`.
+
+    Raises:
+        InputError: the disk is full, or `path` may not be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """The JSON of every line of a file; a last line that a kill cut short is left out.
+
+    Raises:
+        InputError: another line is not JSON.
+    """
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    found = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            if number < len(lines):
+                raise InputError(f"{path}, line {number}, is not JSON ({error}); delete that line") from error
+    return found

@@ -20,6 +20,7 @@ from tests.conftest import write_rows
 ROW_OF_RANKS = {
     "layer", "block", "kind", "module", "stable_rank", "stable_rank_ba", "effective_rank", "numerical_rank",
     "constant_share", "rms_over_tau", "outside_grid", "relative_norm", "expert",
+    "stable_rank_initial", "c_change",
 }  # fmt: skip
 
 
@@ -42,7 +43,15 @@ def test_a_run_folder_holds_what_it_promises(tiny_encoder, sentences, tmp_path):
     out = tmp_path / "run"
     result = train(config_for(tiny_encoder, sentences, out, lora_dropout=0.1, gradient_accumulation=2))
     written = {path.name for path in out.iterdir()}
-    assert written == {"adapter", "checkpoints", "config.json", "metrics.json", "ranks.json", "ranks.png"}
+    assert written == {
+        "adapter",
+        "checkpoints",
+        "config.json",
+        "metrics.json",
+        "ranks.json",
+        "ranks.jsonl",
+        "ranks.png",
+    }
     rows = json.loads((out / "ranks.json").read_text())
     assert len(rows) == 13
     assert set(rows[0]) == ROW_OF_RANKS

@@ -12,6 +12,7 @@ from lrlora.errors import InputError
 VERBS = {
     "train": "train an adapter: a run folder with adapter, metrics and learned ranks",
     "ranks": "the learned rank of every layer of a saved adapter",
+    "report": "one HTML page: the learned ranks of runs beside their nulls, and how sure they are",
 }
 """Every verb and what it does; the file of its name beside this one holds its flags and `run(arguments)`."""
 
@@ -23,6 +24,7 @@ USAGE = (
 
 # import names of what the extra "train" brings
 _EXTRAS = ("accelerate", "datasets", "matplotlib", "rich", "scipy", "sklearn")
+_REPORT_EXTRAS = ("jinja2", "plotly")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -53,8 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
-        needed = InputError(f'lrlora {arguments[0]} needs {error.name}: pip install "lrlora[train]"')
-        return _complain(needed if error.name in _EXTRAS else error, 2 if error.name in _EXTRAS else 1, is_debugging)
+        extra = "report" if error.name in _REPORT_EXTRAS else "train"
+        needed = InputError(f'lrlora {arguments[0]} needs {error.name}: pip install "lrlora[{extra}]"')
+        is_known = error.name in (*_EXTRAS, *_REPORT_EXTRAS)
+        return _complain(needed if is_known else error, 2 if is_known else 1, is_debugging)
     except Exception as error:
         return _complain(error, 1, is_debugging)
 

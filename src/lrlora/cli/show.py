@@ -32,15 +32,39 @@ def print_ranks(rows: list[LayerRank]) -> None:
             row.kind,
             f"{row.stable_rank:.2f}",
             f"{row.stable_rank_ba:.2f}",
-            f"{row.effective_rank:.1f}",
-            row.numerical_rank,
+            _number(row.effective_rank, ".1f"),
+            _number(row.numerical_rank, "d"),
             f"{row.constant_share:.1%}",
             f"{row.rms_over_tau:.2f}",
-            "-" if row.relative_norm is None else f"{row.relative_norm:.3f}",
+            _number(row.relative_norm, ".3f"),
         )
         for row in rows
     )
     print_table("learned rank of every layer; SR(BA) is the null, what LoRA would have", headings, cells, words=2)
+
+
+def print_mean_ranks(table: list[dict[str, Any]], seeds: int) -> None:
+    """The mean over seeds of the learned rank of every layer, with its interval from three seeds on."""
+    headings = ("layer", "kind", "SR(dW)", "95 %", "SR(BA)", "effective", "RMS/tau", "|dW|/|W0|")
+    cells = (
+        (
+            line["layer"],
+            line["kind"],
+            f"{line['stable_rank'].mean:.2f}",
+            "-" if line["stable_rank"].low is None else f"{line['stable_rank'].low:.2f} {line['stable_rank'].high:.2f}",
+            f"{line['stable_rank_ba'].mean:.2f}",
+            *(_number(None if line[n] is None else line[n].mean, form) for n, form in _MEANS),
+        )
+        for line in table
+    )
+    print_table(f"learned rank of every layer, mean of {seeds} seeds; SR(BA) is the null", headings, cells, words=2)
+
+
+_MEANS = (("effective_rank", ".1f"), ("rms_over_tau", ".2f"), ("relative_norm", ".3f"))
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)
 
 
 def print_warnings(messages: Iterable[str]) -> None:

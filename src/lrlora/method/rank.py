@@ -21,8 +21,13 @@ EXACT_UP_TO = 512
 """Matrices whose smaller side is at most this get a full singular value decomposition."""
 
 
-def stable_rank(M: Float[Tensor, "out in"]) -> float:
+def stable_rank(M: Float[Tensor, "out in"], tolerance: float = 1e-7, exact_up_to: int = EXACT_UP_TO) -> float:
     """SR(M) = ||M||_F^2 / ||M||_2^2, a continuous proxy for the rank, in [1, min(out, in)]; 0 for a zero matrix.
+
+    Args:
+        M: the matrix.
+        tolerance: of Lanczos steps, as for `spectral_norm`.
+        exact_up_to: smaller side up to which ||M||_2 comes from a decomposition, and not from Lanczos steps.
 
     Raises:
         ValueError: M is not a matrix or holds NaN or inf.
@@ -32,7 +37,7 @@ def stable_rank(M: Float[Tensor, "out in"]) -> float:
         2.0
     """
     M = _checked(M)
-    norm = spectral_norm(M)
+    norm = spectral_norm(M, tolerance, exact_up_to=exact_up_to)
     frobenius = torch.linalg.vector_norm(M, dtype=torch.float64).item()
     # rounding may leave the quotient a hair below its bound
     return 0.0 if norm == 0 else max(1.0, (frobenius / norm) ** 2)
@@ -111,13 +116,15 @@ def product_rms(A: Float[Tensor, "*experts r in"], B: Float[Tensor, "*experts ou
     return (energy / (B.shape[-2] * A.shape[-1])).sqrt()
 
 
-def spectral_norm(M: Float[Tensor, "out in"], tolerance: float = 1e-7, max_steps: int = 200) -> float:
-    """||M||_2: exact where the smaller side is at most EXACT_UP_TO, else by Lanczos bidiagonalisation.
+def spectral_norm(
+    M: Float[Tensor, "out in"], tolerance: float = 1e-7, max_steps: int = 200, exact_up_to: int = EXACT_UP_TO
+) -> float:
+    """||M||_2: exact where the smaller side is at most `exact_up_to`, else by Lanczos bidiagonalisation.
 
     The Lanczos value never exceeds ||M||_2. It stops when two steps in a row change it by less than `tolerance` of
     itself.
     """
-    if min(M.shape) <= EXACT_UP_TO:
+    if min(M.shape) <= exact_up_to:
         return torch.linalg.matrix_norm(M.double(), ord=2).item()
     M = M if M.element_size() == 8 else M.float()
     generator = torch.Generator().manual_seed(0)

@@ -4,4 +4,10 @@ from lrlora.training.config import TrainConfig
 from lrlora.training.model import load_adapter
 from lrlora.training.run import RunResult, read_result, train
 
-__all__ = ["RunResult", "TrainConfig", "load_adapter", "read_result", "train"]
+__all__ = [
+    "RunResult",
+    "TrainConfig",
+    "load_adapter",
+    "read_result",
+    "train",
+]

@@ -87,6 +87,9 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = _flag("auto", "auto: bf16 where the hardware has it, else fp32")
     seed: int = _flag(0, "of initialisation, order and dropout")
     save_steps: int = _flag(100, "steps between checkpoints that a killed run resumes from")
+    rank_steps: Optional[int] = _flag(
+        None, "steps between records of the learned ranks; left out: as many as take two percent of the time; 0: none"
+    )
     report_to: list[str] = field(
         default_factory=lambda: ["none"], metadata={"help": "trackers that transformers knows: tensorboard, wandb, ..."}
     )
@@ -101,6 +104,8 @@ class TrainConfig:
         for name in ("train_rows", "eval_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}; leave it out for all rows")
+        if self.rank_steps is not None and self.rank_steps < 0:
+            raise InputError(f"rank_steps must be at least 0, got {self.rank_steps}; 0 records nothing")
         for name in ("learning_rate", "c_learning_rate"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, got {getattr(self, name)}")

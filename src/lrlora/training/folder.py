@@ -13,7 +13,7 @@ from lrlora.errors import InputError
 from lrlora.files import new_folder, read_json, write_json
 
 # settings that do not change what is trained: a run may be resumed with others
-_FREE = {"json", "debug", "verbose", "overwrite", "out", "report_to", "save_steps"}
+_FREE = {"json", "debug", "verbose", "overwrite", "out", "report_to", "save_steps", "rank_steps"}
 
 
 def read(path: Path) -> Any:

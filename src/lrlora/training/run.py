@@ -39,6 +39,7 @@ from lrlora.tuner.callback import TauCallback
 from lrlora.tuner.explain import computation_of
 from lrlora.tuner.optimize import param_groups
 from lrlora.tuner.ranks import LayerRank, layer_ranks, rank_warnings
+from lrlora.tuner.records import RankCallback
 
 
 @dataclass
@@ -64,7 +65,8 @@ def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = ()) -> Run
     """Train an adapter and write a run folder; a run that was killed goes on where its last checkpoint stands.
 
     The folder holds adapter/ (as PEFT saves it), config.json (settings, versions), metrics.json, ranks.json, ranks.png,
-    checkpoints/, and lora/ (the same for plain LoRA) where the config compares. A finished run is not trained again.
+    ranks.jsonl (the ranks while training), checkpoints/, and lora/ (the same for plain LoRA) where the config compares.
+    A finished run is not trained again.
 
     Args:
         config: the settings.
@@ -121,6 +123,8 @@ def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallba
             "lrlora train runs in one process or under DDP, got FSDP or DeepSpeed; give transformers.Trainer the model "
             "instead, see docs/peft.md"
         )
+    if config.method == "lrlora" and config.rank_steps != 0:
+        trainer.add_callback(RankCallback(out, config.rank_steps, log=_tracked(trainer, config)))
     for callback in callbacks:
         trainer.add_callback(callback)
     # no process looks at the folder before the first one has made it
@@ -220,6 +224,11 @@ def _trainer(
         optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": config.learning_rate}),
         callbacks=[TauCallback(), NonFiniteGuard()],
     )
+
+
+def _tracked(trainer: Trainer, config: TrainConfig) -> Any:
+    # without a tracker the means would only be lines between the losses
+    return None if config.report_to in ([], ["none"]) else trainer.log
 
 
 def _metrics_of(task: TaskData, outputs: Any) -> dict[str, float]:

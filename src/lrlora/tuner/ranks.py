@@ -8,9 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrlora import ops
 from lrlora.method import rank
+from lrlora.method.nonlinearity import Form, initial_coefficients
+from lrlora.method.update import at_least_float32
 from lrlora.tuner.model import deltas
 from lrlora.tuner.names import Kind, block_of, kind_of, type_of
+
+UNMOVED = 1e-3
+"""c lives on a scale of 1; where no coefficient changed by more than this, phi was not learned."""
+QUICK_EXACT_UP_TO = 64
+"""A quick look decomposes matrices up to this smaller side: Lanczos steps cost more there."""
 
 
 @dataclass(frozen=True)
@@ -24,14 +32,18 @@ class LayerRank:
         module: its name within the block.
         stable_rank: SR(dW) = ||dW||_F^2 / ||dW||_2^2.
         stable_rank_ba: SR(B A), the null: what plain LoRA with these factors would have.
-        effective_rank: exp of the entropy of the normalised singular values of dW.
-        numerical_rank: singular values of dW above 1e-3 of the largest.
+        effective_rank: exp of the entropy of the normalised singular values of dW; None in a quick look.
+        numerical_rank: singular values of dW above 1e-3 of the largest; None in a quick look.
         constant_share: share of ||dW||_F^2 that is the constant matrix of its mean.
         rms_over_tau: RMS(B A) / tau; far below 1, phi is a straight line and no rank is learned. 0 where tau = "auto"
             was never calibrated.
         outside_grid: share of the entries of B A beyond the last sinc, |z| > M tau; None for phi = "sine".
-        relative_norm: ||dW||_F / ||W0||_F; None where W0 is quantised in a way that cannot be read back (GPTQ, AWQ).
+        relative_norm: ||dW||_F / ||W0||_F; None where the base model was not at hand, or W0 is quantised in a
+            way that cannot be read back (GPTQ, AWQ).
         expert: number of the expert, where the layer is one of a stack; else None.
+        stable_rank_initial: SR of phi(B A) with phi at its initial coefficients, the second null: what an untrained phi
+            makes of these factors. None in a quick look.
+        c_change: largest change of a coefficient since the start; None for phi = "sine".
     """
 
     layer: str
@@ -40,13 +52,15 @@ class LayerRank:
     module: str
     stable_rank: float
     stable_rank_ba: float
-    effective_rank: float
-    numerical_rank: int
+    effective_rank: float | None
+    numerical_rank: int | None
     constant_share: float
     rms_over_tau: float
     outside_grid: float | None
     relative_norm: float | None
     expert: int | None = None
+    stable_rank_initial: float | None = None
+    c_change: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The row as it stands in ranks.json."""
@@ -54,12 +68,14 @@ class LayerRank:
 
 
 @torch.no_grad()
-def layer_ranks(model: nn.Module, adapter_name: str = "default") -> list[LayerRank]:
+def layer_ranks(model: nn.Module, adapter_name: str = "default", is_quick: bool = False) -> list[LayerRank]:
     """Measure the learned rank of every layer that an adapter adapts.
 
     Args:
         model: a PeftModel with LR-LoRA.
         adapter_name: which adapter.
+        is_quick: leave out what needs a whole spectrum, and the second null; ||dW||_2 comes from Lanczos steps (to
+            1e-6). About a sixth of the time, for a look while training.
 
     Returns:
         One row per adapted layer, and per expert of a stack, in the order of the model.
@@ -76,68 +92,145 @@ def layer_ranks(model: nn.Module, adapter_name: str = "default") -> list[LayerRa
         raise ValueError(f"the model has no LR-LoRA layer with an adapter named {adapter_name!r}")
     rows = []
     for name, layer, _, delta in found:
-        update, weight = layer.update_matrix(adapter_name), layer.float_weight() if layer.is_readable else None
-        name = name.removeprefix("base_model.model.")
-        if layer.experts is None:
-            rows.append(_row(name, None, update, weight, delta, (delta.A, delta.B, delta.tau)))
-            continue
-        for e in range(layer.experts):
-            rows.append(
-                _row(
-                    name,
-                    e,
-                    update[e],
-                    None if weight is None else weight[e],
-                    delta,
-                    (delta.A[e], delta.B[e], delta.tau[e]),
-                )
-            )
+        name, weight = name.removeprefix("base_model.model."), layer.float_weight() if layer.is_readable else None
+        for update in updates_of(name, delta, layer.scaling[adapter_name] * delta.gain):
+            W0 = weight if update.expert is None or weight is None else weight[update.expert]
+            rows.append(measure(update, W0, is_quick))
     return rows
 
 
-def _row(
-    name: str, expert: int | None, dW: Tensor, W0: Tensor | None, delta: Any, factors: tuple[Tensor, Tensor, Tensor]
-) -> LayerRank:
-    A, B, tau = factors
-    sigma = rank.singular_values(dW)
+@dataclass(frozen=True)
+class Update:
+    """One update, s phi(B A): of a layer, or of one expert of a stack.
+
+    Args:
+        layer: dotted name of the adapted module in the base model, without the expert.
+        expert: number of the expert, None outside stacks.
+        A: first factor [r, in].
+        B: second factor [out, r].
+        c: coefficients [K], None for phi = "sine".
+        tau: knee in the units of B A.
+        scale: s, and what phi = "sine" divides by.
+        phi: which nonlinearity.
+    """
+
+    layer: str
+    expert: int | None
+    A: Tensor
+    B: Tensor
+    c: Tensor | None
+    tau: Tensor
+    scale: float
+    phi: Form
+
+    @property
+    def name(self) -> str:
+        """Name of the layer, with the number of the expert behind it."""
+        return self.layer if self.expert is None else f"{self.layer}.{self.expert}"
+
+    @property
+    def c_initial(self) -> Tensor | None:
+        """The coefficients at which training started; None for phi = "sine"."""
+        if self.c is None:
+            return None
+        initial = initial_coefficients(len(self.c), self.phi).to(self.c)
+        return nn.Parameter(initial, self.c.requires_grad) if isinstance(self.c, nn.Parameter) else initial
+
+    def matrix(self, c: Tensor | None) -> Tensor:
+        """dW [out, in] with these coefficients."""
+        # a W0 of zeros, frozen as the base is: so it is the pass that training has compiled already
+        zeros = torch.zeros(len(self.B), self.A.shape[1], dtype=at_least_float32(self.A[:0]).dtype)
+        W0 = nn.Parameter(zeros.to(self.A.device), requires_grad=False)
+        return ops.adapted_weight(W0, self.A, self.B, c, self.tau, self.scale, phi=self.phi).detach()
+
+
+def updates_of(layer: str, delta: Any, scale: float) -> list[Update]:
+    """The update of a layer, or those of its experts; `delta` has A, B, c, tau and phi, as `LRLoraDelta` has them."""
+    A, B = delta.A.detach(), delta.B.detach()
+    # c as it is, a parameter: another type of tensor would be compiled for again
+    c = delta.c
+    if A.ndim == 2:
+        return [Update(layer, None, A, B, c, delta.tau, scale, delta.phi)]
+    cs = [c] * len(A) if c is None or c.ndim == 1 else list(c)
+    return [Update(layer, e, A[e], B[e], cs[e], delta.tau[e], scale, delta.phi) for e in range(len(A))]
+
+
+@torch.no_grad()
+def measure(update: Update, W0: Tensor | None, is_quick: bool = False) -> LayerRank:
+    """The row of one update; without W0 its `relative_norm` is None."""
+    dW = update.matrix(update.c)
+    sigma = None if is_quick else rank.singular_values(dW)
+    weight_norm = None if W0 is None else W0.float().norm().item()
+    relative = None if weight_norm is None else (dW.norm().item() / weight_norm if weight_norm else float("inf"))
+    stable = rank.stable_rank(dW, 1e-6, QUICK_EXACT_UP_TO) if sigma is None else _stable_rank(sigma)
+    stable_ba = _stable_rank(rank.product_singular_values(update.A, update.B))
     return LayerRank(
-        layer=name if expert is None else f"{name}.{expert}",
-        block=block_of(name),
-        kind=kind_of(name),
-        module=type_of(name),
-        stable_rank=_stable_rank(sigma),
-        stable_rank_ba=_stable_rank(rank.product_singular_values(A, B)),
-        effective_rank=rank.effective_rank(sigma),
-        numerical_rank=rank.numerical_rank(sigma),
+        layer=update.name,
+        block=block_of(update.layer),
+        kind=kind_of(update.layer),
+        module=type_of(update.layer),
+        stable_rank=stable,
+        stable_rank_ba=stable_ba,
+        effective_rank=None if sigma is None else rank.effective_rank(sigma),
+        numerical_rank=None if sigma is None else rank.numerical_rank(sigma),
         constant_share=rank.constant_share(dW),
-        rms_over_tau=(rank.product_rms(A, B) / tau).item(),
-        outside_grid=None if delta.phi == "sine" else _outside_grid(B.float() @ A.float(), delta.num_basis, tau),
-        relative_norm=None if W0 is None else (dW.norm() / W0.float().norm()).item(),
-        expert=expert,
+        rms_over_tau=(rank.product_rms(update.A, update.B) / update.tau).item(),
+        outside_grid=_outside_grid(update),
+        relative_norm=relative,
+        expert=update.expert,
+        stable_rank_initial=None if is_quick else _stable_rank_initial(update, stable, stable_ba),
+        c_change=_c_change(update),
     )
+
+
+def _stable_rank_initial(update: Update, stable: float, stable_ba: float) -> float:
+    change = _c_change(update)
+    if not change:
+        return stable
+    if update.phi == "residual" or not torch.isfinite(update.tau):
+        return stable_ba
+    return rank.stable_rank(update.matrix(update.c_initial))
 
 
 def rank_warnings(rows: list[LayerRank], phi: str) -> list[str]:
     """What to tell the user where the learned rank is a fiction; empty where it is not.
 
-    phi is a line where RMS(B A) / tau < 0.1, so that SR(dW) = SR(B A). Entries beyond the grid (a warning from 1 %) are
-    folded to 0 by form "sinc", and left as they are by "residual".
+    c that did not move (by less than 1e-3) leaves the phi that training started with: whatever SR(dW) is, it was not
+    learned. phi is a line where RMS(B A) / tau < 0.1, so that SR(dW) = SR(B A). Entries beyond the grid (a warning from
+    1 %) are folded to 0 by form "sinc", and left as they are by "residual".
     """
     messages = []
+    of_all = f"of {len(rows)} layers"
+    still = [row.layer for row in rows if row.c_change is not None and row.c_change < UNMOVED]
+    if still:
+        messages.append(
+            f"c did not move in {len(still)} {of_all} ({still[0]}, ...): no learned rank beyond LoRA's there, phi is "
+            "the one that training started with; raise c_learning_rate, train longer, or do not freeze c"
+        )
     flat = [row.layer for row in rows if row.rms_over_tau < 0.1]
     if flat and phi != "sine":
         messages.append(
-            f"RMS(BA)/tau < 0.1 in {len(flat)} of {len(rows)} layers ({flat[0]}, ...): phi is a straight line there "
+            f"RMS(BA)/tau < 0.1 in {len(flat)} {of_all} ({flat[0]}, ...): phi is a straight line there "
             'and no rank was learned beyond LoRA\'s; train longer or faster, lower tau, or set tau="auto"'
         )
     outside = [row.layer for row in rows if (row.outside_grid or 0) > 0.01]
     if outside:
         fate = "phi folds them to 0" if phi == "sinc" else "phi leaves them as they are"
         messages.append(
-            f"more than 1 % of the entries of BA lie outside the grid in {len(outside)} of {len(rows)} layers "
+            f"more than 1 % of the entries of BA lie outside the grid in {len(outside)} {of_all} "
             f'({outside[0]}, ...): {fate}; raise tau or num_basis, or set tau="auto"'
         )
     return messages
+
+
+def _c_change(update: Update) -> float | None:
+    c, initial = update.c, update.c_initial
+    if c is None or initial is None:
+        return None
+    # the middle one has no effect
+    change = (c - initial).detach().abs()
+    change[len(c) // 2] = 0
+    return change.max().item()
 
 
 def _stable_rank(sigma: Tensor) -> float:
@@ -145,5 +238,8 @@ def _stable_rank(sigma: Tensor) -> float:
     return energy / sigma[0].item() ** 2 if energy > 0 else 0.0
 
 
-def _outside_grid(Z: Tensor, num_basis: int, tau: Tensor) -> float:
-    return (Z.abs() > num_basis // 2 * tau).float().mean().item()
+def _outside_grid(update: Update) -> float | None:
+    if update.c is None:
+        return None
+    Z = update.B.float() @ update.A.float()
+    return (Z.abs() > len(update.c) // 2 * update.tau).float().mean().item()

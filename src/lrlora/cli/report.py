@@ -1,0 +1,37 @@
+"""`lrlora report`: one HTML page of runs, adapters and studies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Optional
+
+from lrlora.cli.flags import parse, quiet_libraries
+from lrlora.cli.show import print_warnings
+
+
+@dataclass
+class ReportArguments:
+    """Flags of `lrlora report`."""
+
+    folders: list[str] = field(
+        metadata={"help": "run folders or adapters of one experiment, a seed each; and folders of studies"}
+    )
+    out: Optional[str] = field(
+        default=None, metadata={"help": "HTML file; report.html in the first folder if not given"}
+    )
+    model: Optional[str] = field(
+        default=None, metadata={"help": "base model of adapters; what they and their runs name if left out"}
+    )
+    debug: bool = field(default=False, metadata={"help": "show a traceback on errors"})
+
+
+def run(arguments: list[str]) -> None:
+    """Write the page, and say where."""
+    chosen = parse(ReportArguments, "report", arguments, "lrlora report runs/demo", positional="folders")
+    quiet_libraries()
+    from lrlora.report.page import write_report
+
+    out = Path(chosen.out) if chosen.out else Path(chosen.folders[0]) / "report.html"
+    print_warnings(write_report(chosen.folders, out, chosen.model))
+    print(out)

@@ -1,0 +1,165 @@
+"""One page of HTML that needs no network: the answers first, then what they rest on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lrlora
+from lrlora.errors import InputError
+from lrlora.files import new_file
+from lrlora.report import figures
+from lrlora.report.numbers import Findings, Run, findings, read_run
+from lrlora.report.study import FILE, StudySection, study_section
+from lrlora.statistics import Interval, PairedDifference
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A figure with its words.
+
+    Args:
+        key: name within the page.
+        label: what it shows, for whoever does not see it.
+        figure: of plotly.
+    """
+
+    key: str
+    label: str
+    figure: Any
+
+
+def write_report(folders: Sequence[str | Path], out: str | Path, model: str | None = None) -> list[str]:
+    """Write the report of runs, and of studies, as one HTML file.
+
+    Args:
+        folders: run folders or adapters that differ by their seed, and folders of studies.
+        out: the HTML file.
+        model: base model to measure adapters on; None means as `read_run`.
+
+    Returns:
+        Warnings: where a learned rank is none.
+
+    Raises:
+        InputError: a folder that is neither, or runs that cannot be read together.
+
+    Example:
+        write_report(["runs/seed0", "runs/seed1", "runs/seed2"], "report.html")
+    """
+    studies = [section for section in map(study_section, folders) if section is not None]
+    runs = [read_run(folder, model) for folder in folders if not (Path(folder) / FILE).exists() or _is_run(folder)]
+    if not runs and not studies:
+        raise InputError("nothing to report: pass folders of `lrlora train`, adapters, or a study with results.jsonl")
+    found = findings(runs) if runs else None
+    with new_file(Path(out)) as beside:
+        beside.write_text(page(runs, found, studies), encoding="utf-8")
+    return found.warnings if found else []
+
+
+def page(runs: Sequence[Run], found: Findings | None, studies: Sequence[StudySection]) -> str:
+    """The text of the page."""
+    from jinja2 import Environment, FileSystemLoader
+    from plotly.offline import get_plotlyjs
+
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"interval": interval, "number": number, "difference": difference, "count": count}
+    environment.filters["upper_first"] = upper_first
+    charts = charts_of(runs, found) if found else {}
+    drawn = {key: json.loads(chart.figure.to_json()) for key, chart in charts.items()}
+    for section, study in enumerate(studies):
+        for place, (_, figure) in enumerate(study.frontier):
+            drawn[f"frontier-{section}-{place}"] = json.loads(figure.to_json())
+    for figure in drawn.values():
+        figure["layout"].pop("template", None)
+    return environment.get_template("page.html").render(
+        runs=runs,
+        found=found,
+        studies=studies,
+        charts=charts,
+        figures=drawn,
+        facts=facts(runs),
+        style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
+        script=(TEMPLATES / "page.js").read_text(encoding="utf-8"),
+        plotly=get_plotlyjs(),
+        version=lrlora.__version__,
+    )
+
+
+def charts_of(runs: Sequence[Run], found: Findings) -> dict[str, Chart]:
+    """The figures of runs, by name; those without data are left out."""
+    made = [
+        Chart("heatmap", "heatmap of the stable rank of every layer, beside its nulls", figures.heatmap(found)),
+        Chart("pairs", "mean stable rank of attention and MLP, block by block", figures.pairs(found)),
+        Chart("trajectories", "stable rank over the training steps", figures.trajectories(runs)),
+        Chart("curves", "the learned phi of every layer", figures.curves(runs)),
+        Chart("spectra", "singular values of every update", figures.spectra(runs[0])),
+    ]
+    return {chart.key: chart for chart in made if chart.figure is not None}
+
+
+def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """What was trained, in pairs of a word and its value."""
+    if not runs or not runs[0].settings:
+        return [("adapters", ", ".join(run.folder.name for run in runs))] if runs else []
+    settings, metrics = runs[0].settings, runs[0].metrics
+    model = settings.get("model")
+    return [
+        ("model", str(model).rstrip("/").split("/")[-1] if model else "all-MiniLM-L6-v2, embedded"),
+        ("task", str(metrics.get("task", settings.get("task") or settings.get("data")))),
+        ("phi", f"{settings.get('phi')}, K = {settings.get('num_basis')}, tau {settings.get('tau')}"),
+        ("r", str(settings.get("r"))),
+        ("shared by", str(settings.get("share"))),
+        ("learning rate", f"{settings.get('learning_rate')}, of c {_c_rate(settings)}"),
+        ("steps", str(metrics.get("steps", "-"))),
+        ("seeds", ", ".join(str(run.settings.get("seed", "-")) for run in runs)),
+    ]
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"  # noqa: RUF001 - a dash in a table
+
+
+def interval(value: Interval | PairedDifference | None, digits: int = 2) -> str:
+    """A mean with the ends of its interval, where it has one."""
+    if value is None:
+        return number(None)
+    ends = "" if value.low is None else f" [{number(value.low, digits)}, {number(value.high, digits)}]"
+    return number(value.mean, digits) + ends
+
+
+def difference(value: PairedDifference, digits: int = 2, is_short: bool = False) -> str:
+    """A difference, its interval, its p-value, its size and, unless short, how it was tested, in words."""
+    words = [f"{value.mean:+.{digits}f}"]
+    if value.low is not None:
+        words[0] += f" [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
+    if value.effect_size is not None:
+        words.append(f"effect size {value.effect_size:.2f}")
+    if value.p_value is not None:
+        words.append(f"p = {value.p_value:.3f}" if value.p_value >= 0.001 else "p < 0.001")
+    return ", ".join(words if is_short else [*words, f"n = {value.n}", value.test])
+
+
+def upper_first(text: str) -> str:
+    """The text with a large first letter; the others, of SR(BA) say, as they are."""
+    return text[:1].upper() + text[1:]
+
+
+def count(value: float | None, unit: float = 1, digits: int = 0) -> str:
+    """A large number with separators, in units of `unit`."""
+    return number(None) if value is None else f"{value / unit:,.{digits}f}"
+
+
+def _c_rate(settings: dict[str, Any]) -> str:
+    rate = settings.get("c_learning_rate")
+    return f"{rate if rate is not None else 10 * settings.get('learning_rate', float('nan')):g}"
+
+
+def _is_run(folder: str | Path) -> bool:
+    path = Path(folder)
+    return (path / "adapter_config.json").exists() or (path / "adapter" / "adapter_config.json").exists()

@@ -1,0 +1,235 @@
+"""The learned ranks while training: a line of ranks.jsonl per record, within a share of the training time."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lrlora.errors import InputError
+from lrlora.files import append_line, new_file, read_json_lines
+from lrlora.tuner.model import deltas
+from lrlora.tuner.ranks import LayerRank, layer_ranks, measure, updates_of
+
+FILE = "ranks.jsonl"
+SHARE = 0.02
+"""Share of the training time that records may take, where nobody chose their steps."""
+WHOLE = 8
+"""A whole record is taken for so many quick ones until there was one: five were measured at 384, more where wider."""
+RECORDS = 50
+"""So many records at most, where nobody chose their steps."""
+
+_log = logging.getLogger(__name__)
+
+
+def record_ranks(
+    model: nn.Module, step: int, folder: str | Path, adapter_name: str = "default", is_quick: bool = False, **notes: Any
+) -> list[LayerRank]:
+    """Measure the ranks now and append them to ranks.jsonl in a folder: for a training loop of your own.
+
+    One line of JSON: {"step", "is_quick", "seconds", "layers": [a row of `layer_ranks`, ...]}.
+
+    Args:
+        model: a PeftModel with LR-LoRA.
+        step: optimizer steps done so far.
+        folder: where ranks.jsonl is or shall be.
+        adapter_name: which adapter.
+        is_quick: as for `layer_ranks`.
+        notes: more fields of the line.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ValueError: as `layer_ranks`.
+        InputError: the file cannot be written.
+
+    Example:
+        if step % 100 == 0:
+            lrlora.record_ranks(model, step, "runs/mine", is_quick=True)
+    """
+    started = _now(model)
+    rows = layer_ranks(model, adapter_name, is_quick)
+    line = {"step": step, "is_quick": is_quick, "seconds": round(_now(model) - started, 4), **notes}
+    append_line(Path(folder) / FILE, json.dumps({**line, "layers": [row.as_dict() for row in rows]}))
+    return rows
+
+
+def read_records(folder: str | Path) -> list[dict[str, Any]]:
+    """The records of ranks.jsonl, their `layers` as `LayerRank`; none where there is no such file.
+
+    Raises:
+        InputError: a line that is not JSON, other than a last one cut short.
+    """
+    path = Path(folder) / FILE
+    records = read_json_lines(path) if path.exists() else []
+    return [{**record, "layers": [LayerRank(**row) for row in record["layers"]]} for record in records]
+
+
+def drop_records_after(folder: str | Path, step: int) -> int | None:
+    """Keep the records up to a step, whole lines alone; the last step kept, None where there is none."""
+    path = Path(folder) / FILE
+    if not path.exists():
+        return None
+    kept = [record for record in read_json_lines(path) if record["step"] <= step]
+    with new_file(path) as beside:
+        beside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    return kept[-1]["step"] if kept else None
+
+
+class RankCallback(TrainerCallback):
+    """Records the learned ranks while `transformers.Trainer` trains, in ranks.jsonl and through its trackers.
+
+    Without `every`, it measures what a record costs and keeps all records together within 2 % of the training time:
+    quick ones (see `layer_ranks`), whole ones where time allows, 50 at most, and always one at the end. With `every`,
+    every so many steps and at the end, whatever it costs. A resumed training goes on in the same file, without a step
+    twice. Of several processes (DDP) the first one measures and writes. Parameters that FSDP has cut in parts are not
+    gathered for it: there it says so once, and records nothing.
+
+    Args:
+        folder: where ranks.jsonl is written; None means the Trainer's output_dir.
+        every: optimizer steps between two records, at least 1; None keeps within the share of time.
+        log: `trainer.log`, to send the mean ranks of attention and MLP to whatever `report_to` names.
+        log_layers: send the stable rank of every layer as well, under "ranks/LAYER".
+        adapter_name: which adapter.
+
+    Raises:
+        InputError: `every` below 1.
+
+    Example:
+        trainer.add_callback(lrlora.RankCallback("runs/mine", log=trainer.log))
+    """
+
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        every: int | None = None,
+        log: Callable[[dict[str, float]], None] | None = None,
+        log_layers: bool = False,
+        adapter_name: str = "default",
+    ) -> None:
+        if every is not None and every < 1:
+            raise InputError(f"every must be at least 1, got {every}; leave it out to keep within 2 % of the time")
+        self.folder, self.every, self.log, self.log_layers = folder, every, log, log_layers
+        self.adapter_name = adapter_name
+        self.seconds_spent = 0.0
+        self._started = 0.0
+        self._costs: dict[bool, float] = {}
+        self._last_step: int | None = None
+        self._is_off = False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Find what an earlier part of this training has recorded."""
+        if self.folder is None:
+            self.folder = args.output_dir
+        self.seconds_spent, self._costs = 0.0, {}
+        self._is_off = not state.is_world_process_zero or self._why_not(kwargs["model"]) is not None
+        if self._is_off:
+            return
+        self._started = _now(kwargs["model"])
+        self._last_step = drop_records_after(self.folder or ".", state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Record, where this step is one to record and time allows."""
+        every = self.every or max(1, -(-state.max_steps // RECORDS))
+        if self._is_off or state.global_step % every or state.global_step >= state.max_steps:
+            return
+        if self.every is not None:
+            self._record(kwargs["model"], state, is_quick=False)
+            return
+        is_quick = self._is_quick(kwargs["model"])
+        if is_quick is not None:
+            self._record(kwargs["model"], state, is_quick)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Record the end."""
+        if not self._is_off and state.global_step and self._last_step != state.global_step:
+            is_whole = self.every is not None or self._is_quick(kwargs["model"], at_end=True) is False
+            self._record(kwargs["model"], state, is_quick=not is_whole)
+
+    def _is_quick(self, model: nn.Module, at_end: bool = False) -> bool | None:
+        """Which record time allows: a whole one (False), a quick one (True), or none (None)."""
+        left = SHARE * (_now(model) - self._started) - self.seconds_spent
+        if not self._costs:
+            self._estimate_costs(model)
+        reserve = 0.0 if at_end else self._costs[True]
+        for is_quick in (False, True):
+            if self._costs[is_quick] + reserve <= left:
+                return is_quick
+        return None
+
+    def _estimate_costs(self, model: nn.Module) -> None:
+        """What a quick record will cost, from the largest layer; a whole one is taken for eight until there was one."""
+        before = _now(model)
+        updates = [u for name, _, _, d in deltas(model, self.adapter_name) for u in updates_of(name, d, 1.0)]
+        sizes = [len(update.B) * update.A.shape[1] for update in updates]
+        largest = updates[sizes.index(max(sizes))]
+        # the first time pays for what is set up once
+        measure(largest, None, is_quick=True)
+        started = _now(model)
+        measure(largest, None, is_quick=True)
+        quick = (_now(model) - started) * sum(sizes) / max(sizes)
+        self._costs = {True: quick, False: WHOLE * quick}
+        self.seconds_spent += _now(model) - before
+
+    def _record(self, model: nn.Module, state: TrainerState, is_quick: bool) -> None:
+        started = _now(model)
+        notes = {"elapsed_s": round(started - self._started, 3)}
+        try:
+            rows = record_ranks(
+                model, state.global_step, self.folder or ".", self.adapter_name, is_quick=is_quick, **notes
+            )
+        except InputError:
+            raise
+        except ValueError as error:  # an update that holds NaN: training is what must stop for it, or not
+            _log.warning("no ranks recorded at step %d: %s", state.global_step, error)
+            return
+        self._last_step = state.global_step
+        if self.log is not None:
+            self.log(means(rows, self.log_layers))
+        seconds = _now(model) - started
+        self.seconds_spent += seconds
+        self._costs[is_quick] = seconds
+
+    def _why_not(self, model: nn.Module) -> str | None:
+        found = deltas(model, self.adapter_name)
+        reason = None
+        if not found:
+            reason = f"the model has no LR-LoRA layer with an adapter named {self.adapter_name!r}"
+        elif any(delta.A.ndim < 2 or hasattr(delta.A, "placements") for *_, delta in found):
+            reason = "FSDP has cut the adapter in parts; measure it after training: lrlora ranks ADAPTER"
+        if reason is not None:
+            _log.warning("no ranks are recorded: %s", reason)
+        return reason
+
+
+def means(rows: list[LayerRank], with_layers: bool = False) -> dict[str, float]:
+    """What a tracker is sent: mean ranks of attention and MLP layers, and of every layer if asked."""
+    found = {}
+    for kind in ("attention", "mlp", "other"):
+        of_kind = [row for row in rows if row.kind == kind]
+        for field in ("stable_rank", "stable_rank_ba", "rms_over_tau"):
+            if of_kind:
+                found[f"ranks/{kind}/{field}"] = sum(getattr(row, field) for row in of_kind) / len(of_kind)
+    if with_layers:
+        found |= {f"ranks/{row.layer}": row.stable_rank for row in rows}
+    return found
+
+
+def _now(model: nn.Module) -> float:
+    parameter = next(model.parameters(), None)
+    if parameter is not None and parameter.device.type == "cuda":
+        # else the measurement would be billed for the training steps still in the queue
+        torch.cuda.synchronize(parameter.device)
+    return time.perf_counter()

@@ -1,0 +1,73 @@
+"""The updates of a saved adapter, read from its file alone: no base model is needed for what A, B, c and tau tell."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from lrlora.errors import InputError
+from lrlora.files import read_json
+from lrlora.tuner.config import LRLoraConfig
+from lrlora.tuner.model import LRLoraModel
+from lrlora.tuner.ranks import Update, updates_of
+
+MARK = ".lrlora_delta."
+
+
+def stored_config(folder: Path) -> Any:
+    """The LRLoraConfig of an adapter folder.
+
+    Raises:
+        InputError: no adapter there, or one of another method.
+    """
+    described = folder / "adapter_config.json"
+    if not described.exists():
+        raise InputError(f"no adapter in {folder}: {described.name} is missing")
+    saved = read_json(described, "copy the adapter again")
+    if saved.get("peft_type") != "LRLORA":
+        raise InputError(f"{folder} is an adapter of type {saved.get('peft_type')}, not LRLORA")
+    return LRLoraConfig.from_pretrained(str(folder))
+
+
+def stored_updates(folder: Path) -> list[Update]:
+    """The update of every layer of a saved adapter, and of every expert of a stack, by name.
+
+    Args:
+        folder: an adapter folder as PEFT saves it.
+
+    Raises:
+        InputError: no adapter there, one of another method, or a file cut short.
+
+    Example:
+        rows = [measure(update, None) for update in stored_updates(Path("runs/demo/adapter"))]
+    """
+    config = stored_config(folder)
+    file = folder / "adapter_model.safetensors"
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError as error:
+        raise InputError(f"no adapter file {file}") from error
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise InputError(f"{file} is not a whole safetensors file ({error}); copy or train it again") from error
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        name, mark, part = key.rpartition(MARK)
+        if mark:
+            parts.setdefault(name.removeprefix("base_model.model."), {})[part] = tensor
+    if not parts:
+        raise InputError(f"{file} holds no LR-LoRA layer; train it again")
+    found = []
+    for name, of_layer in parts.items():
+        rank, alpha = LRLoraModel.rank_and_alpha(config, name)
+        gain = 1 / math.sqrt(of_layer["A"].shape[-1]) if config.phi == "sine" else 1.0
+        delta = SimpleNamespace(A=of_layer["A"], B=of_layer["B"], c=of_layer.get("c"), tau=of_layer["tau"])
+        delta.phi = config.phi
+        found += updates_of(name.replace(".base_layer", ""), delta, config.scale_of(rank, alpha) * gain)
+    return found

@@ -1,0 +1,65 @@
+"""Runs whose ranks are known: written by hand, without a training."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+import lrlora
+from lrlora.files import write_json
+from lrlora.method.nonlinearity import initial_coefficients
+from lrlora.tuner.ranks import measure
+from lrlora.tuner.stored import stored_updates
+
+MODULES = ("attention.self.query", "attention.self.value", "intermediate.dense", "output.dense")
+
+
+def with_spectrum(sigma: list[float], rows: int, columns: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [r, columns] and B [rows, r] whose product has these singular values."""
+    generator = torch.Generator().manual_seed(seed)
+    left, _ = torch.linalg.qr(torch.randn(rows, len(sigma), generator=generator, dtype=torch.float64))
+    right, _ = torch.linalg.qr(torch.randn(columns, len(sigma), generator=generator, dtype=torch.float64))
+    root = torch.tensor(sigma, dtype=torch.float64).sqrt()
+    return (root[:, None] * right.T).float().contiguous(), (left * root).float().contiguous()
+
+
+def write_adapter(
+    folder: Path, spectra: dict[str, list[float]], c_shift: float = 0.0, tau: float = math.inf, seed: int = 0, **fields
+) -> Path:
+    """An adapter as PEFT saves it, whose B A have these singular values; with tau = inf so has dW."""
+    folder.mkdir(parents=True)
+    tensors = {}
+    generator = torch.Generator().manual_seed(seed)
+    for number, (name, sigma) in enumerate(spectra.items()):
+        A, B = with_spectrum(sigma, 40, 30, 1000 * seed + number)
+        c = initial_coefficients(11, "sinc") + c_shift * torch.randn(11, generator=generator)
+        parts = {"A": A, "B": B, "c": c, "tau": torch.tensor(tau)}
+        tensors |= {f"base_model.model.{name}.lrlora_delta.{part}": value for part, value in parts.items()}
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    r = len(next(iter(spectra.values())))
+    settings = {"r": r, "lora_alpha": 2.0 * r, "target_modules": ["query"], "task_type": "SEQ_CLS", **fields}
+    config = lrlora.LRLoraConfig(**settings, base_model_name_or_path="./no-such-base")
+    config.save_pretrained(str(folder))
+    return folder
+
+
+def write_run(folder: Path, seed: int = 0, blocks: int = 6, name: str = "bert.encoder.layer", **fields) -> Path:
+    """A run folder with adapter, settings, metrics, ranks, and three records while training."""
+    generator = torch.Generator().manual_seed(seed)
+    spectra = {
+        f"{name}.{b}.{module}": [1.0, *(0.2 + 0.5 * torch.rand(3, generator=generator)).tolist()]
+        for b in range(blocks)
+        for module in MODULES
+    }
+    adapter = write_adapter(folder / "adapter", spectra, seed=seed, **{"c_shift": 0.3, "tau": 0.04, **fields})
+    rows = [measure(update, None).as_dict() for update in stored_updates(adapter)]
+    write_json(folder / "ranks.json", rows)
+    write_json(folder / "config.json", {"settings": {"seed": seed, "r": 4, "learning_rate": 2e-3, "phi": "sinc"}})
+    write_json(folder / "metrics.json", {"task": "planted", "metric": "accuracy", "accuracy": 0.8 + seed / 100})
+    lines = [json.dumps({"step": step, "is_quick": False, "seconds": 0.1, "layers": rows}) for step in (10, 20, 30)]
+    (folder / "ranks.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
