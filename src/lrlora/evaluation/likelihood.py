@@ -7,6 +7,7 @@ memory work; words and metrics are those of lm-eval's tasks of the same name.
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 from collections.abc import Iterator
@@ -147,6 +148,8 @@ def _quiet() -> Iterator[None]:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        # lm-eval draws three progress bars on every call, which a study makes by the hundred
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         logger.setLevel(level)
