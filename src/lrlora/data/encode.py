@@ -25,9 +25,7 @@ def encode(task: TaskData, tokenizer: Any, max_length: int, template: Template =
         InputError: template "chat" with a tokenizer that has none.
     """
     if task.kind == "causal":
-        if template == "chat" and not tokenizer.chat_template:
-            raise InputError("template 'chat' needs a tokenizer with a chat template, this one has none; pass 'plain'")
-        is_chat = template == "chat" or (template == "auto" and bool(tokenizer.chat_template))
+        is_chat = uses_chat(tokenizer, template)
 
         def convert(row: dict[str, Any]) -> dict[str, list[int]]:
             return encode_instruction(row, tokenizer, max_length, is_chat)
@@ -42,27 +40,45 @@ def encode(task: TaskData, tokenizer: Any, max_length: int, template: Template =
     )
 
 
+def uses_chat(tokenizer: Any, template: Template) -> bool:
+    """Whether instructions are written with the tokenizer's chat template.
+
+    Raises:
+        InputError: template "chat" with a tokenizer that has none.
+    """
+    if template == "chat" and not tokenizer.chat_template:
+        raise InputError("template 'chat' needs a tokenizer with a chat template, this one has none; pass 'plain'")
+    return template == "chat" or (template == "auto" and bool(tokenizer.chat_template))
+
+
+def prompt_text(request: str, tokenizer: Any, is_chat: bool) -> str:
+    """What stands before an answer, in training as in evaluation."""
+    if not is_chat:
+        return f"### Instruction:\n{request}\n\n### Response:\n"
+    message = [{"role": "user", "content": request}]
+    return tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+
+
+def prompt_ids(request: str, tokenizer: Any, is_chat: bool) -> list[int]:
+    """`prompt_text` in tokens; a chat template brings its own special tokens."""
+    ids = tokenizer(prompt_text(request, tokenizer, is_chat), add_special_tokens=not is_chat)["input_ids"]
+    ends = not is_chat and tokenizer.eos_token_id is not None and ids[-1:] == [tokenizer.eos_token_id]
+    return ids[:-1] if ends else ids
+
+
 def encode_instruction(row: dict[str, Any], tokenizer: Any, max_length: int, is_chat: bool) -> dict[str, list[int]]:
     """One instruction and its answer; the loss sees the answer (and the end token) alone.
 
     Where both do not fit into max_length, the front of the prompt is cut, then the end of the answer.
     """
     request = row["instruction"] + (f"\n\n{row['input']}" if row["input"] else "")
-    if is_chat:
-        prompt = tokenizer.apply_chat_template(
-            [{"role": "user", "content": request}], add_generation_prompt=True, tokenize=False
-        )
-        prompt_ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    else:
-        prompt_ids = tokenizer(f"### Instruction:\n{request}\n\n### Response:\n")["input_ids"]
-        if tokenizer.eos_token_id is not None and prompt_ids[-1:] == [tokenizer.eos_token_id]:
-            prompt_ids = prompt_ids[:-1]
+    before = prompt_ids(request, tokenizer, is_chat)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     answer_ids = (tokenizer(row["answer"], add_special_tokens=False)["input_ids"] + end)[:max_length]
     room = max_length - len(answer_ids)
-    prompt_ids = prompt_ids[len(prompt_ids) - room :] if len(prompt_ids) > room else prompt_ids
+    before = before[len(before) - room :] if len(before) > room else before
     return {
-        "input_ids": prompt_ids + answer_ids,
-        "attention_mask": [1] * (len(prompt_ids) + len(answer_ids)),
-        "labels": [IGNORED] * len(prompt_ids) + answer_ids,
+        "input_ids": before + answer_ids,
+        "attention_mask": [1] * (len(before) + len(answer_ids)),
+        "labels": [IGNORED] * len(before) + answer_ids,
     }

@@ -27,7 +27,9 @@ class TrainConfig:
         TrainConfig(model="roberta-base", data="glue", task="rte", out="runs/rte")
     """
 
-    model: Optional[str] = _flag(None, "base model: a local folder or a hub name; the embedded encoder if left out")
+    model: Optional[str] = _flag(
+        None, "base model: a local folder, a hub name, or embedded-decoder; the embedded encoder if left out"
+    )
     data: Optional[str] = _flag(
         None,
         "a file or folder of jsonl(.gz), csv or parquet, or a hub dataset; the embedded BBC News titles if left out",

@@ -17,7 +17,7 @@ from transformers import (
 )
 
 from lrlora.data import TaskData
-from lrlora.data.embedded import encoder_folder
+from lrlora.data.embedded import encoder_folder, model_folder
 from lrlora.errors import InputError
 from lrlora.training.config import TrainConfig
 
@@ -68,6 +68,7 @@ def load_base(name: str, task_type: str | None, **options: Any) -> Any:
     Raises:
         InputError: it is not there, or transformers has no such model for this kind of task.
     """
+    name = model_folder(name)
     _check_local(name)
     try:
         return _AUTO_CLASSES[task_type].from_pretrained(name, dtype=torch.float32, **options)
@@ -81,7 +82,7 @@ def load_base(name: str, task_type: str | None, **options: Any) -> Any:
 def load_tokenizer(name: str) -> Any:
     """The tokenizer of a base model; errors as `load_base`."""
     try:
-        return AutoTokenizer.from_pretrained(name)
+        return AutoTokenizer.from_pretrained(model_folder(name))
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
 

@@ -1,0 +1,1 @@
+"""What a model gets right: each kind of task measured in a file of its own."""

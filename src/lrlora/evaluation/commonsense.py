@@ -1,0 +1,67 @@
+"""The accuracy of a model on a commonsense task, in the two ways that the literature has."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lrlora.data.commonsense import COMMONSENSE
+from lrlora.data.encode import Template
+from lrlora.errors import InputError
+from lrlora.evaluation.generation import score_generation
+from lrlora.evaluation.likelihood import Prompt, score_likelihood
+
+How = Literal["likelihood", "generation"]
+
+
+def score_commonsense(
+    model: Any,
+    tokenizer: Any,
+    task: str,
+    rows: list[dict[str, Any]],
+    how: How = "likelihood",
+    *,
+    batch_size: int = 8,
+    prompt: Prompt = "question",
+    template: Template = "auto",
+) -> dict[str, float]:
+    """Accuracy on the rows of a task, by likelihood of the choices or by generation.
+
+    The model is left as it was: training or not, its padding side, its random numbers.
+
+    Args:
+        model: a causal model of transformers or PEFT, in memory.
+        tokenizer: of the model.
+        task: a name of `lrlora.data.commonsense.COMMONSENSE`.
+        rows: as `lrlora.data.commonsense.load_commonsense` returns them, all of this task.
+        how: "likelihood" takes the choice that the model finds most likely; "generation" lets it write, and reads
+            the first answer word.
+        batch_size: sequences at once, at least 1.
+        prompt: for "likelihood" alone: "question" asks as lm-eval does and compares the choices themselves;
+            "instruction" asks as in training and compares "the correct answer is X".
+        template: of the instruction, as in `lrlora train`.
+
+    Returns:
+        "acc" and "rows"; for "likelihood" also "acc_stderr", and "acc_norm" where lm-eval has it for the task; for
+        "generation" also "answered", the share of rows with an answer word.
+
+    Raises:
+        InputError: an unknown task or way, no rows, rows of another task, or lm-eval is not installed.
+
+    Example:
+        rows = load_commonsense("data", "arc_c", rows=100)
+        score_commonsense(model, tokenizer, "arc_c", rows)["acc"]
+    """
+    if task not in COMMONSENSE:
+        raise InputError(f"no commonsense task {task!r}; there are: {', '.join(COMMONSENSE)}")
+    if not rows:
+        raise InputError(f"no rows of {task} to score; pass at least one")
+    others = {row["task"] for row in rows} - {task}
+    if others:
+        raise InputError(f"rows of {', '.join(sorted(others))} among those of {task}; score each task by itself")
+    if batch_size < 1:
+        raise InputError(f"batch_size must be at least 1, got {batch_size}")
+    if how == "generation":
+        return score_generation(model, tokenizer, task, rows, batch_size, template=template)
+    if how == "likelihood":
+        return score_likelihood(model, tokenizer, task, rows, batch_size, prompt, template).as_dict()
+    raise InputError(f"how must be 'likelihood' or 'generation', got {how!r}")
