@@ -12,6 +12,7 @@ from lrlora.errors import InputError
 VERBS = {
     "train": "train an adapter: a run folder with adapter, metrics and learned ranks",
     "ranks": "the learned rank of every layer of a saved adapter",
+    "study": "compare methods on tasks, each tuned by the same budget, over seeds",
 }
 """Every verb and what it does; the file of its name beside this one holds its flags and `run(arguments)`."""
 
@@ -22,7 +23,7 @@ USAGE = (
 )
 
 # import names of what the extra "train" brings
-_EXTRAS = ("accelerate", "datasets", "matplotlib", "rich", "scipy", "sklearn")
+_EXTRAS = ("accelerate", "datasets", "matplotlib", "rich", "scipy", "sklearn", "yaml")
 
 
 def main(arguments: list[str] | None = None) -> int:

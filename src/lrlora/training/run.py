@@ -111,9 +111,9 @@ def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallba
     if config.verbose and config.method == "lrlora":
         for line in computation_of(model, torch.bfloat16 if precision_of(config.precision) == "bf16" else None):
             print(line, file=sys.stderr)
-    run_folder.start(out, dataclasses.asdict(config), _versions(), config.overwrite)
+    run_folder.start(out, dataclasses.asdict(config), versions(), config.overwrite)
     train_rows, evaluation_rows = encode(task, tokenizer, config.max_length, config.template)
-    trainer = _trainer(config, task, model, tokenizer, train_rows, evaluation_rows, out / "checkpoints")
+    trainer = make_trainer(config, task, model, tokenizer, train_rows, evaluation_rows, out / "checkpoints")
     for callback in callbacks:
         trainer.add_callback(callback)
     checkpoint = run_folder.last_checkpoint(out / "checkpoints")
@@ -151,9 +151,31 @@ def _write_results(config: TrainConfig, model: Any, tokenizer: Any, metrics: dic
     write_json(out / "metrics.json", metrics)
 
 
-def _trainer(
-    config: TrainConfig, task: TaskData, model: Any, tokenizer: Any, train_rows: Any, evaluation_rows: Any, out: Path
+def make_trainer(
+    config: TrainConfig,
+    task: TaskData,
+    model: Any,
+    tokenizer: Any,
+    train_rows: Any,
+    evaluation_rows: Any,
+    out: Path,
+    saves: bool = True,
 ) -> Trainer:
+    """transformers' Trainer as `lrlora train` sets it up; also for models of other methods, and without an adapter.
+
+    Args:
+        config: the settings; those of the adapter are not read.
+        task: what is trained.
+        model: the model, adapted or not.
+        tokenizer: of the model.
+        train_rows: encoded rows.
+        evaluation_rows: encoded rows, or None.
+        out: folder of the checkpoints.
+        saves: write checkpoints.
+
+    Raises:
+        InputError: a setting that transformers refuses.
+    """
     groups = param_groups(model, config.learning_rate, config.c_learning_rate, config.weight_decay)
     is_causal = task.kind == "causal"
     collator = (
@@ -177,6 +199,7 @@ def _trainer(
             max_grad_norm=config.max_grad_norm,
             bf16=precision_of(config.precision) == "bf16",
             seed=config.seed,
+            save_strategy="steps" if saves else "no",
             save_steps=config.save_steps,
             save_total_limit=2,
             logging_steps=20,
@@ -186,7 +209,7 @@ def _trainer(
             remove_unused_columns=True,
             label_names=["labels"],
             prediction_loss_only=is_causal,
-            disable_tqdm=False,
+            disable_tqdm=not saves,
         )
     except ValueError as error:
         raise InputError(str(error).splitlines()[0]) from error
@@ -214,7 +237,8 @@ def _is_result(key: str) -> bool:
     return key.startswith("eval_") and not key.endswith(("_per_second", "_runtime", "_time"))
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What a number depends on besides the settings: versions, threads, device."""
     import peft
     import transformers
 
