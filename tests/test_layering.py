@@ -8,7 +8,7 @@ import pytest
 import lrlora
 
 SOURCE = Path(lrlora.__file__).parent
-ROOMS = ["errors", "files", "method", "ops", "tuner", "data", "training", "cli"]
+ROOMS = ["errors", "files", "statistics", "method", "ops", "tuner", "data", "training", "cli"]
 """From the top down: a room may import those that stand before it."""
 
 

@@ -6,6 +6,7 @@
 
 Importing this package registers the method with PEFT. Its rooms, each importing only those above it:
 
+    statistics/  how sure a number is: intervals, paired differences, attention against MLP
     method/    the paper as mathematics: phi, dW = s phi(B A), ranks
     ops/       the same, fast
     tuner/     inside PEFT: LRLoraConfig, the layer, the model, the learned ranks of a model
