@@ -166,9 +166,9 @@ def task_named(study: Study, name: str) -> Task:
 
 def cells_at_most(study: Study) -> int:
     """How many cells the study has, if every search comes through."""
-    return sum(
-        len(study.rates_of(arm)) * len(study.search_seeds) + len(study.seeds) for arm in study.arms
-    ) * len(study.tasks)
+    return sum(len(study.rates_of(arm)) * len(study.search_seeds) + len(study.seeds) for arm in study.arms) * len(
+        study.tasks
+    )
 
 
 def with_root(study: Study, data_root: str | None) -> Study:
