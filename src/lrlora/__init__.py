@@ -12,6 +12,7 @@ Importing this package registers the method with PEFT. Its rooms, each importing
     tuner/     inside PEFT: LRLoraConfig, the layer, the model, the learned ranks of a model
     data/      tasks and their text
     training/  train(TrainConfig(...)) -> a run folder; the Trainer callback for tau = "auto"
+    study/     methods x tasks x rates x seeds, each tuned by the same budget
     cli/       the command `lrlora`, one file per verb
 """
 

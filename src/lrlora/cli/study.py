@@ -80,7 +80,7 @@ def _show(study: Any, rows: list[Any], out: Path, as_json: bool) -> None:
     for task in study.tasks:
         mine = [result for result in results if result.task == task.name]
         print_table(
-            f"{task.name}: {mine[0].metric or 'no result'} on test rows, mean [95 %] over seeds; rates chosen on validation rows",
+            f"{task.name}: {mine[0].metric or 'no result'} on test rows, mean [95 %]; rates chosen on validation rows",
             ("arm", "rate", "test", "n", f"minus {reference}", "p", "parameters", "time"),
             (_cells(result) for result in mine),
         )

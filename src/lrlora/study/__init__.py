@@ -1,4 +1,4 @@
-"""Comparisons: methods x tasks x learning rates x seeds, tuned by the same budget, resumable. Needs the extra `study`."""
+"""Comparisons: methods x tasks x learning rates x seeds, on one budget, resumable. Needs the extra `study`."""
 
 from lrlora.study.run import Machines, run_study
 from lrlora.study.spec import Arm, Study, Task, Training, read_study
