@@ -120,7 +120,9 @@ def adapter_config(study: Study, arm: Arm, task_type: str, total_steps: int) -> 
 
 def _schedule(total_steps: int) -> dict[str, int]:
     """AdaLoRA: a tenth of the steps at the first rank, and half of them at the last one."""
-    return {"tinit": total_steps // 10, "tfinal": total_steps // 2, "deltaT": max(1, total_steps // 100)}
+    # PEFT's allocator needs one step of scores before the last budget stands
+    tfinal = min(total_steps // 2, max(0, total_steps - 2))
+    return {"tinit": total_steps // 10, "tfinal": tfinal, "deltaT": max(1, total_steps // 100)}
 
 
 def _as_list(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 from pathlib import Path
 from types import TracebackType
@@ -59,11 +60,12 @@ class Results:
         os.close(self._file)
 
     def append(self, row: Row) -> None:
-        """Write one row; a later row of the same cell takes the place of an earlier one.
+        """Write one row; a later row of the same cell takes the place of an earlier one; inf and NaN become null.
 
         Raises:
             InputError: the disk is full.
         """
+        row = _finite(row)
         line = (json.dumps(row, allow_nan=False) + "\n").encode()
         with explained(self.path):
             written = os.write(self._file, line)
@@ -97,6 +99,14 @@ def _row_of(line: bytes) -> Row | None:
     except ValueError:
         return None
     return row if isinstance(row, dict) and "fingerprint" in row else None
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _repair(file: int, path: Path) -> None:
