@@ -70,11 +70,18 @@ def test_adalora_moves_its_ranks(tiny_encoder, words):
     assert kept == 13 * 1
 
 
-@pytest.mark.parametrize(("rows", "batch", "accumulation", "epochs"), [(48, 8, 1, 2.0), (45, 8, 2, 1.0), (48, 8, 3, 1.5)])
+@pytest.mark.parametrize(
+    ("rows", "batch", "accumulation", "epochs"), [(48, 8, 1, 2.0), (45, 8, 2, 1.0), (48, 8, 3, 1.5)]
+)
 def test_steps_are_counted_as_the_trainer_counts_them(tiny_encoder, words, rows, batch, accumulation, epochs):
     study = small_study(tiny_encoder, words)
     task = dataclasses.replace(
-        study.tasks[0], max_steps=-1, train_rows=rows, batch_size=batch, gradient_accumulation=accumulation, epochs=epochs
+        study.tasks[0],
+        max_steps=-1,
+        train_rows=rows,
+        batch_size=batch,
+        gradient_accumulation=accumulation,
+        epochs=epochs,
     )
     row = one_cell(dataclasses.replace(study, tasks=(task,)), study.arms[0])
     assert row["steps"] == steps_of(task, rows)

@@ -18,7 +18,7 @@ from lrlora.study.plan import cells_at_most, chosen_rate, digests_of, is_at_the_
 from lrlora.study.spec import Arm
 from lrlora.study.store import Results, read_rows
 from lrlora.study.summary import method_comparison_rows, summary, summary_lines
-from lrlora.study.workers import prepare_process
+from lrlora.study.workers import gpu_of, prepare_process
 from tests.conftest import write_rows
 from tests.study.conftest import sentence_rows, small_study, without_measurements
 
@@ -49,6 +49,25 @@ def start(file, out, *flags):
     command = [sys.executable, "-W", "ignore", "-m", "lrlora", "study", str(file), "--out", str(out), *flags]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def workers_of(process):
+    """Its workers; multiprocessing has another child that counts resources."""
+    children = psutil.Process(process.pid).children(recursive=True)
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+
+
+def wait_for(process, what, seconds=200):
+    """Until something is so, or the process has ended."""
+    until = time.monotonic() + seconds
+    while process.poll() is None and not what():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.05)
+
+
+def lines_in(path):
+    """Whole lines of a file, 0 where there is none."""
+    return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
 def study_file(study, folder):
@@ -157,22 +176,24 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(tiny_encoder, words, tmp
 
 def test_a_worker_that_is_killed_fails_its_cell_and_another_takes_its_place(whole, tmp_path):
     study, _, rows = whole
-    process = start(study_file(study, tmp_path), tmp_path / "out", "--workers", "1")
-    killed = None
-    while killed is None and process.poll() is None:
-        workers = [p for p in psutil.Process(process.pid).children(recursive=True) if "spawn_main" in str(p.cmdline())]
-        killed = workers[0] if workers else None
-        time.sleep(0.05)
-    assert killed is not None
-    killed.send_signal(signal.SIGKILL)
-    process.communicate(timeout=300)
-    assert process.returncode == 0
+    with start(study_file(study, tmp_path), tmp_path / "out", "--workers", "1") as process:
+        wait_for(process, lambda: workers_of(process))
+        workers_of(process)[0].send_signal(signal.SIGKILL)
+        process.communicate(timeout=400)
+        assert process.returncode == 0
     failed = [row for row in read_rows(tmp_path / "out" / "results.jsonl") if row["status"] == "failed"]
     assert [row["reason"] for row in failed] == [
         "its worker process was ended by SIGKILL; the system kills so when memory is out"
     ]
     again = run_study(study, tmp_path / "out", ALONE, retry_failed=True, tell=lambda line: None)
     assert without_measurements(again) == without_measurements(rows)
+
+
+def test_a_worker_sees_one_gpu(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [gpu_of(worker) for worker in range(3)] == ["3", "5", "3"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    assert gpu_of(0) is None
 
 
 def test_another_process_in_the_same_folder_is_refused(whole):
@@ -188,24 +209,22 @@ def test_killed_five_times_at_random_it_ends_where_an_undisturbed_study_ends(who
     chance = random.Random(int(time.time()))
     counts = []
     for _ in range(5):
-        process = start(file, out, "--workers", "2")
-        ready = time.monotonic() + 120
-        # into the work: the workers are there, and then for a random while
-        while process.poll() is None and time.monotonic() < ready:
-            if len(psutil.Process(process.pid).children(recursive=True)) >= 2:
-                break
-            time.sleep(0.05)
-        time.sleep(chance.uniform(0, 12))
-        children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        _, alive = psutil.wait_procs(children, timeout=60)
+        before = lines_in(out / "results.jsonl")
+        with start(file, out, "--workers", "2") as process:
+            # the workers are there; then, by chance, one more cell is through, or not; then a random moment
+            wait_for(process, lambda p=process: len(workers_of(p)) == 2)
+            wanted = before + chance.choice((0, 1))
+            wait_for(process, lambda least=wanted: lines_in(out / "results.jsonl") >= least)
+            time.sleep(chance.uniform(0, 4))
+            children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+            process.send_signal(signal.SIGKILL)
+        _, alive = psutil.wait_procs(children, timeout=120)
         assert alive == [], "workers outlive a killed study"
-        counts.append(len(read_rows(out / "results.jsonl")) if (out / "results.jsonl").exists() else 0)
+        counts.append(lines_in(out / "results.jsonl"))
     assert counts == sorted(counts)
-    process = start(file, out, "--workers", "2", "--json")
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, said
+    with start(file, out, "--workers", "2", "--json") as process:
+        said, _ = process.communicate(timeout=400)
+        assert process.returncode == 0, said
     written = read_rows(out / "results.jsonl")
     assert without_measurements(written) == without_measurements(rows), counts
     assert {f.name for f in out.iterdir()} == {"results.jsonl", "study.json", "summary.json", "method_comparison"}

@@ -39,7 +39,7 @@ class StudyArguments:
 
 def run(arguments: list[str]) -> None:
     """Run what has not run yet, and print the summary."""
-    example = "lrlora study studies/language-understanding-small.yaml --data_root ./glue --workers 2"
+    example = "lrlora study studies/ablations.yaml --data_root glue"
     chosen = parse(StudyArguments, "study", arguments, example, positional="study")
     quiet_libraries()
     from lrlora.study import Machines, read_study, run_study

@@ -1,4 +1,4 @@
-"""--dry_run: cells and parameters of a study from shapes alone, and estimates of memory and hours. Nothing is loaded."""
+"""--dry_run: cells and parameters of a study from shapes alone, estimates of memory and hours. Nothing is loaded."""
 
 from __future__ import annotations
 
@@ -116,7 +116,13 @@ def _estimate(study: Study, task: Task, arm: Arm, steps: int, labels: int | None
     if study.device_tflops is not None:
         # forward and gradient of the input, two operations each: what LoRA cannot do without; the forward pass twice
         # where activations are computed again
-        flops = (6.0 if study.training.gradient_checkpointing else 4.0) * matmul * tokens * task.gradient_accumulation * steps
+        flops = (
+            (6.0 if study.training.gradient_checkpointing else 4.0)
+            * matmul
+            * tokens
+            * task.gradient_accumulation
+            * steps
+        )
         hours = flops * (ratio or 1.0) / (study.device_tflops * 1e12) / 3600
     return Estimate(
         task.name, arm.name, arm.method,

@@ -96,7 +96,7 @@ class LocalPool:
         process = self._context.Process(
             target=_work, args=(theirs, self._study, self._threads), daemon=True, name=f"lrlora-study-{worker}"
         )
-        with _environment(self._threads):
+        with _environment(self._threads, gpu_of(worker)):
             process.start()
         theirs.close()
         self._processes[worker], self._pipes[worker] = process, mine
@@ -149,17 +149,31 @@ def _end_with_the_parent() -> None:
         os._exit(1)
 
 
+def gpu_of(worker: int) -> str | None:
+    """The one GPU that a worker shall see, of several; None where there is at most one.
+
+    transformers.Trainer would spread a cell over all GPUs that it sees, and so change its batch.
+    """
+    import torch
+
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named else [str(n) for n in range(torch.cuda.device_count())]
+    return gpus[worker % len(gpus)] if len(gpus) > 1 else None
+
+
 @contextmanager
-def _environment(threads: int) -> Iterator[None]:
+def _environment(threads: int, gpu: str | None) -> Iterator[None]:
     """A spawned process reads these when it first loads a library of numbers."""
-    before = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    before = {name: os.environ.get(name) for name in (*_ENVIRONMENT, "CUDA_VISIBLE_DEVICES")}
     os.environ.update(dict.fromkeys(_ENVIRONMENT, str(threads)))
+    if gpu is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpu
     try:
         yield
     finally:
         for name, value in before.items():
             if value is None:
-                os.environ.pop(name)
+                os.environ.pop(name, None)
             else:
                 os.environ[name] = value
 
