@@ -203,6 +203,7 @@ def test_another_process_in_the_same_folder_is_refused(whole):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_killed_five_times_at_random_it_ends_where_an_undisturbed_study_ends(whole, tmp_path):
     study, _, rows = whole
     file, out = study_file(study, tmp_path), tmp_path / "out"
