@@ -14,6 +14,7 @@ Importing this package registers the method with PEFT. Its rooms, each importing
     training/  train(TrainConfig(...)) -> a run folder; the Trainer callback for tau = "auto"
     evaluation/ what a model gets right
     report/    what was learned, for the eye: one HTML page of runs and studies
+    study/     methods x tasks x rates x seeds, each tuned by the same budget
     cli/       the command `lrlora`, one file per verb
 """
 

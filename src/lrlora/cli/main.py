@@ -13,6 +13,7 @@ VERBS = {
     "train": "train an adapter: a run folder with adapter, metrics and learned ranks",
     "ranks": "the learned rank of every layer of a saved adapter",
     "report": "one HTML page: the learned ranks of runs beside their nulls, and how sure they are",
+    "study": "compare methods on tasks, each tuned by the same budget, over seeds",
 }
 """Every verb and what it does; the file of its name beside this one holds its flags and `run(arguments)`."""
 
@@ -22,9 +23,13 @@ USAGE = (
     + "\n`lrlora VERB --help` lists the flags of a verb. Without any, `lrlora train` runs the demo:\n\n  lrlora train\n"
 )
 
-# import names of what the extra "train" brings
-_EXTRAS = ("accelerate", "datasets", "matplotlib", "rich", "scipy", "sklearn")
-_REPORT_EXTRAS = ("jinja2", "plotly")
+# import names of what an extra brings
+_EXTRA_OF = {
+    **dict.fromkeys(("accelerate", "datasets", "matplotlib", "rich", "scipy", "sklearn"), "train"),
+    **dict.fromkeys(("jinja2", "plotly"), "report"),
+    **dict.fromkeys(("lm_eval", "yaml"), "study"),
+    "ray": "cluster",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -55,10 +60,11 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
-        extra = "report" if error.name in _REPORT_EXTRAS else "train"
-        needed = InputError(f'lrlora {arguments[0]} needs {error.name}: pip install "lrlora[{extra}]"')
-        is_known = error.name in (*_EXTRAS, *_REPORT_EXTRAS)
-        return _complain(needed if is_known else error, 2 if is_known else 1, is_debugging)
+        extra = _EXTRA_OF.get(error.name or "")
+        if extra is None:
+            return _complain(error, 1, is_debugging)
+        needed = f'lrlora {arguments[0]} needs {error.name}: pip install "lrlora[{extra}]"'
+        return _complain(InputError(needed), 2, is_debugging)
     except Exception as error:
         return _complain(error, 1, is_debugging)
 

@@ -62,8 +62,8 @@ def initial_coefficients(num_basis: int, form: Form) -> Float[Tensor, " K"]:
         raise ValueError(f"coefficients exist for the forms 'sinc' and 'residual', got {form!r}")
     half = num_basis // 2
     c = k * (1 - k.abs() / (half + 1))
-    off_centre = k != 0
-    slope = (c[off_centre] * alternating(k[off_centre] + 1) / k[off_centre]).sum()
+    # the centre, where c is 0, is divided by 1; picking the others by a mask would not work on the meta device
+    slope = (c * alternating(k + 1) / torch.where(k == 0, 1.0, k)).sum()
     return (c / slope).float()
 
 

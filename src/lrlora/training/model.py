@@ -30,6 +30,16 @@ def build(config: TrainConfig, task: TaskData) -> tuple[PeftModel, Any]:
     Raises:
         InputError: a model that is not there, or target modules that it does not have.
     """
+    base, tokenizer, task_type = base_of(config, task)
+    return adapt(base, config, task_type), tokenizer
+
+
+def base_of(config: TrainConfig, task: TaskData) -> tuple[Any, Any, str]:
+    """The base model with a head for the task, its tokenizer, and PEFT's word for the kind of task.
+
+    Raises:
+        InputError: a model that is not there.
+    """
     name = config.model or str(encoder_folder())
     task_type = "CAUSAL_LM" if task.kind == "causal" else "SEQ_CLS"
     head: dict[str, Any] = {}
@@ -45,20 +55,34 @@ def build(config: TrainConfig, task: TaskData) -> tuple[PeftModel, Any]:
         tokenizer.pad_token = tokenizer.eos_token
     if base.config.pad_token_id is None:
         base.config.pad_token_id = tokenizer.pad_token_id
-    return adapt(base, config, task_type), tokenizer
+    return base, tokenizer, task_type
 
 
 def adapt(base: Any, config: TrainConfig, task_type: str) -> PeftModel:
     """A fresh adapter on a base model; its errors name what could have been targeted."""
+    return put_on(base, config.adapter_config(task_type))
+
+
+def put_on(base: Any, adapter_config: Any) -> PeftModel:
+    """A fresh adapter of any of PEFT's methods on a base model.
+
+    Raises:
+        InputError: target modules that the model does not have, with those that it has.
+    """
     try:
-        return get_peft_model(base, config.adapter_config(task_type))
+        return get_peft_model(base, adapter_config)
     except InputError:
         raise
-    except ValueError as error:  # PEFT's own word for target modules that match nothing
+    except ValueError as error:
+        if "target" not in str(error).lower():
+            raise InputError(f"{type(adapter_config).__name__}: {_first_line(error)}") from error
+        # PEFT's own word for target modules that match nothing
+        targets = adapter_config.target_modules
+        targets = sorted(targets) if isinstance(targets, set) else targets
         kinds = sorted({n.split(".")[-1] for n, m in base.named_modules() if isinstance(m, torch.nn.Linear)})
         raise InputError(
             f"no module of {base.config.name_or_path or type(base).__name__} matches target_modules "
-            f"{config.target_modules}; its linear layers end in: {', '.join(kinds)}"
+            f"{targets}; its linear layers end in: {', '.join(kinds)}"
         ) from error
 
 

@@ -115,9 +115,9 @@ def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallba
         for line in computation_of(model, torch.bfloat16 if precision_of(config.precision) == "bf16" else None):
             print(line, file=sys.stderr)
     if _is_first_process():
-        run_folder.start(out, dataclasses.asdict(config), _versions(), config.overwrite)
+        run_folder.start(out, dataclasses.asdict(config), versions(), config.overwrite)
     train_rows, evaluation_rows = encode(task, tokenizer, config.max_length, config.template)
-    trainer = _trainer(config, task, model, tokenizer, train_rows, evaluation_rows, out / "checkpoints")
+    trainer = make_trainer(config, task, model, tokenizer, train_rows, evaluation_rows, out / "checkpoints")
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise InputError(
             "lrlora train runs in one process or under DDP, got FSDP or DeepSpeed; give transformers.Trainer the model "
@@ -171,9 +171,31 @@ def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any
     write_json(out / "metrics.json", metrics)
 
 
-def _trainer(
-    config: TrainConfig, task: TaskData, model: Any, tokenizer: Any, train_rows: Any, evaluation_rows: Any, out: Path
+def make_trainer(
+    config: TrainConfig,
+    task: TaskData,
+    model: Any,
+    tokenizer: Any,
+    train_rows: Any,
+    evaluation_rows: Any,
+    out: Path,
+    saves: bool = True,
 ) -> Trainer:
+    """transformers' Trainer as `lrlora train` sets it up; also for models of other methods, and without an adapter.
+
+    Args:
+        config: the settings; those of the adapter are not read.
+        task: what is trained.
+        model: the model, adapted or not.
+        tokenizer: of the model.
+        train_rows: encoded rows.
+        evaluation_rows: encoded rows, or None.
+        out: folder of the checkpoints.
+        saves: write checkpoints.
+
+    Raises:
+        InputError: a setting that transformers refuses.
+    """
     groups = param_groups(model, config.learning_rate, config.c_learning_rate, config.weight_decay)
     is_causal = task.kind == "causal"
     collator = (
@@ -199,6 +221,7 @@ def _trainer(
             # else several processes on CPUs would each train alone
             use_cpu=not torch.accelerator.is_available(),
             seed=config.seed,
+            save_strategy="steps" if saves else "no",
             save_steps=config.save_steps,
             save_total_limit=2,
             logging_steps=20,
@@ -208,7 +231,7 @@ def _trainer(
             remove_unused_columns=True,
             label_names=["labels"],
             prediction_loss_only=is_causal,
-            disable_tqdm=False,
+            disable_tqdm=not saves,
         )
     except ValueError as error:
         raise InputError(str(error).splitlines()[0]) from error
@@ -241,7 +264,8 @@ def _is_result(key: str) -> bool:
     return key.startswith("eval_") and not key.endswith(("_per_second", "_runtime", "_time"))
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """What a number depends on besides the settings: versions, threads, device."""
     import peft
     import transformers
 

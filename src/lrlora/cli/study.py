@@ -1,0 +1,121 @@
+"""`lrlora study`: arms x tasks x learning rates x seeds, from a study file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+from lrlora.cli.flags import parse, quiet_libraries
+from lrlora.cli.show import print_table, print_warnings
+from lrlora.files import new_folder, write_json
+
+
+def _flag(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
+class StudyArguments:
+    """Flags of `lrlora study`."""
+
+    study: str = field(metadata={"help": "study file, YAML: docs/study.md says what stands in it"})
+    out: Optional[str] = _flag(None, "folder of the results; runs/NAME if left out. The same command goes on there")
+    data_root: Optional[str] = _flag(None, "folder that the data of the tasks are relative to; instead of the study's")
+    workers: Optional[int] = _flag(None, "cells at a time; 1 if left out, with --ray as many as the cluster holds")
+    threads: Optional[int] = _flag(None, "CPU threads of each; the cores shared out if left out")
+    ray: Optional[str] = field(
+        default=None,
+        metadata={"help": "run on a Ray cluster: its address; without one, a cluster of this machine", "nargs": "?",
+                  "const": "local"},
+    )  # fmt: skip
+    retry_failed: bool = _flag(False, "run failed cells again")
+    dry_run: bool = _flag(False, "run nothing: cells, parameters, and estimates of memory and hours")
+    json: bool = _flag(False, "print the result as JSON")
+    debug: bool = _flag(False, "show a traceback on errors")
+
+
+def run(arguments: list[str]) -> None:
+    """Run what has not run yet, and print the summary."""
+    example = "lrlora study studies/ablations.yaml --data_root glue"
+    chosen = parse(StudyArguments, "study", arguments, example, positional="study")
+    quiet_libraries()
+    from lrlora.study import Machines, read_study, run_study
+    from lrlora.study.plan import with_root
+
+    study = with_root(read_study(chosen.study), chosen.data_root)
+    if chosen.dry_run:
+        _dry_run(study, chosen.json)
+        return
+    workers = chosen.workers if chosen.workers is not None else (0 if chosen.ray else 1)
+    out = Path(chosen.out or f"runs/{study.study}")
+    rows = run_study(study, out, Machines(workers, chosen.threads, chosen.ray), chosen.retry_failed)
+    _write(study, rows, out)
+    _show(study, rows, out, chosen.json)
+
+
+def _write(study: Any, rows: list[Any], out: Path) -> None:
+    """summary.json, and one file per final cell as PEFT's method_comparison has them."""
+    from lrlora.study.summary import method_comparison_rows, summary
+
+    write_json(out / "summary.json", [dataclasses.asdict(result) for result in summary(study, rows)])
+    with new_folder(out / "method_comparison", overwrite=True) as beside:
+        for row in method_comparison_rows(study, rows):
+            name = row["run_info"]["experiment_name"].replace("/", "--")
+            write_json(beside / f"{name}.json", row)
+
+
+def _show(study: Any, rows: list[Any], out: Path, as_json: bool) -> None:
+    from lrlora.study.summary import summary, summary_lines
+
+    results = summary(study, rows)
+    lines = summary_lines(results)
+    if as_json:
+        shown = {"folder": str(out), "arms": [dataclasses.asdict(result) for result in results], "warnings": lines}
+        print(json.dumps(shown, indent=2))
+        return
+    reference = study.reference_arm() or "nothing"
+    for task in study.tasks:
+        mine = [result for result in results if result.task == task.name]
+        print_table(
+            f"{task.name}: {mine[0].metric or 'no result'} on test rows, mean [95 %]; rates chosen on validation rows",
+            ("arm", "rate", "test", "n", f"minus {reference}", "p", "parameters", "time"),
+            (_cells(result) for result in mine),
+        )
+    print_warnings(lines)
+    print(f"{out}: results.jsonl, study.json, summary.json, method_comparison/")
+
+
+def _cells(result: Any) -> tuple[Any, ...]:
+    test, difference = result.test, result.difference
+    return (
+        result.arm,
+        "-" if result.learning_rate is None else f"{result.learning_rate:g}{' *' if result.at_the_edge else ''}",
+        "-" if test is None else f"{test.mean:.4f}{_ends(test)}",
+        "-" if test is None else test.n,
+        "-" if difference is None else f"{difference.mean:+.4f}{_ends(difference)}",
+        "-" if difference is None or difference.p_value is None else f"{difference.p_value:.3f}",
+        "-" if result.trainable_parameters is None else f"{result.trainable_parameters:,}",
+        "-" if result.wall_s is None else f"{result.wall_s:.1f} s",
+    )
+
+
+def _ends(interval: Any) -> str:
+    return "" if interval.low is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+def _dry_run(study: Any, as_json: bool) -> None:
+    from lrlora.study.estimate import estimates
+
+    found = estimates(study)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(each) for each in found], indent=2))
+        return
+    for task in study.tasks:
+        print_table(
+            f"{task.name}: ESTIMATES, nothing was run",
+            ("arm", "cells", "trainable", "share", "steps", "memory, GiB", "hours a cell", "hours", "x LoRA"),
+            (each.shown() for each in found if each.task == task.name),
+        )

@@ -1,0 +1,187 @@
+"""One cell of a study: a fresh model under an arm, trained, measured, and forgotten."""
+
+from __future__ import annotations
+
+import gc
+import math
+import tempfile
+import traceback
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from lrlora.data.encode import encode
+from lrlora.errors import InputError
+from lrlora.study import memory
+from lrlora.study.arms import AllocateRanks, adapted, adapter_config, steps_of
+from lrlora.study.plan import Cell, Row, arm_named, task_named
+from lrlora.study.rows import Parts, load_parts
+from lrlora.study.score import score
+from lrlora.study.spec import Arm, Study, Task
+from lrlora.training.config import TrainConfig
+from lrlora.training.fit import train_in_memory
+from lrlora.training.model import base_of
+from lrlora.training.run import versions
+from lrlora.tuner import deltas
+from lrlora.tuner.ranks import layer_ranks
+
+RANK_FIELDS = ("layer", "block", "kind", "module", "stable_rank", "stable_rank_ba", "rms_over_tau", "outside_grid")
+
+
+class Bench:
+    """Runs cells of one study, one after the other, in one process; it reads and encodes the rows of a task once.
+
+    Example:
+        Bench(study).run(cell)["value"]
+    """
+
+    def __init__(self, study: Study) -> None:
+        self._study = study
+        self._parts: dict[str, Parts] = {}
+        self._encoded: dict[tuple[str, str], tuple[Any, Any]] = {}
+
+    def run(self, cell: Cell) -> Row:
+        """The row of a cell in results.jsonl; whatever goes wrong inside is a row too, with its reason."""
+        row = blank_row(self._study, cell)
+        try:
+            row.update(self._measured(cell))
+            row["status"] = "done"
+        except Exception as error:  # one bad cell must not stop the others; nothing is hidden: the row says it
+            row["reason"] = reason_of(error)
+            row["traceback"] = traceback.format_exc(limit=-3)
+        finally:
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+        return row
+
+    def _measured(self, cell: Cell) -> Row:
+        arm, task = arm_named(self._study, cell.arm), task_named(self._study, cell.task)
+        data = self._parts_of(task).of(cell.phase)
+        config = _train_config(self._study, arm, task, cell)
+        # before the base is loaded: its new head is drawn from this seed as well
+        set_seed(cell.seed)
+        watch = memory.Watch()
+        base, tokenizer, task_type = base_of(config, data)
+        train_rows, evaluation_rows = self._encoded_of(task, cell.phase, data, tokenizer)
+        peft_config = adapter_config(self._study, arm, task_type, steps_of(task, len(train_rows)))
+        model = adapted(base, peft_config)
+        counts = {
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "total_parameters": sum(p.numel() for p in model.parameters()),
+        }
+        fitted = train_in_memory(config, data, model, tokenizer, train_rows, [AllocateRanks()])
+        peak = watch.peak()
+        metrics = score(model, tokenizer, data, evaluation_rows, 2 * task.batch_size)
+        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+        if bad:
+            raise InputError(f"diverged: {bad[0]} is not finite after training")
+        metric = data.metrics[0] if data.metrics else "loss"
+        return {
+            "metric": metric,
+            "value": metrics[metric],
+            "metrics": metrics,
+            "loss": metrics["loss"],
+            "train_loss": fitted.train_loss,
+            **counts,
+            "wall_s": fitted.wall_s,
+            **peak,
+            "file_bytes": _file_bytes(model, peft_config is not None),
+            "steps": fitted.steps,
+            "train_rows": len(data.train),
+            "eval_rows": len(data.evaluation),
+            "ranks": _ranks(model) if cell.phase == "final" else None,
+            "adapter": None if peft_config is None else _plain(peft_config.to_dict()),
+        }
+
+    def _parts_of(self, task: Task) -> Parts:
+        if task.name not in self._parts:
+            self._parts[task.name] = load_parts(self._study, task)
+        return self._parts[task.name]
+
+    def _encoded_of(self, task: Task, phase: str, data: Any, tokenizer: Any) -> tuple[Any, Any]:
+        key = (task.name, phase)
+        if key not in self._encoded:
+            self._encoded[key] = encode(data, tokenizer, task.max_length, task.template)
+        return self._encoded[key]
+
+
+def blank_row(study: Study, cell: Cell) -> Row:
+    """A row with every key of results.jsonl, of a cell that has not come through."""
+    arm = arm_named(study, cell.arm)
+    nothing = (
+        "metric", "value", "metrics", "loss", "train_loss", "trainable_parameters", "total_parameters", "wall_s",
+        "peak_bytes", "peak_kind", "file_bytes", "steps", "train_rows", "eval_rows", "ranks", "adapter",
+    )  # fmt: skip
+    return {
+        "study": study.study,
+        "arm": cell.arm,
+        "method": arm.method,
+        "task": cell.task,
+        "phase": cell.phase,
+        "learning_rate": cell.learning_rate,
+        "seed": cell.seed,
+        **dict.fromkeys(nothing),
+        "status": "failed",
+        "reason": None,
+        "versions": versions(),
+        "fingerprint": cell.fingerprint,
+    }
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a cell failed, in one line."""
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return f"out of memory: {text}"
+    if "became NaN or inf" in text:
+        return f"diverged: {text.split(';')[0]}"
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+
+
+def _train_config(study: Study, arm: Arm, task: Task, cell: Cell) -> TrainConfig:
+    training = study.training
+    return TrainConfig(
+        model=study.model,
+        learning_rate=cell.learning_rate,
+        c_learning_rate=cell.learning_rate * (10.0 if arm.c_lr_factor is None else arm.c_lr_factor),
+        weight_decay=training.weight_decay,
+        lr_scheduler=training.lr_scheduler,
+        warmup_steps=training.warmup_steps,
+        max_grad_norm=training.max_grad_norm,
+        precision=training.precision,
+        gradient_checkpointing=training.gradient_checkpointing,
+        max_length=task.max_length,
+        template=task.template,
+        epochs=task.epochs,
+        max_steps=task.max_steps,
+        batch_size=task.batch_size,
+        gradient_accumulation=task.gradient_accumulation,
+        seed=cell.seed,
+    )
+
+
+def _file_bytes(model: Any, is_adapter: bool) -> int:
+    """Size of the adapter as PEFT saves it; of a whole model the bytes of its weights, which are not written."""
+    if not is_adapter:
+        return sum(p.numel() * p.element_size() for p in model.parameters())
+    with tempfile.TemporaryDirectory(prefix="lrlora-") as folder:
+        model.save_pretrained(folder)
+        return sum(file.stat().st_size for file in Path(folder).glob("*.safetensors"))
+
+
+def _ranks(model: Any) -> list[dict[str, Any]] | None:
+    if not deltas(model):
+        return None
+    return [{name: row.as_dict()[name] for name in RANK_FIELDS} for row in layer_ranks(model)]
+
+
+def _plain(value: Any) -> Any:
+    """A config as JSON holds it: sets sorted, enums by value."""
+    if isinstance(value, dict):
+        return {str(key): _plain(each) for key, each in value.items()}
+    if isinstance(value, set | list | tuple):
+        return [_plain(each) for each in (sorted(value, key=str) if isinstance(value, set) else value)]
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)

@@ -1,0 +1,186 @@
+"""Which cells a study consists of, which rate a search chooses, and what is left to do."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lrlora.errors import InputError
+from lrlora.study.arms import METHODS
+from lrlora.study.rows import digest_of_model, digest_of_rows, fingerprint, load_parts
+from lrlora.study.spec import Arm, Study, Task
+
+Phase = Literal["search", "final"]
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run.
+
+    Args:
+        arm, task: names in the study.
+        phase: "search", measured on validation rows, or "final", on test rows.
+        learning_rate, seed: of this run.
+        fingerprint: identity of its result.
+    """
+
+    arm: str
+    task: str
+    phase: Phase
+    learning_rate: float
+    seed: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Digests:
+    """What a study reads from outside its file, as numbers: base model, and rows per (task, phase)."""
+
+    model: str
+    rows: Mapping[tuple[str, str], str] = field(default_factory=dict)
+
+
+def digests_of(study: Study) -> Digests:
+    """Read all rows once, and name what was read.
+
+    Raises:
+        InputError: rows or a model folder that cannot be read.
+    """
+    if study.model is not None and study.model.startswith((".", "/", "~")):
+        from lrlora.training.model import _check_local
+
+        _check_local(study.model)
+    rows = {}
+    for task in study.tasks:
+        parts = load_parts(study, task)
+        for phase in ("search", "final"):
+            rows[task.name, phase] = digest_of_rows(parts.of(phase))
+    return Digests(digest_of_model(study.model), rows)
+
+
+def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, rate: float, seed: int) -> Cell:
+    """A cell with its identity: settings, rows and model determine it; where the rows lie and other arms do not."""
+    settings = dataclasses.asdict(task)
+    for name in ("data", "train_rows", "validation_rows", "test_rows"):
+        settings.pop(name)  # the digest of the rows says it
+    identity = fingerprint(
+        arm=arm.name,
+        method=arm.method,
+        fields={**METHODS[arm.method].defaults, **arm.fields},
+        c_lr_factor=arm.c_lr_factor,
+        placement=[study.target_modules, study.exclude_modules, study.modules_to_save],
+        training=dataclasses.asdict(study.training),
+        task=settings,
+        model=digests.model,
+        rows=digests.rows[task.name, phase],
+        phase=phase,
+        learning_rate=rate,
+        seed=seed,
+    )
+    return Cell(arm.name, task.name, phase, rate, seed, identity)
+
+
+def search_cells(study: Study, digests: Digests, arm: Arm, task: Task) -> list[Cell]:
+    """The cells that choose an arm's rate on a task."""
+    return [
+        cell_of(study, digests, arm, task, "search", rate, seed)
+        for rate in study.rates_of(arm)
+        for seed in study.search_seeds
+    ]
+
+
+def final_cells(study: Study, digests: Digests, arm: Arm, task: Task, rate: float) -> list[Cell]:
+    """The cells that give an arm's result on a task."""
+    return [cell_of(study, digests, arm, task, "final", rate, seed) for seed in study.seeds]
+
+
+def open_cells(study: Study, digests: Digests, rows: Mapping[str, Row]) -> list[Cell]:
+    """The cells that can run now and have no row yet, in the order in which they should run.
+
+    The final cells of an arm come up when its search on that task is through. Tasks go one after the other.
+
+    Args:
+        study: what is compared.
+        digests: of its rows and model.
+        rows: by fingerprint, whatever is finished: done or failed.
+    """
+    cells: list[Cell] = []
+    for task in study.tasks:
+        for arm in study.arms:
+            searched = search_cells(study, digests, arm, task)
+            missing = [cell for cell in searched if cell.fingerprint not in rows]
+            cells += missing
+            rate = None if missing else chosen_rate(rows[cell.fingerprint] for cell in searched)
+            if rate is not None:
+                final = final_cells(study, digests, arm, task, rate)
+                cells += [cell for cell in final if cell.fingerprint not in rows]
+    return cells
+
+
+def chosen_rate(searched: Iterable[Row]) -> float | None:
+    """The learning rate of the best mean validation metric; of equals the one of the lower loss, then the lower rate.
+
+    A rate that failed with any seed is out. Rows of other phases are refused: no test row may choose.
+
+    Returns:
+        The rate; None where no rate came through.
+    """
+    by_rate: dict[float, list[Row]] = {}
+    for row in searched:
+        assert row["phase"] == "search", row
+        by_rate.setdefault(row["learning_rate"], []).append(row)
+    whole = {rate: rows for rate, rows in by_rate.items() if all(row["status"] == "done" for row in rows)}
+    if not whole:
+        return None
+
+    def order(rate: float) -> tuple[float, float, float]:
+        rows = whole[rate]
+        value = statistics.fmean(row["value"] for row in rows)
+        losses = [row["loss"] for row in rows]
+        loss = statistics.fmean(losses) if None not in losses else math.inf
+        return (value if rows[0]["metric"] == "loss" else -value, loss, rate)
+
+    return min(whole, key=order)
+
+
+def is_at_the_edge(study: Study, arm: Arm, rate: float) -> bool:
+    """Whether the best rate is the lowest or highest of at least three: a better one may lie beyond."""
+    rates = study.rates_of(arm)
+    return len(rates) >= 3 and rate in (min(rates), max(rates))
+
+
+def arm_named(study: Study, name: str) -> Arm:
+    """The arm of this name."""
+    return next(arm for arm in study.arms if arm.name == name)
+
+
+def task_named(study: Study, name: str) -> Task:
+    """The task of this name."""
+    return next(task for task in study.tasks if task.name == name)
+
+
+def cells_at_most(study: Study) -> int:
+    """How many cells the study has, if every search comes through."""
+    return sum(len(study.rates_of(arm)) * len(study.search_seeds) + len(study.seeds) for arm in study.arms) * len(
+        study.tasks
+    )
+
+
+def with_root(study: Study, data_root: str | None) -> Study:
+    """The study with its data elsewhere.
+
+    Raises:
+        InputError: no such folder.
+    """
+    from pathlib import Path
+
+    if data_root is None:
+        return study
+    if not Path(data_root).expanduser().is_dir():
+        raise InputError(f"--data_root: no such folder: {data_root}")
+    return dataclasses.replace(study, data_root=data_root)

@@ -1,0 +1,107 @@
+"""The rows of a task in three parts: what trains, what chooses the learning rate, what gives the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lrlora.data import GLUE, DataSource, TaskData, load_task
+from lrlora.data.embedded import encoder_folder
+from lrlora.errors import InputError
+from lrlora.study.spec import Study, Task
+
+SPLIT_SEED = 0
+"""Of every draw and split of rows: they are the same whatever the seed of a cell."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A task twice, with the same rows to train on.
+
+    Args:
+        search: its evaluation rows were split off the training file; the learning rate is chosen on them.
+        final: its evaluation rows are the labelled evaluation file's; no choice is made on them.
+    """
+
+    search: TaskData
+    final: TaskData
+
+    def of(self, phase: str) -> TaskData:
+        """The rows of a phase, "search" or "final"."""
+        return self.search if phase == "search" else self.final
+
+
+def load_parts(study: Study, task: Task) -> Parts:
+    """Read the rows of a task and split them, always in the same way.
+
+    Raises:
+        InputError: rows that are not there or not readable, or too few of them.
+    """
+    wanted = None if task.train_rows is None or task.validation_rows is None else task.train_rows + task.validation_rows
+    whole = load_task(_source(study, task, wanted))
+    many = len(whole.train)
+    validation = task.validation_rows or max(1, many // 10)
+    train = min(task.train_rows or many, many - validation)
+    if train < 1:
+        raise InputError(
+            f"task {task.name!r} has {many} rows to train on, and validation_rows takes {validation} of them; "
+            "give it fewer"
+        )
+    shuffled = whole.train.shuffle(seed=SPLIT_SEED)
+    rows = shuffled.select(range(validation, validation + train))
+    return Parts(
+        dataclasses.replace(whole, train=rows, evaluation=shuffled.select(range(validation))),
+        dataclasses.replace(whole, train=rows),
+    )
+
+
+def _source(study: Study, task: Task, train_rows: int | None) -> DataSource:
+    name = task.task or (task.name if task.name in GLUE else None)
+    return DataSource(
+        data=study.data_of(task),
+        task=name,
+        subset=task.subset,
+        kind=task.kind,
+        text_columns=task.text_columns,
+        label_column=task.label_column,
+        train_rows=train_rows,
+        eval_rows=task.test_rows,
+        seed=SPLIT_SEED,
+    )
+
+
+def digest_of_rows(task: TaskData) -> str:
+    """A number for what a cell trains on and is measured on: any other row gives another one."""
+    sha = hashlib.sha256(json.dumps([task.kind, task.labels, task.metrics]).encode())
+    for rows in (task.train, task.evaluation):
+        sha.update(b"\0")
+        for row in rows:
+            sha.update(json.dumps(row, sort_keys=True).encode())
+    return sha.hexdigest()[:16]
+
+
+def digest_of_model(name: str | None) -> str:
+    """What names the weights of a base model: the content of its folder, wherever that lies, or its name on the hub.
+
+    Of large files the size and both ends are read, not all of it.
+    """
+    folder = encoder_folder() if name is None else Path(name).expanduser()
+    if not folder.is_dir():
+        return str(name)
+    sha = hashlib.sha256()
+    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
+        sha.update(f"{file.relative_to(folder)} {file.stat().st_size}".encode())
+        with file.open("rb") as stream:
+            sha.update(stream.read(1 << 20))
+            stream.seek(max(0, file.stat().st_size - (1 << 20)))
+            sha.update(stream.read())
+    return sha.hexdigest()[:16]
+
+
+def fingerprint(**parts: Any) -> str:
+    """The identity of a cell: a hash of everything that determines its result, but for versions and hardware."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:20]

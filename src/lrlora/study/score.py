@@ -1,0 +1,83 @@
+"""The seam between a study and what its tasks measure: one function per kind of task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy
+import torch
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
+
+from lrlora.data import TaskData
+from lrlora.data.encode import IGNORED
+from lrlora.data.tasks import compute_metrics
+
+Score = Callable[[Any, Any, TaskData, Any, int], dict[str, float]]
+
+
+def score(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: int = 32) -> dict[str, float]:
+    """Measure a model on the evaluation rows of a task.
+
+    Args:
+        model: with or without an adapter.
+        tokenizer: of the model.
+        task: its `evaluation` rows are measured, its `kind` says how.
+        encoded: the same rows, encoded.
+        batch_size: rows at once.
+
+    Returns:
+        The task's metrics by name, and "loss": the mean loss of the task, without what a method adds for itself.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            return SCORERS[task.kind](model, tokenizer, task, encoded, batch_size)
+    finally:
+        model.train(was_training)
+
+
+def _score_labels(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: int) -> dict[str, float]:
+    collate = DataCollatorWithPadding(tokenizer)
+    logits = []
+    for batch in _batches(encoded, collate, batch_size, model.device):
+        batch.pop("labels")
+        logits.append(model(**batch).logits.float().cpu())
+    outputs, labels = torch.cat(logits), torch.tensor(encoded["labels"])
+    if task.kind == "regression":
+        loss = torch.nn.functional.mse_loss(outputs.squeeze(-1), labels.float())
+        predictions = outputs.squeeze(-1).numpy()
+    else:
+        loss = torch.nn.functional.cross_entropy(outputs, labels)
+        predictions = numpy.argmax(outputs.numpy(), axis=-1)
+    return {**compute_metrics(task.metrics, predictions, labels.numpy()), "loss": loss.item()}
+
+
+def _score_texts(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: int) -> dict[str, float]:
+    collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+    total = tokens = 0.0
+    for batch in _batches(encoded, collate, batch_size, model.device):
+        labels = batch.pop("labels")[:, 1:]
+        logits = model(**batch).logits[:, :-1].float()
+        total += torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
+        ).item()
+        tokens += (labels != IGNORED).sum().item()
+    return {"loss": total / max(tokens, 1)}
+
+
+def _batches(encoded: Any, collate: Any, batch_size: int, device: torch.device):
+    columns = [name for name in encoded.column_names if name not in ("text", "text_pair")]
+    for start in range(0, len(encoded), batch_size):
+        part = encoded[start : start + batch_size]
+        rows = [{name: part[name][i] for name in columns} for i in range(len(part["labels"]))]
+        yield {name: value.to(device) for name, value in collate(rows).items()}
+
+
+SCORERS: dict[str, Score] = {
+    "classification": _score_labels,
+    "regression": _score_labels,
+    "causal": _score_texts,
+}
+"""By kind of task. A new kind of task is a line here."""
