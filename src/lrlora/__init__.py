@@ -11,6 +11,8 @@ Importing this package registers the method with PEFT. Its rooms, each importing
     tuner/     inside PEFT: LRLoraConfig, the layer, the model, the learned ranks of a model
     data/      tasks and their text
     training/  train(TrainConfig(...)) -> a run folder; the Trainer callback for tau = "auto"
+    evaluation/  the task metric of any model
+    export/    merge into plain weights; plain LoRA; the ranks to train one with
     cli/       the command `lrlora`, one file per verb
 """
 

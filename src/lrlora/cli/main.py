@@ -12,6 +12,9 @@ from lrlora.errors import InputError
 VERBS = {
     "train": "train an adapter: a run folder with adapter, metrics and learned ranks",
     "ranks": "the learned rank of every layer of a saved adapter",
+    "evaluate": "the task metric of the base, the adapter, and what it is merged or exported to",
+    "merge": "a checkpoint of plain transformers: the update added to the base's weights",
+    "export": "a plain LoRA adapter, and what it loses",
 }
 """Every verb and what it does; the file of its name beside this one holds its flags and `run(arguments)`."""
 
@@ -20,6 +23,9 @@ USAGE = (
     + "".join(f"  {verb:<8}  {what}\n" for verb, what in VERBS.items())
     + "\n`lrlora VERB --help` lists the flags of a verb. Without any, `lrlora train` runs the demo:\n\n  lrlora train\n"
 )
+
+# verbs whose result is there at the end or not at all
+_WHOLE_OR_NOTHING = ("merge", "export", "evaluate", "ranks")
 
 # import names of what the extra "train" brings
 _EXTRAS = ("accelerate", "datasets", "matplotlib", "rich", "scipy", "sklearn")
@@ -46,7 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         return _complain(error, 2, is_debugging)
     except KeyboardInterrupt:
-        print("lrlora: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        left = (
+            "nothing was written"
+            if arguments[0] in _WHOLE_OR_NOTHING
+            else "the same command goes on from the last checkpoint"
+        )
+        print(f"lrlora: interrupted; {left}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # the reader of our output, `head` say, has left
