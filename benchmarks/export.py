@@ -1,6 +1,6 @@
 """What leaving costs: the metric against exported parameters, beside plain LoRA trained with the same ranks.
 
-    python -m benchmarks.export [--work DIR] [--seeds 0 1 2] [--cells N]
+    python -m benchmarks.export [--work DIR] [--seeds 0 1 2] [--cells N] [--table]
 
 Trains LR-LoRA on the embedded task, exports it at several energies, and trains plain LoRA from scratch with the emitted
 rank_pattern and with one rank for all layers, of as nearly as possible the same number of parameters. Every finished
@@ -32,6 +32,8 @@ from lrlora.training import TrainConfig, train
 from lrlora.training.model import load_adapter, load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "export.json"
+PAGE = Path(__file__).parents[1] / "docs" / "export.md"
+START, END = "<!-- table: python -m benchmarks.export --table -->", "<!-- end of table -->"
 ENERGIES = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 # a run that is cut short has the ends and the middle of the curve for all seeds
 ORDER = (0.9, 0.5, 0.99, 0.7, 0.95, 0.8, 1.0)
@@ -76,10 +78,15 @@ def measure(work: Path, seeds: list[int], most: int) -> None:
 
     for seed in seeds:
         cell(f"{seed}/lrlora", trained, TrainConfig(seed=seed, out=str(run_of(seed)), compare=False))
+    # the exports first: they train nothing
     for energy in ORDER:
         for seed in seeds:
             at = f"{seed}/{energy}"
-            exported = cell(f"{at}/export", export_cell, run_of(seed), work / at, energy)
+            cell(f"{at}/export", export_cell, run_of(seed), work / at, energy)
+    for energy in ORDER:
+        for seed in seeds:
+            at = f"{seed}/{energy}"
+            exported = cells[f"{at}/export"]
             cell(f"{at}/pattern", pattern_cell, run_of(seed), work / at, energy, seed)
             rank = max(1, round(exported["parameters"] / exported["per_rank"]))
             # the same run for two energies is trained once
@@ -144,16 +151,63 @@ def save(cells: dict) -> None:
         "model": "all-MiniLM-L6-v2",
         "settings": "the defaults of lrlora train: r 8, alpha 2 r, 2 epochs, batch 16, learning rate 2e-3, linear",
     }
-    write_json(RESULTS, {"about": about, "cells": cells})
+    # what another process has measured meanwhile stays
+    others = json.loads(RESULTS.read_text(encoding="utf-8"))["cells"] if RESULTS.exists() else {}
+    cells.update({key: value for key, value in others.items() if key not in cells})
+    write_json(RESULTS, {"about": about, "cells": dict(sorted(cells.items()))})
+
+
+def table() -> str:
+    """The cells as a table: mean of the seeds, then every seed; a mean only where all seeds are there."""
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    about, cells = found["about"], found["cells"]
+    seeds = sorted({key.split("/")[0] for key in cells})
+
+    def column(which: str, field: str, form: str) -> str:
+        values = [cells.get(f"{seed}/{which}", {}).get(field) for seed in seeds]
+        shown = " ".join("-" if value is None else form.format(value) for value in values)
+        known = [value for value in values if value is not None]
+        return f"**{form.format(sum(known) / len(known))}** {shown}" if len(known) == len(values) else shown
+
+    own = cells[f"{seeds[0]}/lrlora"]["parameters"]
+    lines = [
+        f"{about['model']}, {about['task']}; {about['settings']}, the same for all. Seeds {', '.join(seeds)}; "
+        f"threads: {about['threads']}; torch {about['torch']}, peft {about['peft']}, transformers "
+        f"{about['transformers']}. Accuracy: **mean**, then each seed; - is not measured. The LR-LoRA adapters "
+        f"themselves ({own:,} parameters): {column('lrlora', 'accuracy', '{:.3f}')}.",
+        "",
+        "| energy | error of export | its parameters | exported | LoRA, emitted ranks | LoRA, one rank | parameters |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for energy in ENERGIES:
+        parts = [
+            column(f"{energy}/export", "relative_error", "{:.2g}"),
+            column(f"{energy}/export", "parameters", "{:,.0f}"),
+            *(column(f"{energy}/{which}", "accuracy", "{:.3f}") for which in ("export", "pattern", "uniform")),
+            column(f"{energy}/uniform", "parameters", "{:,.0f}"),
+        ]
+        lines.append(f"| {energy} | {' | '.join(parts)} |")
+    return "\n".join(lines)
+
+
+def write_page() -> None:
+    """Put the table into docs/export.md."""
+    page = PAGE.read_text(encoding="utf-8")
+    head, rest = page.split(START)
+    _, tail = rest.split(END)
+    PAGE.write_text(f"{head}{START}\n{table()}\n{END}{tail}", encoding="utf-8")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", default="runs/export-benchmark", help="folder for runs and exports")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--table", action="store_true", help="only write the table into docs/export.md")
     parser.add_argument("--cells", type=int, default=-1, help="stop after so many new cells")
     chosen = parser.parse_args()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     quiet_libraries()
-    with contextlib.suppress(Enough):
-        measure(Path(chosen.work), chosen.seeds, chosen.cells)
+    if not chosen.table:
+        with contextlib.suppress(Enough):
+            measure(Path(chosen.work), chosen.seeds, chosen.cells)
+    write_page()

@@ -151,6 +151,17 @@ def test_the_rank_pattern_makes_the_lora_that_an_export_would_be(cases, tmp_path
     assert made.parameters == sum(p.numel() for n, p in model.named_parameters() if ".lora_" in n)
 
 
+def test_a_quantised_base_is_never_read(cases, tmp_path):
+    case = cases["llama"]
+    config = json.loads((case.base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (tmp_path / "quantised").mkdir()
+    (tmp_path / "quantised" / "config.json").write_text(json.dumps(config))
+    made = export_lora(str(case.adapter), tmp_path / "out", RankChoice(rank=2), model=str(tmp_path / "quantised"))
+    wanted = export_lora(str(case.adapter), tmp_path / "plain", RankChoice(rank=2))
+    assert made.layers == wanted.layers
+
+
 def test_experts_are_refused_by_name(cases, tmp_path):
     with pytest.raises(InputError, match=r"cannot export model.layers.0.mlp.experts.down_proj: .* use `lrlora merge`"):
         export_lora(str(cases["mixtral"].adapter), tmp_path / "out")

@@ -16,7 +16,7 @@ import lrlora
 from lrlora import InputError
 from lrlora.cli import main
 from lrlora.export import merge
-from lrlora.export.base import INDEX, SINGLE
+from lrlora.export.base import INDEX, SINGLE, base_folder
 from lrlora.export.rounding import rounding_warnings
 from tests.conftest import disturb, rel_rms, tiny_llama
 from tests.export.cases import BUILDERS, Case, make, without_lrlora
@@ -159,6 +159,19 @@ def test_a_tied_weight_is_refused_by_name(tmp_path):
         with pytest.raises(InputError, match=r"embed_tokens.*lm_head"):
             merge(str(tmp_path / f"adapter{number}"), tmp_path / "out")
         assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_name_is_found_in_the_hub_s_cache(cases, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    snapshot = tmp_path / "models--some--model" / "snapshots" / ("0" * 40)
+    shutil.copytree(cases["llama"].base, snapshot)
+    (tmp_path / "models--some--model" / "refs").mkdir()
+    (tmp_path / "models--some--model" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert base_folder("some/model") == snapshot
+    with pytest.raises(InputError, match="'other/model' is neither a model folder nor a readable model of the hub"):
+        base_folder("other/model")
 
 
 CUT_SHORT = """

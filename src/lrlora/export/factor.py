@@ -50,7 +50,7 @@ def factorise(dW: Tensor, rank: int) -> Factors:
         rank: at least 1; above min(out, in) the factors are padded with zeros.
 
     Example:
-        >>> factorise(torch.diag(torch.tensor([2.0, 1.0])), 1).error
+        >>> round(factorise(torch.diag(torch.tensor([2.0, 1.0])), 1).error, 5)
         1.0
     """
     kept = min(rank, *dW.shape)
