@@ -44,6 +44,7 @@ def make(work: Path, shard: str) -> None:
     base = base.to_empty(device="cpu")
     for parameter in base.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
+    count = sum(parameter.numel() for parameter in base.parameters())
     base.save_pretrained(work / "base", max_shard_size=shard)
     model = peft.get_peft_model(base, lrlora.LRLoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
     for *_, delta in deltas(model):
@@ -53,7 +54,7 @@ def make(work: Path, shard: str) -> None:
     described.write_text(
         json.dumps({**json.loads(described.read_text()), "base_model_name_or_path": str(work / "base")})
     )
-    print(json.dumps({"parameters": sum(p.numel() for p in base.parameters())}))
+    print(json.dumps({"parameters": count}))
 
 
 def merge(work: Path) -> None:
