@@ -13,8 +13,9 @@ Importing this package registers the method with PEFT. Its rooms, each importing
     data/      tasks and their text
     training/  train(TrainConfig(...)) -> a run folder; the Trainer callback for tau = "auto"
     evaluation/ what a model gets right
-    report/    what was learned, for the eye: one HTML page of runs and studies
+    export/    merge into plain weights; plain LoRA; the ranks to train one with
     study/     methods x tasks x rates x seeds, each tuned by the same budget
+    report/    what was learned, for the eye: one HTML page of runs and studies
     cli/       the command `lrlora`, one file per verb
 """
 

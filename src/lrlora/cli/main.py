@@ -12,6 +12,9 @@ from lrlora.errors import InputError
 VERBS = {
     "train": "train an adapter: a run folder with adapter, metrics and learned ranks",
     "ranks": "the learned rank of every layer of a saved adapter",
+    "evaluate": "the task metric of the base, the adapter, and what it is merged or exported to",
+    "merge": "a checkpoint of plain transformers: the update added to the base's weights",
+    "export": "a plain LoRA adapter, and what it loses",
     "report": "one HTML page: the learned ranks of runs beside their nulls, and how sure they are",
     "study": "compare methods on tasks, each tuned by the same budget, over seeds",
 }
@@ -22,6 +25,9 @@ USAGE = (
     + "".join(f"  {verb:<8}  {what}\n" for verb, what in VERBS.items())
     + "\n`lrlora VERB --help` lists the flags of a verb. Without any, `lrlora train` runs the demo:\n\n  lrlora train\n"
 )
+
+# verbs whose result is there at the end or not at all
+_WHOLE_OR_NOTHING = ("merge", "export", "evaluate", "ranks")
 
 # import names of what an extra brings
 _EXTRA_OF = {
@@ -53,7 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as error:
         return _complain(error, 2, is_debugging)
     except KeyboardInterrupt:
-        print("lrlora: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        left = (
+            "nothing was written"
+            if arguments[0] in _WHOLE_OR_NOTHING
+            else "the same command goes on from the last checkpoint"
+        )
+        print(f"lrlora: interrupted; {left}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # the reader of our output, `head` say, has left

@@ -11,6 +11,8 @@ from typing import Any, Optional
 
 from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.show import print_mean_ranks, print_ranks, print_warnings
+from lrlora.errors import InputError
+from lrlora.export import RankChoice, rank_pattern
 from lrlora.files import new_file
 from lrlora.report.numbers import MEASURES, Run, findings, layer_means, read_run
 
@@ -28,13 +30,27 @@ class RanksArguments:
     json: bool = field(default=False, metadata={"help": "print the rows as JSON; of several, means with intervals"})
     csv: Optional[str] = field(default=None, metadata={"help": "write a line per layer and run to this file"})
     html: Optional[str] = field(default=None, metadata={"help": "write the page of `lrlora report` to this file"})
+    rank_pattern: Optional[str] = field(
+        default=None,
+        metadata={"help": "JSON file to write, with the ranks as fields of LoraConfig"},
+    )
+    energy: Optional[float] = field(default=None, metadata={"help": "of rank_pattern, as in lrlora export"})
+    rank: Optional[int] = field(default=None, metadata={"help": "of rank_pattern, as in lrlora export"})
+    budget: Optional[int] = field(default=None, metadata={"help": "of rank_pattern, as in lrlora export"})
     debug: bool = field(default=False, metadata={"help": "show a traceback on errors"})
 
 
 def run(arguments: list[str]) -> None:
     """Read or measure, and print the table."""
     chosen = parse(RanksArguments, "ranks", arguments, "lrlora ranks runs/demo", positional="adapters")
+    choice = RankChoice(chosen.energy, chosen.rank, chosen.budget)
     quiet_libraries()
+    if chosen.rank_pattern is not None:
+        if len(chosen.adapters) != 1:
+            raise InputError(f"--rank_pattern takes the ranks of one adapter, got {len(chosen.adapters)}")
+        rank_pattern(chosen.adapters[0], choice, chosen.model, chosen.rank_pattern)
+        print(f"{chosen.rank_pattern}: for peft.LoraConfig(**fields)")
+        return
     runs = [read_run(folder, chosen.model) for folder in chosen.adapters]
     found = findings(runs)
     if chosen.csv:

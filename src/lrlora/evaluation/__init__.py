@@ -1,1 +1,1 @@
-"""What a model gets right: each kind of task measured in a file of its own."""
+"""How good is a model at a task: the same metric for a base, an adapter, and what an export made of it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
+from lrlora.data import DataSource
 from lrlora.errors import InputError
 from lrlora.tuner import LRLoraConfig
 
@@ -133,6 +134,20 @@ class TrainConfig:
             return self.out
         name = self.task or (self.data or "demo").rstrip("/").split("/")[-1].split(".")[0]
         return "runs/demo" if self.is_demo else f"runs/{name}"
+
+    def data_source(self) -> DataSource:
+        """Where the rows come from."""
+        return DataSource(
+            data=self.data,
+            task=self.task,
+            subset=self.subset,
+            kind=self.kind,
+            text_columns=None if self.text_columns is None else tuple(self.text_columns),
+            label_column=self.label_column,
+            train_rows=self.train_rows,
+            eval_rows=self.eval_rows,
+            seed=self.seed,
+        )
 
     def adapter_config(self, task_type: str) -> Any:
         """The PEFT config of the run's method: LRLoraConfig, or LoraConfig of the same rank, scale and placement.

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from lrlora.errors import InputError
 from lrlora.files import new_folder, read_json, write_json
+from lrlora.training.saved import LABELS
 
 # settings that do not change what is trained: a run may be resumed with others
 _FREE = {"json", "debug", "verbose", "overwrite", "out", "report_to", "save_steps", "rank_steps"}
@@ -86,7 +87,9 @@ def _is_whole(checkpoint: Path) -> bool:
 
 
 def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save the adapter, as PEFT saves it, and its tokenizer; one that is there gives way."""
+    """Save the adapter, as PEFT saves it, its tokenizer and the names of its classes; one that is there gives way."""
     with new_folder(folder, overwrite=True) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
+        if model.peft_config["default"].task_type == "SEQ_CLS" and model.config.num_labels > 1:
+            write_json(beside / LABELS, list(model.config.id2label.values()))

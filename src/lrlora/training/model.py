@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel, get_peft_model
-from safetensors import SafetensorError, safe_open
-from transformers import (
-    AutoModel,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-)
+from safetensors import SafetensorError
+from transformers import AutoTokenizer
 
 from lrlora.data import TaskData
 from lrlora.data.embedded import encoder_folder, model_folder
 from lrlora.errors import InputError
 from lrlora.training.config import TrainConfig
-
-_AUTO_CLASSES = {"SEQ_CLS": AutoModelForSequenceClassification, "CAUSAL_LM": AutoModelForCausalLM, None: AutoModel}
+from lrlora.training.saved import AUTO_CLASSES, read_adapter
 
 
 def build(config: TrainConfig, task: TaskData) -> tuple[PeftModel, Any]:
@@ -86,7 +79,7 @@ def put_on(base: Any, adapter_config: Any) -> PeftModel:
         ) from error
 
 
-def load_base(name: str, task_type: str | None, **options: Any) -> Any:
+def load_base(name: str, task_type: str | None, auto_class: Any = None, **options: Any) -> Any:
     """A base model in float32 from a local folder or the hub.
 
     Raises:
@@ -95,7 +88,7 @@ def load_base(name: str, task_type: str | None, **options: Any) -> Any:
     name = model_folder(name)
     _check_local(name)
     try:
-        return _AUTO_CLASSES[task_type].from_pretrained(name, dtype=torch.float32, **options)
+        return (auto_class or AUTO_CLASSES[task_type]).from_pretrained(name, dtype=torch.float32, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = _first_line(error)
         if "ignore_mismatched_sizes" in reason:
@@ -121,33 +114,14 @@ def load_adapter(folder: str, model: str | None = None) -> PeftModel:
     Raises:
         InputError: no adapter there, a file cut short, or a base of other shapes.
     """
-    path = Path(folder)
-    path = path / "adapter" if (path / "adapter" / "adapter_config.json").exists() else path
-    described = path / "adapter_config.json"
-    if not described.exists():
-        raise InputError(f"no adapter in {folder}: {described.name} is missing")
+    saved = read_adapter(folder, model)
+    base = load_base(saved.base, saved.config.get("task_type"), saved.auto_class, **saved.head_options())
     try:
-        saved = json.loads(described.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{described} is not JSON: {error}") from error
-    shapes = _tensor_shapes(path / "adapter_model.safetensors")
-    base_name = model or saved.get("base_model_name_or_path")
-    if not base_name:
-        raise InputError(f"{described} names no base model; pass --model")
-    task_type = saved.get("task_type")
-    if task_type not in _AUTO_CLASSES:
-        raise InputError(f"{described}: task_type {task_type!r} is not one that lrlora loads; use peft.PeftModel")
-    head = [
-        s[0] for name, s in shapes.items() if name.split(".")[-2:] in (["classifier", "weight"], ["score", "weight"])
-    ]
-    options = {"num_labels": head[0]} if head and task_type == "SEQ_CLS" else {}
-    base = load_base(base_name, task_type, **options)
-    try:
-        return PeftModel.from_pretrained(base, str(path)).eval()
+        return PeftModel.from_pretrained(base, str(saved.folder)).eval()
     except InputError:
         raise
     except (ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"cannot put the adapter {path} on {base_name}: {_first_line(error)}") from error
+        raise InputError(f"cannot put the adapter {saved.folder} on {saved.base}: {_first_line(error)}") from error
 
 
 def precision_of(choice: Literal["auto", "fp32", "bf16"]) -> str:
@@ -155,16 +129,6 @@ def precision_of(choice: Literal["auto", "fp32", "bf16"]) -> str:
     if choice != "auto":
         return choice
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-
-
-def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except FileNotFoundError as error:
-        raise InputError(f"no adapter file {path}") from error
-    except SafetensorError as error:
-        raise InputError(f"{path} is not a whole safetensors file ({error}); copy or train it again") from error
 
 
 def _check_local(name: str) -> None:

@@ -13,21 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy
 import torch
-from transformers import (
-    DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    set_seed,
-)
+from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
 import lrlora
-from lrlora.data import DataSource, TaskData, load_task
-from lrlora.data.encode import IGNORED, encode
-from lrlora.data.tasks import compute_metrics
+from lrlora.data import TaskData, load_task
+from lrlora.data.encode import encode
 from lrlora.errors import InputError
 from lrlora.files import write_json
 from lrlora.training import folder as run_folder
@@ -35,6 +26,7 @@ from lrlora.training.config import TrainConfig
 from lrlora.training.figure import rank_heatmap
 from lrlora.training.guard import NonFiniteGuard
 from lrlora.training.model import build, precision_of
+from lrlora.training.scoring import results_of, scoring_parts
 from lrlora.tuner.callback import TauCallback
 from lrlora.tuner.explain import computation_of
 from lrlora.tuner.optimize import param_groups
@@ -98,18 +90,7 @@ def read_result(out: Path) -> RunResult:
 
 def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallback]) -> None:
     set_seed(config.seed)
-    source = DataSource(
-        data=config.data,
-        task=config.task,
-        subset=config.subset,
-        kind=config.kind,
-        text_columns=None if config.text_columns is None else tuple(config.text_columns),
-        label_column=config.label_column,
-        train_rows=config.train_rows,
-        eval_rows=config.eval_rows,
-        seed=config.seed,
-    )
-    task = load_task(source)
+    task = load_task(config.data_source())
     model, tokenizer = build(config, task)
     if config.verbose and config.method == "lrlora":
         for line in computation_of(model, torch.bfloat16 if precision_of(config.precision) == "bf16" else None):
@@ -143,7 +124,7 @@ def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallba
         "train_rows": len(task.train),
         "eval_rows": len(task.evaluation),
         "metric": task.metrics[0] if task.metrics else "loss",
-        **{key.removeprefix("eval_"): value for key, value in evaluated.items() if _is_result(key)},
+        **results_of(evaluated),
         "train_loss": trained.training_loss,
         "steps": trainer.state.global_step,
         "wall_s": wall_s,
@@ -197,12 +178,6 @@ def make_trainer(
         InputError: a setting that transformers refuses.
     """
     groups = param_groups(model, config.learning_rate, config.c_learning_rate, config.weight_decay)
-    is_causal = task.kind == "causal"
-    collator = (
-        DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
-        if is_causal
-        else DataCollatorWithPadding(tokenizer)
-    )
     try:
         arguments = TrainingArguments(
             output_dir=str(out),
@@ -230,7 +205,7 @@ def make_trainer(
             dataloader_pin_memory=torch.cuda.is_available(),
             remove_unused_columns=True,
             label_names=["labels"],
-            prediction_loss_only=is_causal,
+            prediction_loss_only=task.kind == "causal",
             disable_tqdm=not saves,
         )
     except ValueError as error:
@@ -240,9 +215,7 @@ def make_trainer(
         args=arguments,
         train_dataset=train_rows,
         eval_dataset=evaluation_rows,
-        data_collator=collator,
-        processing_class=tokenizer,
-        compute_metrics=None if is_causal else lambda outputs: _metrics_of(task, outputs),
+        **scoring_parts(task, tokenizer),
         # the groups travel in the optimizer's arguments: the way that the Trainer offers for its own methods
         optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": config.learning_rate}),
         callbacks=[TauCallback(), NonFiniteGuard()],
@@ -252,16 +225,6 @@ def make_trainer(
 def _tracked(trainer: Trainer, config: TrainConfig) -> Any:
     # without a tracker the means would only be lines between the losses
     return None if config.report_to in ([], ["none"]) else trainer.log
-
-
-def _metrics_of(task: TaskData, outputs: Any) -> dict[str, float]:
-    scores = outputs.predictions[0] if isinstance(outputs.predictions, tuple) else outputs.predictions
-    predictions = scores.squeeze(-1) if task.kind == "regression" else numpy.argmax(scores, axis=-1)
-    return compute_metrics(task.metrics, predictions, outputs.label_ids)
-
-
-def _is_result(key: str) -> bool:
-    return key.startswith("eval_") and not key.endswith(("_per_second", "_runtime", "_time"))
 
 
 def versions() -> dict[str, str]:

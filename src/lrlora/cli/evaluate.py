@@ -1,0 +1,58 @@
+"""`lrlora evaluate`: the task metric of a base, its adapter, and what it is merged or exported to."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from typing import Optional
+
+from lrlora.cli.flags import parse, quiet_libraries
+from lrlora.cli.show import print_table
+from lrlora.export.choose import RankChoice
+from lrlora.export.compare import MODELS, compare, run_config
+
+
+@dataclass
+class EvaluateArguments:
+    """Flags of `lrlora evaluate`."""
+
+    adapter: str = field(metadata={"help": "an adapter folder, or a run folder that holds one"})
+    models: list[str] = field(
+        default_factory=lambda: list(MODELS[:3]), metadata={"help": f"which models: some of {', '.join(MODELS)}"}
+    )
+    data: Optional[str] = field(default=None, metadata={"help": "as in lrlora train; the run's own if left out"})
+    task: Optional[str] = field(default=None, metadata={"help": "as in lrlora train; the run's own if left out"})
+    subset: Optional[str] = field(default=None, metadata={"help": "configuration of a hub dataset"})
+    kind: Optional[str] = field(default=None, metadata={"help": "classification, regression or causal"})
+    eval_rows: Optional[int] = field(default=None, metadata={"help": "evaluate on at most so many rows"})
+    batch_size: Optional[int] = field(default=None, metadata={"help": "half the rows per step; the run's if left out"})
+    energy: Optional[float] = field(default=None, metadata={"help": "of the exported model, as in lrlora export"})
+    rank: Optional[int] = field(default=None, metadata={"help": "of the exported model, as in lrlora export"})
+    budget: Optional[int] = field(default=None, metadata={"help": "of the exported model, as in lrlora export"})
+    model: Optional[str] = field(
+        default=None, metadata={"help": "base model; the one that the adapter names if left out"}
+    )
+    json: bool = field(default=False, metadata={"help": "print the result as JSON"})
+    debug: bool = field(default=False, metadata={"help": "show a traceback on errors"})
+
+
+def run(arguments: list[str]) -> None:
+    """Score, and print the table."""
+    chosen = parse(EvaluateArguments, "evaluate", arguments, "lrlora evaluate runs/demo", positional="adapter")
+    choice = RankChoice(chosen.energy, chosen.rank, chosen.budget)
+    quiet_libraries()
+    names = ("data", "task", "subset", "kind", "eval_rows", "batch_size")
+    config = run_config(chosen.adapter, **{name: getattr(chosen, name) for name in names})
+    found = compare(
+        chosen.adapter, config, chosen.models, choice, chosen.model, lambda line: print(line, file=sys.stderr)
+    )
+    if chosen.json:
+        print(json.dumps(asdict(found), indent=2))
+        return
+    metrics = [name for name in next(iter(found.results.values())) if name != "model_preparation"]
+    print_table(
+        f"{found.task}: {found.rows} held-out rows",
+        ("model", *metrics),
+        ((name, *(f"{scores[metric]:.4f}" for metric in metrics)) for name, scores in found.results.items()),
+    )

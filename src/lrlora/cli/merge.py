@@ -1,0 +1,62 @@
+"""`lrlora merge`: a checkpoint of plain transformers from an adapter and its base."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field
+from typing import Optional
+
+from lrlora.cli.flags import parse, quiet_libraries
+from lrlora.cli.show import print_table, print_warnings
+from lrlora.errors import InputError
+from lrlora.export.merging import merge
+from lrlora.export.rounding import rounding_warnings
+
+
+@dataclass
+class MergeArguments:
+    """Flags of `lrlora merge`."""
+
+    adapter: str = field(metadata={"help": "an adapter folder, or a run folder that holds one"})
+    out: Optional[str] = field(default=None, metadata={"help": "folder to write the checkpoint to"})
+    dtype: Optional[str] = field(
+        default=None, metadata={"help": "float32, float16 or bfloat16; the base's own if left out"}
+    )
+    model: Optional[str] = field(
+        default=None, metadata={"help": "base model; the one that the adapter names if left out"}
+    )
+    overwrite: bool = field(default=False, metadata={"help": "take the place of a folder that is there"})
+    json: bool = field(default=False, metadata={"help": "print the result as JSON"})
+    debug: bool = field(default=False, metadata={"help": "show a traceback on errors"})
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def run(arguments: list[str]) -> None:
+    """Merge, and print what rounding lost."""
+    chosen = parse(MergeArguments, "merge", arguments, "lrlora merge runs/demo --out merged", positional="adapter")
+    if chosen.out is None:
+        raise InputError("lrlora merge needs --out, a folder to write to")
+    quiet_libraries()
+    made = merge(
+        chosen.adapter,
+        chosen.out,
+        chosen.dtype,
+        chosen.model,
+        chosen.overwrite,
+        lambda line: print(line, file=sys.stderr),
+    )
+    if chosen.json:
+        print(json.dumps(made.as_dict(), indent=2))
+    else:
+        print_table(
+            "what rounding lost of each update: |cast(W0 + dW) - (W0 + dW)| / |dW|",
+            ("layer", "stored as", "|dW|", "lost"),
+            ((row.layer, row.dtype, f"{row.norm:.3g}", f"{row.rounding_loss:.2%}") for row in made.layers),
+            words=2,
+        )
+        print(f"{made.folder}: {made.architecture}, loads with transformers alone")
+    print_warnings(rounding_warnings(made.layers))

@@ -1,0 +1,137 @@
+"""The task metric of a base, its adapter, and what a merge and an export made of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import set_seed
+
+from lrlora.data import load_task
+from lrlora.errors import InputError
+from lrlora.evaluation.metric import evaluate_model
+from lrlora.export.choose import RankChoice
+from lrlora.export.lora import export_lora
+from lrlora.export.merging import Say, merge
+from lrlora.files import read_json
+from lrlora.training.config import TrainConfig
+from lrlora.training.model import load_adapter, load_base, load_tokenizer
+from lrlora.training.saved import SavedAdapter, read_adapter
+
+MODELS = ("base", "adapter", "merged", "exported")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Metrics of one task for several models.
+
+    Args:
+        task: name of the task.
+        source: where its rows came from.
+        metric: name of the metric to look at.
+        rows: how many rows were scored.
+        results: metrics and loss, by model.
+    """
+
+    task: str
+    source: str
+    metric: str
+    rows: int
+    results: dict[str, dict[str, float]]
+
+
+def run_config(adapter: str, **overrides: Any) -> TrainConfig:
+    """The settings of the run that an adapter lies in, with others in their place where they are given.
+
+    Args:
+        adapter: an adapter folder, or a run folder that holds one.
+        overrides: fields of TrainConfig; None leaves the run's.
+
+    Raises:
+        InputError: no run around the adapter, and no data given.
+    """
+    folder = read_adapter(adapter).folder
+    described = folder.parent / "config.json"
+    given = {name: value for name, value in overrides.items() if value is not None}
+    settings: dict[str, Any] = {}
+    if folder.name == "adapter" and described.exists():
+        settings = read_json(described).get("settings", {})
+        if "data" in given:
+            # another task: what was said about the columns of the run's own does not hold
+            settings = {k: v for k, v in settings.items() if k not in ("task", "subset", "kind", "text_columns")}
+    elif "data" not in given:
+        raise InputError(f"{adapter} does not lie in a run folder, whose config.json would name the task; pass --data")
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    return TrainConfig(**{k: v for k, v in {**settings, **given}.items() if k in known})
+
+
+def compare(
+    adapter: str,
+    config: TrainConfig,
+    models: Sequence[str] = MODELS[:3],
+    choice: RankChoice | None = None,
+    model: str | None = None,
+    say: Say = lambda line: None,
+) -> Comparison:
+    """Score several models on one task, with the same code and rows.
+
+    The merged and the exported model are made in a temporary folder and loaded from there, as a user would load them.
+
+    Args:
+        adapter: an adapter folder, or a run folder that holds one.
+        config: says which task; see `run_config`.
+        models: of "base", "adapter", "merged" and "exported". The base has a new head where it has none of its own.
+        choice: the ranks of the exported model.
+        model: base model; None means the one that the adapter names.
+        say: gets a line for what the user should know.
+
+    Raises:
+        InputError: a model that is not one of those; whatever `merge`, `export_lora` and `load_task` refuse.
+    """
+    unknown = [name for name in models if name not in MODELS]
+    if unknown or not models:
+        raise InputError(f"models must be some of {', '.join(MODELS)}, got {', '.join(unknown) or 'none'}")
+    saved = read_adapter(adapter, model)
+    task = load_task(config.data_source())
+    classes = saved.head_options().get("num_labels")
+    if task.kind == "classification" and classes is not None and classes != len(task.labels):
+        raise InputError(
+            f"{task.source} has {len(task.labels)} classes, the adapter's head {classes}; pass its own --data"
+        )
+    tokenizer = load_tokenizer(str(saved.folder) if any(saved.folder.glob("tokenizer_config.json")) else saved.base)
+    results = {}
+    with tempfile.TemporaryDirectory(prefix="lrlora-") as scratch:
+        for name in MODELS:
+            if name in models:
+                loaded = _load(name, saved, Path(scratch) / name, choice, say)
+                results[name] = evaluate_model(loaded, tokenizer, task, config)
+    metric = task.metrics[0] if task.metrics else "loss"
+    return Comparison(task.name, task.source, metric, len(task.evaluation), results)
+
+
+def _load(name: str, saved: SavedAdapter, scratch: Path, choice: RankChoice | None, say: Say) -> Any:
+    if name == "merged":
+        merge(str(saved.folder), scratch, model=saved.base, say=say)
+        return saved.auto_class.from_pretrained(scratch, dtype=torch.float32).eval()
+    if name == "exported":
+        made = export_lora(str(saved.folder), scratch, choice, model=saved.base)
+        say(f"exported: {made.parameters:,} parameters, relative error {made.relative_error:.3g}")
+        return _ready(load_adapter(str(scratch), saved.base), saved)
+    if name == "adapter":
+        return _ready(load_adapter(str(saved.folder), saved.base), saved)
+    # a base without a head gets a random one
+    set_seed(0)
+    base = load_base(saved.base, saved.config.get("task_type"), saved.auto_class, **saved.head_options()).eval()
+    return _ready(base, saved)
+
+
+def _ready(model: Any, saved: SavedAdapter) -> Any:
+    # decoders classify by the last token that is no padding
+    if model.config.pad_token_id is None:
+        model.config.pad_token_id = load_tokenizer(saved.base).pad_token_id or model.config.eos_token_id
+    return model

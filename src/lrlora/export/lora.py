@@ -1,0 +1,202 @@
+"""Write an LR-LoRA adapter as a plain LoRA adapter of PEFT, and say what that loses."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lrlora.errors import InputError
+from lrlora.export.base import copy_tokenizer
+from lrlora.export.choose import RankChoice, choose_ranks, total_error
+from lrlora.export.factor import Factors, factorise
+from lrlora.export.names import pattern_keys, target_modules
+from lrlora.export.skeleton import AdaptedLayer, Skeleton, skeleton
+from lrlora.files import new_folder
+from lrlora.method.rank import singular_values
+from lrlora.training.saved import SavedAdapter, read_adapter
+from lrlora.tuner.experts import ParamWrapper
+from lrlora.tuner.types import Conv, Embedding, Linear
+
+
+@dataclass(frozen=True)
+class ExportedLayer:
+    """One layer of an exported adapter.
+
+    Args:
+        layer: name of the module.
+        shape: (out, in) of dW.
+        rank: of the exported factors.
+        parameters: rank (out + in).
+        relative_error: ||dW - B'A'||_F / ||dW||_F; 0 where dW is zero.
+        norm: ||dW||_F.
+        is_randomised: whether a randomised decomposition was good enough.
+    """
+
+    layer: str
+    shape: tuple[int, int]
+    rank: int
+    parameters: int
+    relative_error: float
+    norm: float
+    is_randomised: bool
+
+
+@dataclass(frozen=True)
+class LoraExport:
+    """What an export wrote.
+
+    Args:
+        folder: the adapter folder.
+        layers: its layers.
+        relative_error: sqrt(sum ||dW - B'A'||^2) / sqrt(sum ||dW||^2).
+        parameters: of all factors together.
+    """
+
+    folder: Path
+    layers: list[ExportedLayer]
+    relative_error: float
+    parameters: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def export_lora(
+    adapter: str, out: str | Path, choice: RankChoice | None = None, model: str | None = None, overwrite: bool = False
+) -> LoraExport:
+    """Write an adapter as plain LoRA: a truncated singular value decomposition of the dW of each layer.
+
+    The folder loads with `peft.PeftModel.from_pretrained` in a process without lrlora. Heads and biases are copied.
+    alpha = r everywhere, so that the scale is 1 whoever reads the patterns. The base's weights are never read.
+
+    Args:
+        adapter: an adapter folder, or a run folder that holds one.
+        out: folder to write; must be empty or missing.
+        choice: how the ranks are chosen; an energy of 0.99 if left out.
+        model: base model; None means the one that the adapter names.
+        overwrite: take the place of a folder that is there.
+
+    Raises:
+        InputError: an adapter, base, choice or folder that cannot work; layers that plain LoRA has no form for.
+
+    Example:
+        export_lora("runs/demo", "exported", RankChoice(energy=0.95))
+    """
+    choice = RankChoice() if choice is None else choice
+    saved = read_adapter(adapter, model)
+    built = skeleton(saved)
+    layers = built.layers()
+    refuse_what_lora_cannot_hold(layers)
+    with new_folder(Path(out), overwrite) as folder:
+        ranks = ranks_of(layers, choice)
+        tensors, rows = {}, []
+        for layer, rank in zip(layers, ranks, strict=True):
+            factors = factorise(layer.matrix(), rank)
+            tensors.update(_as_peft_names_them(layer, factors))
+            rows.append(_row(layer, rank, factors))
+        tensors.update(_trained_whole(saved))
+        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        _config(saved, built, layers, ranks).save_pretrained(str(folder))
+        copy_tokenizer(saved.folder, folder)
+    errors = [row.relative_error * row.norm for row in rows]
+    error = total_error(errors, [row.norm for row in rows])
+    return LoraExport(Path(out), rows, error, sum(row.parameters for row in rows))
+
+
+def refuse_what_lora_cannot_hold(layers: Sequence[AdaptedLayer]) -> None:
+    """Refuse layers that plain LoRA of PEFT has no form for.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    for layer in layers:
+        module: Any = layer.layer.get_base_layer()
+        reason = None
+        if isinstance(layer.layer, ParamWrapper):
+            reason = "parameters chosen by target_parameters (experts)"
+        elif isinstance(layer.layer, Conv) and module.groups > 1:
+            reason = f"convolutions with groups={module.groups}"
+        if reason:
+            raise InputError(f"cannot export {layer.name}: {reason} have no plain LoRA form here; use `lrlora merge`")
+
+
+def ranks_of(layers: Sequence[AdaptedLayer], choice: RankChoice) -> list[int]:
+    """The rank that each layer gets."""
+    shapes = [matrix_shape(layer) for layer in layers]
+    spectra = [singular_values(layer.matrix()) for layer in layers] if choice.needs_spectra else []
+    return choose_ranks(choice, spectra, shapes)
+
+
+def matrix_shape(layer: AdaptedLayer) -> tuple[int, int]:
+    """(out, in) of a layer's dW."""
+    return layer.layer.out_features, layer.layer.in_features
+
+
+def _row(layer: AdaptedLayer, rank: int, factors: Factors) -> ExportedLayer:
+    shape = matrix_shape(layer)
+    return ExportedLayer(
+        layer=layer.name,
+        shape=shape,
+        rank=rank,
+        parameters=rank * sum(shape),
+        relative_error=factors.relative_error,
+        norm=factors.norm,
+        is_randomised=factors.is_randomised,
+    )
+
+
+def _as_peft_names_them(layer: AdaptedLayer, factors: Factors) -> dict[str, Tensor]:
+    A, B = factors.A, factors.B
+    prefix = f"base_model.model.{layer.name}"
+    if isinstance(layer.layer, Embedding):
+        # rows of the table are inputs to PEFT: its update is (B A)^T
+        return {
+            f"{prefix}.lora_embedding_A": B.T.contiguous(),
+            f"{prefix}.lora_embedding_B": A.T.contiguous(),
+        }
+    if isinstance(layer.layer, Conv):
+        weight: Any = layer.layer.get_base_layer().weight
+        A = A.reshape(len(A), *weight.shape[1:])
+        B = B.reshape(*B.shape, *(1 for _ in weight.shape[2:]))
+    return {f"{prefix}.lora_A.weight": A.contiguous(), f"{prefix}.lora_B.weight": B.contiguous()}
+
+
+def _trained_whole(saved: SavedAdapter) -> dict[str, Tensor]:
+    tensors = load_file(saved.folder / "adapter_model.safetensors")
+    return {name: value for name, value in tensors.items() if ".lrlora_" not in name}
+
+
+def _config(saved: SavedAdapter, built: Skeleton, layers: Sequence[AdaptedLayer], ranks: Sequence[int]) -> LoraConfig:
+    # the largest rank is the config's: servers reserve memory by it
+    r = max(ranks)
+    keys = pattern_keys([layer.name for layer in layers])
+    pattern = {key: rank for key, rank in zip(keys, ranks, strict=True) if rank != r}
+    return LoraConfig(**common_fields(saved, built, layers), **_ranks(r, pattern), inference_mode=True)
+
+
+def _ranks(r: int, pattern: dict[str, int]) -> dict[str, Any]:
+    return {"r": r, "lora_alpha": r, "rank_pattern": pattern, "alpha_pattern": dict(pattern)}
+
+
+def common_fields(saved: SavedAdapter, built: Skeleton, layers: Sequence[AdaptedLayer]) -> dict[str, Any]:
+    """The fields of LoraConfig that say where its layers are and what else is trained."""
+    bias = saved.config.get("bias", "none")
+    return {
+        "task_type": saved.config.get("task_type"),
+        "base_model_name_or_path": saved.base,
+        "target_modules": target_modules([layer.name for layer in layers], built.modules),
+        "modules_to_save": saved.config.get("modules_to_save"),
+        "bias": "lora_only" if bias == "lrlora_only" else bias,
+        "fan_in_fan_out": any(_is_conv1d(layer.layer) for layer in layers),
+    }
+
+
+def _is_conv1d(layer: Any) -> bool:
+    return isinstance(layer, Linear) and layer.is_transposed

@@ -1,0 +1,173 @@
+"""Merge an adapter into the weights of its base: a checkpoint that needs no lrlora."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lrlora.errors import InputError
+from lrlora.export.base import base_folder, copy_small_files, read_config
+from lrlora.export.loaded import merge_loaded
+from lrlora.export.match import Matched, match, parts
+from lrlora.export.rounding import MergedLayer, Rounding
+from lrlora.export.shards import Entry, read_layout, read_tensors, write_index, write_shard
+from lrlora.export.skeleton import Skeleton, skeleton
+from lrlora.files import new_folder
+from lrlora.training.saved import read_adapter
+
+Say = Callable[[str], None]
+"""Where to send a line for the user."""
+
+MERGE_DTYPES = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Merge:
+    """What a merge wrote.
+
+    Args:
+        folder: the checkpoint.
+        layers: its adapted layers, with what rounding lost of each update.
+        architecture: class of transformers that loads it.
+        was_streamed: False where the whole model had to be loaded.
+    """
+
+    folder: Path
+    layers: list[MergedLayer]
+    architecture: str
+    was_streamed: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def merge(
+    adapter: str,
+    out: str | Path,
+    dtype: str | None = None,
+    model: str | None = None,
+    overwrite: bool = False,
+    say: Say = lambda line: None,
+) -> Merge:
+    """Write W0 + dW, summed in float32, as a checkpoint of plain transformers.
+
+    Works on the base's safetensors files, tensor by tensor, and keeps their division into shards. Trained heads and
+    biases take the place of the base's. Where the names in the files cannot be matched with the model, the model is
+    loaded whole and merged in memory, which is said.
+
+    Args:
+        adapter: an adapter folder, or a run folder that holds one.
+        out: folder to write; must be empty or missing.
+        dtype: "float32", "float16" or "bfloat16" for all floating tensors; None keeps the base's own.
+        model: base model; None means the one that the adapter names.
+        overwrite: take the place of a folder that is there.
+        say: gets a line for what the user should know.
+
+    Raises:
+        InputError: an adapter, base or folder that cannot work; tied weights; a quantised or pickled base.
+
+    Example:
+        merge("runs/demo", "merged", dtype="bfloat16")
+    """
+    if dtype is not None and dtype not in MERGE_DTYPES:
+        raise InputError(
+            f"dtype must be one of {', '.join(MERGE_DTYPES)}, got {dtype!r}; leave it out for the base's own"
+        )
+    target: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
+    saved = read_adapter(adapter, model)
+    built = skeleton(saved)
+    built.refuse_tied()
+    base = base_folder(saved.base)
+    layout = read_layout(base)
+    architecture = type(built.base).__name__
+    is_same = read_config(base).get("architectures") == [architecture]
+    matched = match(built, [entry.name for shard in layout.values() for entry in shard], is_same)
+    with new_folder(Path(out), overwrite) as folder:
+        copy_small_files(base, saved.folder, folder, is_same)
+        if isinstance(matched, str):
+            say(f"{saved.base}: {matched}; merging the loaded model instead, which needs all of it in memory")
+            rows = merge_loaded(saved, folder, target or _usual_dtype(layout))
+        else:
+            if matched.dropped:
+                first, count = matched.dropped[0], len(matched.dropped)
+                say(f"left out what {architecture} has no place for: {first} ({count} in all)")
+            rows = _Stream(built, matched, target, target or _usual_dtype(layout)).write(base, layout, folder)
+    return Merge(Path(out), rows, architecture, not isinstance(matched, str))
+
+
+class _Stream:
+    """Goes through the shards of a base, one tensor at a time."""
+
+    def __init__(self, built: Skeleton, matched: Matched, target: torch.dtype | None, usual: torch.dtype) -> None:
+        self.built, self.matched, self.target, self.usual = built, matched, target, usual
+        self.replaced = built.replaced()
+        layers = built.layers()
+        self.rounding = Rounding([layer.name for layer in layers])
+        self.place_of = {layer.name: number for number, layer in enumerate(layers)}
+        # of a weight whose parts lie in several tensors, the last update made
+        self.kept: tuple[str, dict[str, Tensor]] = ("", {})
+
+    def write(self, base: Path, layout: dict[str, list[Entry]], folder: Path) -> list[MergedLayer]:
+        """Write all shards, their index and the config."""
+        here = set(self.matched.name_of.values())
+        new = [Entry(name, self.usual, tuple(t.shape)) for name, t in self.replaced.items() if name not in here]
+        merged: dict[str, list[Entry]] = {}
+        for shard, entries in layout.items():
+            # the parts of one update one after another, so that it is made once
+            entries = sorted((e for e in entries if e.name in self.matched.name_of), key=self._place)
+            written = [self._merged_entry(entry) for entry in entries]
+            # trained tensors that the base does not have, such as a head, go into the last shard
+            extra = new if shard == list(layout)[-1] else []
+            weights = zip(written, read_tensors(base / shard, entries), strict=True)
+            tensors = itertools.chain(
+                (self._tensor(entry, W0) for entry, W0 in weights),
+                (self.replaced[entry.name].to(entry.dtype) for entry in extra),
+            )
+            merged[shard] = written + extra
+            write_shard(folder / shard, merged[shard], tensors)
+        write_index(folder, merged)
+        config: Any = self.built.base.config
+        config.architectures, config.dtype = [type(self.built.base).__name__], self.usual
+        config.save_pretrained(folder)
+        return self.rounding.rows()
+
+    def _place(self, entry: Entry) -> int:
+        name = self.matched.name_of[entry.name]
+        return self.place_of[self.matched.piece_of[name][0].name] if name in self.matched.piece_of else -1
+
+    def _merged_entry(self, entry: Entry) -> Entry:
+        name = self.matched.name_of[entry.name]
+        shape = tuple(self.replaced[name].shape) if name in self.replaced else entry.shape
+        is_cast = self.target is not None and entry.dtype.is_floating_point
+        return Entry(name, self.target if is_cast and self.target is not None else entry.dtype, shape)
+
+    def _tensor(self, entry: Entry, W0: Tensor) -> Tensor:
+        if entry.name in self.replaced:
+            return self.replaced[entry.name].to(entry.dtype)
+        if entry.name not in self.matched.piece_of:
+            return W0.to(entry.dtype)
+        layer, part = self.matched.piece_of[entry.name]
+        if self.kept[0] != layer.name:
+            # freed first: two of them would be in memory otherwise
+            self.kept = ("", {})
+            update = layer.update()
+            self.kept = (layer.name, parts(self.built, layer, update) if part else {"": update})
+        update = self.kept[1][part] if part else self.kept[1].pop("")
+        return self.rounding.add(layer.name, W0, update, entry)
+
+
+def _usual_dtype(layout: dict[str, list[Entry]]) -> torch.dtype:
+    """The floating type that most bytes of a checkpoint have."""
+    sizes: dict[torch.dtype, int] = {}
+    for shard in layout.values():
+        for entry in shard:
+            if entry.dtype.is_floating_point:
+                sizes[entry.dtype] = sizes.get(entry.dtype, 0) + entry.size
+    return max(sizes, key=lambda dtype: sizes[dtype], default=torch.float32)

@@ -1,0 +1,154 @@
+"""An adapter on a base model without weights: the types, names and ties of its layers, at the memory of the adapter.
+
+dW needs A, B, c and tau alone, and the module's type says in which layout it is added. So the base is built on torch's
+meta device, and only the adapter's file is read.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import AutoConfig
+
+from lrlora.errors import InputError
+from lrlora.training.saved import SavedAdapter
+from lrlora.tuner import deltas
+from lrlora.tuner.experts import ParamWrapper
+from lrlora.tuner.layer import LRLoraLayer
+
+ADAPTER = "default"
+
+
+@dataclass(frozen=True)
+class Skeleton:
+    """A model whose base has no weights, with a real adapter on it.
+
+    Args:
+        model: the PeftModel; its base parameters are on the meta device.
+        base: the model inside, whose config is the one to save beside merged weights.
+        modules: names of all modules that the base had before the adapter came.
+        shapes: of the base's parameters and buffers, by their name in its state dict.
+        ties: names of parameters that are one and the same.
+    """
+
+    model: Any
+    base: Any
+    modules: list[str]
+    shapes: dict[str, tuple[int, ...]]
+    ties: list[list[str]]
+
+    def layers(self) -> list[AdaptedLayer]:
+        """Every adapted layer, in the order of the model."""
+        found = []
+        for name, layer, _, _ in deltas(self.model, ADAPTER):
+            name = name.removeprefix("base_model.model.")
+            found.append(AdaptedLayer(name, layer))
+        return found
+
+    def replaced(self) -> dict[str, Tensor]:
+        """Parameters of the base that were trained whole (heads, biases), by their name in the base."""
+        found = {}
+        for name, value in self.model.state_dict().items():
+            if value.device.type == "meta" or ".lrlora_" in name or ".original_module." in name:
+                continue
+            name = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            found[name.replace(f".modules_to_save.{ADAPTER}", "")] = value
+        return {name: value for name, value in found.items() if name in self.shapes}
+
+    def refuse_tied(self) -> None:
+        """Refuse to change a weight that another module, which was not trained, holds as well.
+
+        Raises:
+            InputError: naming both.
+        """
+        with warnings.catch_warnings():
+            # PEFT's own warning, of many lines, about what is refused here
+            warnings.filterwarnings("ignore", "Model with `tie_word_embeddings")
+            self.model.base_model._check_merge_allowed()
+        replaced = self.replaced()
+        for group in self.ties:
+            trained = [name for name in group if name in replaced]
+            if trained and len(trained) < len(group):
+                others = ", ".join(name for name in group if name not in trained)
+                raise InputError(
+                    f"{trained[0]} was trained and {others} was not, but the base ties them into one weight: a merged "
+                    "checkpoint would change both; load the base with tie_word_embeddings=False"
+                )
+
+
+@dataclass(frozen=True)
+class AdaptedLayer:
+    """One adapted layer.
+
+    Args:
+        name: of the module, or of the parameter where `target_parameters` chose it.
+        layer: the layer itself.
+    """
+
+    name: str
+    layer: LRLoraLayer
+
+    @property
+    def weight_name(self) -> str:
+        """Name of the parameter that dW is added to."""
+        return self.name if isinstance(self.layer, ParamWrapper) else f"{self.name}.weight"
+
+    @torch.no_grad()
+    def matrix(self) -> Tensor:
+        """dW [out, in], or [experts, out, in], float32.
+
+        Raises:
+            InputError: it holds NaN or inf.
+        """
+        dW = self.layer.update_matrix(ADAPTER)
+        if not torch.isfinite(dW).all():
+            raise InputError(f"the update of {self.name} holds NaN or inf: this adapter is broken; train it again")
+        return dW
+
+    def update(self) -> Tensor:
+        """dW in the layout of the weight, float32."""
+        return self.layer.to_layout(self.matrix())
+
+
+def skeleton(saved: SavedAdapter) -> Skeleton:
+    """Build the base without weights and put the adapter on it.
+
+    Raises:
+        InputError: an adapter of another method, a base that is missing, or one of other shapes.
+    """
+    if saved.method != "LRLORA":
+        raise InputError(f"{saved.folder} is an adapter of type {saved.method}, not LRLORA; use peft's own tools")
+    try:
+        config = AutoConfig.from_pretrained(saved.base, **saved.head_options())
+        with torch.device("meta"):
+            build = getattr(saved.auto_class, "from_config", None) or saved.auto_class._from_config
+            base = build(config, dtype=torch.float32)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"cannot read the base model {saved.base!r}: {' '.join(str(error).split())[:200]}") from error
+    base.eval()
+    modules = [name for name, _ in base.named_modules() if name]
+    shapes = {name: tuple(value.shape) for name, value in base.state_dict().items()}
+    holders: dict[int, list[str]] = {}
+    for name, parameter in base.named_parameters(remove_duplicate=False):
+        holders.setdefault(id(parameter), []).append(name)
+    ties = [names for names in holders.values() if len(names) > 1]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")
+            model = PeftModel.from_pretrained(base, str(saved.folder), low_cpu_mem_usage=True, torch_device="cpu")
+        model.eval()
+    except InputError:
+        raise
+    except (ValueError, RuntimeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"cannot put the adapter {saved.folder} on {saved.base}: {reason}") from error
+    built = Skeleton(model, base, modules, shapes, ties)
+    for layer in built.layers():
+        if any(p.device.type == "meta" for p in layer.layer.delta(ADAPTER).parameters()):
+            raise InputError(f"{saved.folder} holds no tensors for {layer.name}, which the base {saved.base} has")
+    return built

@@ -1,0 +1,124 @@
+"""A saved adapter, read and checked before any model is loaded: which base it needs, and with which head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
+)
+
+from lrlora.errors import InputError
+from lrlora.files import read_json
+
+AUTO_CLASSES: dict[str | None, Any] = {
+    "SEQ_CLS": AutoModelForSequenceClassification,
+    "TOKEN_CLS": AutoModelForTokenClassification,
+    "QUESTION_ANS": AutoModelForQuestionAnswering,
+    "CAUSAL_LM": AutoModelForCausalLM,
+    "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
+    "FEATURE_EXTRACTION": AutoModel,
+    None: AutoModel,
+}
+LABELS = "labels.json"
+"""File beside an adapter with the names of its classes, which PEFT does not save."""
+
+
+@dataclass(frozen=True)
+class SavedAdapter:
+    """What an adapter folder says.
+
+    Args:
+        folder: the folder with adapter_config.json.
+        config: that file.
+        base: folder or hub name of the base model.
+        shapes: of the tensors in adapter_model.safetensors.
+        labels: names of the classes; None where nobody wrote them down.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    base: str
+    shapes: dict[str, tuple[int, ...]]
+    labels: list[str] | None
+
+    @property
+    def method(self) -> str:
+        """PEFT's name of the method, "LRLORA" for ours."""
+        return str(self.config.get("peft_type"))
+
+    @property
+    def auto_class(self) -> Any:
+        """The class of transformers that builds the base model."""
+        mapping = self.config.get("auto_mapping") or {}
+        if self.config.get("task_type") is None and mapping.get("base_model_class"):
+            import transformers
+
+            return getattr(transformers, mapping["base_model_class"], AutoModel)
+        return AUTO_CLASSES[self.config.get("task_type")]
+
+    def head_options(self) -> dict[str, Any]:
+        """num_labels, id2label and label2id of the saved head, for `from_pretrained`; nothing where there is none."""
+        if self.config.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS"):
+            return {}
+        found = [s[0] for name, s in self.shapes.items() if _is_head(name)]
+        if not found:
+            return {}
+        labels = self.labels
+        if labels is None or len(labels) != found[0]:
+            return {"num_labels": found[0]}
+        return {
+            "num_labels": found[0],
+            "id2label": dict(enumerate(labels)),
+            "label2id": {label: number for number, label in enumerate(labels)},
+        }
+
+
+def read_adapter(folder: str, model: str | None = None) -> SavedAdapter:
+    """Read an adapter folder without loading any model.
+
+    Args:
+        folder: an adapter folder, or a run folder that holds one.
+        model: base model; None means the one that the adapter names.
+
+    Raises:
+        InputError: no adapter there, a file cut short, no base model named, or a kind of task that lrlora cannot load.
+    """
+    path = Path(folder)
+    path = path / "adapter" if (path / "adapter" / "adapter_config.json").exists() else path
+    described = path / "adapter_config.json"
+    if not described.exists():
+        raise InputError(f"no adapter in {folder}: {described.name} is missing")
+    saved = read_json(described)
+    shapes = _tensor_shapes(path / "adapter_model.safetensors")
+    base = model or saved.get("base_model_name_or_path")
+    if not base:
+        raise InputError(f"{described} names no base model; pass --model")
+    if saved.get("task_type") not in AUTO_CLASSES:
+        raise InputError(
+            f"{described}: task_type {saved.get('task_type')!r} is not one that lrlora loads; use peft.PeftModel"
+        )
+    labels = read_json(path / LABELS) if (path / LABELS).exists() else None
+    return SavedAdapter(path, saved, base, shapes, labels)
+
+
+def _is_head(name: str) -> bool:
+    return name.endswith((".classifier.weight", ".score.weight", ".classifier.out_proj.weight"))
+
+
+def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except FileNotFoundError as error:
+        raise InputError(f"no adapter file {path}") from error
+    except SafetensorError as error:
+        raise InputError(f"{path} is not a whole safetensors file ({error}); copy or train it again") from error

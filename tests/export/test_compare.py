@@ -1,0 +1,95 @@
+import json
+
+import pytest
+
+from lrlora import InputError
+from lrlora.cli import main
+from lrlora.export.compare import compare, run_config
+from lrlora.training import TrainConfig, train
+from tests.conftest import write_rows
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, tiny_encoder):
+    """A run folder of a few steps, and its result."""
+    folder = tmp_path_factory.mktemp("trained")
+    words = ("good", "bright", "kind", "warm"), ("bad", "dark", "cruel", "cold")
+    rows = [
+        {"sentence": f"a {word} day number {n}", "label": ("yes", "no")[label]}
+        for n in range(6)
+        for label, group in enumerate(words)
+        for word in group
+    ]
+    write_rows(folder / "train.jsonl", rows[:36])
+    write_rows(folder / "validation.jsonl", rows[36:])
+    fields = {"max_steps": 12, "batch_size": 4, "r": 2, "learning_rate": 1e-2, "compare": False}
+    config = TrainConfig(model=str(tiny_encoder), data=str(folder), out=str(folder / "run"), **fields)
+    return folder, train(config)
+
+
+def test_all_models_of_a_run_are_scored_as_the_run_was(trained):
+    folder, result = trained
+    adapter = str(folder / "run")
+    found = compare(adapter, run_config(adapter), ("base", "adapter", "merged", "exported"))
+    assert list(found.results) == ["base", "adapter", "merged", "exported"]
+    assert found.metric == "accuracy" and found.rows == 12
+    wanted = {key: result.metrics[key] for key in ("accuracy", "loss")}
+    for name in ("adapter", "merged", "exported"):
+        scores = found.results[name]
+        assert scores["accuracy"] == wanted["accuracy"], name
+        assert scores["loss"] == pytest.approx(wanted["loss"], rel=1e-3 if name == "exported" else 1e-5), name
+    assert abs(found.results["base"]["loss"] - wanted["loss"]) > 1e-3
+
+
+def test_the_names_of_the_classes_go_with_the_adapter(trained):
+    folder, _ = trained
+    assert json.loads((folder / "run" / "adapter" / "labels.json").read_text()) == ["no", "yes"]
+    assert main(["merge", str(folder / "run"), "--out", str(folder / "merged")]) == 0
+    assert json.loads((folder / "merged" / "config.json").read_text())["label2id"] == {"no": 0, "yes": 1}
+    assert (folder / "merged" / "tokenizer.json").exists()
+
+
+def test_other_data_and_json(trained, tmp_path, capsys):
+    folder, _ = trained
+    rows = [{"sentence": f"a good {n}", "label": ("yes", "no")[n % 2]} for n in range(10)]
+    write_rows(tmp_path / "train.jsonl", rows)
+    write_rows(tmp_path / "dev.jsonl", rows[:4])
+    flags = ["--data", str(tmp_path), "--models", "adapter", "exported", "--rank", "1", "--json"]
+    capsys.readouterr()
+    assert main(["evaluate", str(folder / "run"), *flags]) == 0
+    out, err = capsys.readouterr()
+    found = json.loads(out)
+    assert set(found["results"]) == {"adapter", "exported"} and found["rows"] == 4
+    assert "exported: " in err
+    assert main(["evaluate", str(folder / "run"), "--models", "adapter"]) == 0
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared(trained, tmp_path, capsys):
+    folder, _ = trained
+    adapter = str(folder / "run")
+    with pytest.raises(InputError, match="models must be some of base, adapter, merged, exported, got best"):
+        compare(adapter, run_config(adapter), ("best",))
+    rows = [{"sentence": str(n), "label": n % 3} for n in range(12)]
+    with pytest.raises(InputError, match="has 3 classes, the adapter's head 2"):
+        compare(adapter, run_config(adapter, data=str(write_rows(tmp_path / "three.jsonl", rows))))
+    capsys.readouterr()
+    elsewhere = tmp_path / "elsewhere"
+    (folder / "run" / "adapter").rename(elsewhere)
+    try:
+        assert main(["evaluate", str(elsewhere)]) == 2
+        assert "does not lie in a run folder" in capsys.readouterr().err
+    finally:
+        elsewhere.rename(folder / "run" / "adapter")
+
+
+def test_a_decoder_is_scored_by_its_loss(tmp_path, tiny_decoder):
+    rows = [{"instruction": f"count to {n}", "output": str(n)} for n in range(12)]
+    data = write_rows(tmp_path / "rows.jsonl", rows)
+    fields = {"max_steps": 2, "batch_size": 4, "r": 2}
+    config = TrainConfig(model=str(tiny_decoder), data=str(data), out=str(tmp_path / "run"), **fields)
+    result = train(config)
+    found = compare(str(tmp_path / "run"), run_config(str(tmp_path / "run")))
+    assert found.metric == "loss"
+    for name in ("adapter", "merged"):
+        assert found.results[name]["loss"] == pytest.approx(result.metrics["loss"], rel=1e-5)

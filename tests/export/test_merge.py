@@ -1,0 +1,321 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+import lrlora
+from lrlora import InputError
+from lrlora.cli import main
+from lrlora.export import merge
+from lrlora.export.base import INDEX, SINGLE, base_folder
+from lrlora.export.rounding import rounding_warnings
+from tests.conftest import disturb, rel_rms, tiny_llama
+from tests.export.cases import BUILDERS, Case, make, without_lrlora
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Case]:
+    folder = tmp_path_factory.mktemp("cases")
+    return {name: make(name, folder) for name in BUILDERS}
+
+
+@pytest.mark.filterwarnings("ignore:Careful, disabling adapter layers with bias")
+def test_transformers_alone_computes_what_the_adapted_model_computed(cases, tmp_path):
+    said: list[str] = []
+    merged = []
+    for name, case in cases.items():
+        out = tmp_path / name
+        assert merge(str(case.adapter), out, say=said.append).was_streamed
+        merged.append((case, out, None))
+    assert said == []
+    found = without_lrlora(tmp_path, merged)
+    for name, case in cases.items():
+        with case.model.disable_adapter(), torch.no_grad():
+            base = case.model(**case.inputs).logits
+        assert rel_rms(base, case.logits.double()) > 1e-3, name
+        torch.testing.assert_close(
+            found[name], case.logits, rtol=1e-5, atol=1e-6, msg=lambda m, name=name: f"{name} {m}"
+        )
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_weights_are_those_of_merge_and_unload(cases, tmp_path, name):
+    case = cases[name]
+    merge(str(case.adapter), tmp_path / "out")
+    loaded = getattr(transformers, case.loader).from_pretrained(tmp_path / "out", dtype=torch.float32)
+    wanted = peft.PeftModel.from_pretrained(
+        getattr(transformers, case.loader).from_pretrained(case.base, dtype=torch.float32, **case.options), case.adapter
+    ).merge_and_unload()  # pyright: ignore[reportCallIssue]
+    wanted = dict(wanted.named_parameters())
+    assert set(wanted) == {name for name, _ in loaded.named_parameters()}
+    for key, value in loaded.named_parameters():
+        assert torch.equal(value, wanted[key]), key
+
+
+def test_the_shards_and_the_index_stay(cases, tmp_path):
+    case = cases["llama"]
+    merge(str(case.adapter), tmp_path / "out", dtype="bfloat16")
+    before, after = (json.loads((folder / INDEX).read_text()) for folder in (case.base, tmp_path / "out"))
+    assert len(set(before["weight_map"].values())) > 2
+    assert after["weight_map"] == before["weight_map"]
+    assert 2 * after["metadata"]["total_size"] == sum(
+        value.numel() * value.element_size()
+        for shard in set(before["weight_map"].values())
+        for value in load_file(case.base / shard).values()
+    )
+    tensors = {k: v for s in set(after["weight_map"].values()) for k, v in load_file(tmp_path / "out" / s).items()}
+    assert {value.dtype for value in tensors.values()} == {torch.bfloat16}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_the_rounding_loss_is_that_of_the_written_weights(tmp_path):
+    case = make("llama", tmp_path, lora_alpha=0.1)
+    assert {row.rounding_loss for row in merge(str(case.adapter), tmp_path / "exact").layers} == {0.0}
+    made = merge(str(case.adapter), tmp_path / "rounded", dtype="bfloat16")
+    exact, rounded = (
+        {k: v for f in (tmp_path / folder).glob("*.safetensors") for k, v in load_file(f).items()}
+        for folder in ("exact", "rounded")
+    )
+    for row in made.layers:
+        key = f"{row.layer}.weight"
+        lost = (rounded[key].float() - exact[key]).norm().item() / row.norm
+        assert row.rounding_loss == pytest.approx(lost, rel=1e-4)
+        assert row.rounding_loss > 0.01
+    [warning] = rounding_warnings(made.layers)
+    assert f"more than 1 % of dW in {len(made.layers)} of {len(made.layers)} layers" in warning
+
+
+def test_a_new_head_makes_a_checkpoint_of_the_task(tmp_path):
+    case = make("bert", tmp_path)
+    (case.adapter / "labels.json").write_text(json.dumps(["yes", "no", "maybe"]))
+    made = merge(str(case.adapter), tmp_path / "out")
+    assert made.architecture == "BertForSequenceClassification"
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["BertForSequenceClassification"]
+    assert config["id2label"] == {"0": "yes", "1": "no", "2": "maybe"}
+    keys = set(load_file(tmp_path / "out" / SINGLE))
+    assert "encoder.layer.0.attention.self.query.weight" in load_file(case.base / SINGLE)
+    assert {"bert.encoder.layer.0.attention.self.query.weight", "classifier.weight", "classifier.bias"} <= keys
+    assert not [key for key in keys if key.startswith(("encoder.", "embeddings."))]
+
+
+def test_the_head_of_another_task_is_left_out_and_said(tmp_path):
+    case = make("bert", tmp_path)
+    tensors = {f"bert.{key}": value for key, value in load_file(case.base / SINGLE).items()}
+    tensors["cls.predictions.bias"] = torch.ones(64)
+    save_file(tensors, case.base / SINGLE, metadata={"format": "pt"})
+    said: list[str] = []
+    merge(str(case.adapter), tmp_path / "out", say=said.append)
+    assert said == ["left out what BertForSequenceClassification has no place for: cls.predictions.bias (1 in all)"]
+    assert "cls.predictions.bias" not in load_file(tmp_path / "out" / SINGLE)
+
+
+def test_names_that_match_nothing_are_merged_in_memory_and_said(tmp_path, capsys):
+    case = make("bert", tmp_path)
+    tensors = load_file(case.base / SINGLE)
+    # as old BERT checkpoints name them: transformers renames them while it loads
+    renamed = {key.replace("LayerNorm.weight", "LayerNorm.gamma"): value for key, value in tensors.items()}
+    renamed = {key.replace("LayerNorm.bias", "LayerNorm.beta"): value for key, value in renamed.items()}
+    save_file(renamed, case.base / SINGLE, metadata={"format": "pt"})
+    assert merge(str(case.adapter), tmp_path / "legacy").was_streamed
+    # and a name that no one knows, with a value that the model then starts with
+    odd = {key.replace("layer.1.attention.self.query.weight", "odd"): value for key, value in tensors.items()}
+    save_file(odd, case.base / SINGLE, metadata={"format": "pt"})
+    assert main(["merge", str(case.adapter), "--out", str(tmp_path / "odd")]) == 0
+    err = capsys.readouterr().err
+    assert "no tensor of its files is bert.encoder.layer.1.attention.self.query.weight; merging the loaded model" in err
+    legacy, odd = (
+        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / name).state_dict()
+        for name in ("legacy", "odd")
+    )
+    for key, value in legacy.items():
+        if "LayerNorm" not in key and "layer.1.attention.self.query" not in key:
+            assert torch.equal(value, odd[key]), key
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+def test_a_tied_weight_is_refused_by_name(tmp_path):
+    config = tiny_llama().config
+    config.tie_word_embeddings = True
+    base = transformers.LlamaForCausalLM(config)
+    base.save_pretrained(tmp_path / "base")
+    for number, fields in enumerate(({"target_modules": ["embed_tokens"]}, {"modules_to_save": ["embed_tokens"]})):
+        fields = {"target_modules": ["q_proj"], **fields}
+        model = peft.get_peft_model(
+            transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base"),
+            lrlora.LRLoraConfig(r=2, task_type="CAUSAL_LM", **fields),
+        )
+        disturb(model)
+        model.save_pretrained(tmp_path / f"adapter{number}", save_embedding_layers=False)
+        with pytest.raises(InputError, match=r"embed_tokens.*lm_head"):
+            merge(str(tmp_path / f"adapter{number}"), tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_hub_name_is_found_in_the_hub_s_cache(cases, tmp_path, monkeypatch):
+    import huggingface_hub
+
+    snapshot = tmp_path / "models--some--model" / "snapshots" / ("0" * 40)
+    shutil.copytree(cases["llama"].base, snapshot)
+    (tmp_path / "models--some--model" / "refs").mkdir()
+    (tmp_path / "models--some--model" / "refs" / "main").write_text("0" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    assert base_folder("some/model") == snapshot
+    with pytest.raises(InputError, match="'other/model' is neither a model folder nor a readable model of the hub"):
+        base_folder("other/model")
+
+
+CUT_SHORT = """
+import os, signal, sys
+from lrlora.export import merging
+from lrlora.cli import main
+write, written = merging.write_shard, []
+
+def write_and_stop(path, entries, tensors):
+    if len(written) == 1:
+        next(iter(tensors))
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
+    write(path, entries, tensors)
+    written.append(path)
+
+merging.write_shard = write_and_stop
+sys.exit(main(["merge", sys.argv[2], "--out", sys.argv[3]]))
+"""
+
+
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
+def test_a_merge_that_is_cut_short_leaves_nothing_that_looks_whole(cases, tmp_path, name):
+    case, out = cases["llama"], tmp_path / "out"
+    command = [sys.executable, "-c", CUT_SHORT, name, str(case.adapter), str(out)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert not out.exists()
+    if name == "SIGKILL":
+        assert ended.returncode == -signal.SIGKILL
+        assert [p.name for p in tmp_path.iterdir()] == [".out.tmp"]
+    else:
+        assert ended.returncode == 130
+        assert ended.stderr.splitlines()[-1] == "lrlora: interrupted; nothing was written"
+        assert list(tmp_path.iterdir()) == []
+    merge(str(case.adapter), out)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_one_line(cases, tmp_path, capsys):
+    small = tmp_path / "small"
+    small.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("mounting a small file system needs root")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(small)], capture_output=True, text=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
+    try:
+        for verb in ("merge", "export"):
+            extra = ["--energy", "1.0"] if verb == "export" else []
+            status = main([verb, str(cases["llama"].adapter), "--out", str(small / "out"), *extra])
+            assert status == 2
+            err = capsys.readouterr().err
+            assert (
+                err == f"lrlora: no space left on the disk while writing {small / 'out'}; nothing was written there\n"
+            )
+            assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+def _other_method(case: Case, folder: Path) -> list[str]:
+    model = transformers.AutoModelForCausalLM.from_pretrained(case.base)
+    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(
+        folder / "lora"
+    )
+    return [str(folder / "lora")]
+
+
+def _other_shapes(case: Case, folder: Path) -> list[str]:
+    config = tiny_llama().config
+    config.hidden_size, config.intermediate_size = 64, 96
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "wide")
+    return [str(case.adapter), "--model", str(folder / "wide")]
+
+
+def _pickled(case: Case, folder: Path) -> list[str]:
+    (folder / "pickled").mkdir()
+    shutil.copy(case.base / "config.json", folder / "pickled")
+    torch.save({}, folder / "pickled" / "pytorch_model.bin")
+    return [str(case.adapter), "--model", str(folder / "pickled")]
+
+
+def _gguf(case: Case, folder: Path) -> list[str]:
+    (folder / "gguf").mkdir()
+    shutil.copy(case.base / "config.json", folder / "gguf")
+    (folder / "gguf" / "model.Q4_1.gguf").touch()
+    return [str(case.adapter), "--model", str(folder / "gguf")]
+
+
+def _quantised(case: Case, folder: Path) -> list[str]:
+    shutil.copytree(case.base, folder / "quantised")
+    config = json.loads((case.base / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "quantised" / "config.json").write_text(json.dumps(config))
+    return [str(case.adapter), "--model", str(folder / "quantised")]
+
+
+def _lost_shard(case: Case, folder: Path) -> list[str]:
+    shutil.copytree(case.base, folder / "lost")
+    next((folder / "lost").glob("model-00002*")).unlink()
+    return [str(case.adapter), "--model", str(folder / "lost")]
+
+
+def _filled(case: Case, folder: Path) -> list[str]:
+    (folder / "out").mkdir()
+    (folder / "out" / "mine").touch()
+    return [str(case.adapter)]
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        (_other_method, "is an adapter of type LORA, not LRLORA"),
+        (_other_shapes, "does not fit this base model"),
+        (_pickled, "pickled weights alone (pytorch_model.bin), which lrlora does not read"),
+        (_gguf, "quantised GGUF weights alone (model.Q4_1.gguf)"),
+        (_quantised, "is quantised (bitsandbytes)"),
+        (_lost_shard, "which its index names"),
+        (_filled, "is there already and is not empty"),
+        (lambda case, _: [str(case.adapter), "--model", "./missing"], "./missing"),
+        (lambda case, _: [str(case.adapter), "--model", "no-such/model"], "no-such/model"),
+        (lambda case, _: [str(case.adapter), "--dtype", "int8"], "dtype must be one of"),
+        (lambda case, folder: [str(folder)], "no adapter in"),
+    ],
+)
+def test_what_cannot_be_merged_is_one_line_and_status_2(cases, tmp_path, capsys, given, word):
+    arguments = given(cases["llama"], tmp_path)
+    capsys.readouterr()
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["merge", *arguments, "--out", str(tmp_path / "out")]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines())) == ("", 1), err
+    assert err.startswith("lrlora: ") and word in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_command_prints_every_layer_and_warns(tmp_path, capsys):
+    case = make("llama", tmp_path, lora_alpha=0.1)
+    capsys.readouterr()
+    assert main(["merge", str(case.adapter), "--out", str(tmp_path / "out"), "--dtype", "bfloat16"]) == 0
+    out, err = capsys.readouterr()
+    assert "model.layers.1.mlp.down_proj" in out and "LlamaForCausalLM" in out
+    assert "warning: rounding to bfloat16 loses more than 1 % of dW in 14 of 14 layers" in err
+    assert main(["merge", str(case.adapter), "--out", str(tmp_path / "json"), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["layers"]) == 14
