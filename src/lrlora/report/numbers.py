@@ -169,8 +169,12 @@ class Findings:
         if second is None:
             return f"above LoRA's null: SR(dW) is {first.verdict}; the untrained phi was not measured"
         if second.is_shown and second.mean > 0:
-            return f"yes: {first.verdict} than SR(BA), and {second.verdict} than with an untrained phi"
-        return f"above SR(BA), {first.verdict}, but not above what an untrained phi makes of the same factors"
+            where = "yes, in this run" if self.seeds == 1 else "yes"
+            return f"{where}: {first.verdict} than SR(BA), and {second.verdict} than with an untrained phi"
+        return (
+            f"above SR(BA), but not above an untrained phi: {first.verdict} than SR(BA); against what phi made of the "
+            f"same factors before c moved, {second.verdict}"
+        )
 
 
 def findings(runs: Sequence[Run]) -> Findings:

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,7 @@ class RankCallback(TrainerCallback):
         self.seconds_spent = 0.0
         self._started = 0.0
         self._costs: dict[bool, float] = {}
+        self._timed: set[bool] = set()
         self._last_step: int | None = None
         self._is_off = False
 
@@ -131,7 +133,7 @@ class RankCallback(TrainerCallback):
         """Find what an earlier part of this training has recorded."""
         if self.folder is None:
             self.folder = args.output_dir
-        self.seconds_spent, self._costs = 0.0, {}
+        self.seconds_spent, self._costs, self._timed = 0.0, {}, set()
         self._is_off = not state.is_world_process_zero or self._why_not(kwargs["model"]) is not None
         if self._is_off:
             return
@@ -163,7 +165,8 @@ class RankCallback(TrainerCallback):
         left = SHARE * (_now(model) - self._started) - self.seconds_spent
         if not self._costs:
             self._estimate_costs(model)
-        reserve = 0.0 if at_end else self._costs[True]
+        # the one at the end is made whatever happens, and a busy machine may take twice as long for it
+        reserve = 0.0 if at_end else 2 * self._costs[True]
         for is_quick in (False, True):
             if self._costs[is_quick] + reserve <= left:
                 return is_quick
@@ -175,11 +178,12 @@ class RankCallback(TrainerCallback):
         updates = [u for name, _, _, d in deltas(model, self.adapter_name) for u in updates_of(name, d, 1.0)]
         sizes = [len(update.B) * update.A.shape[1] for update in updates]
         largest = updates[sizes.index(max(sizes))]
-        # the first time pays for what is set up once
-        measure(largest, None, is_quick=True)
-        started = _now(model)
-        measure(largest, None, is_quick=True)
-        quick = (_now(model) - started) * sum(sizes) / max(sizes)
+        # the first time pays for what is set up once, and any may be disturbed
+        times = [_now(model)]
+        for _ in range(4):
+            measure(largest, None, is_quick=True)
+            times.append(_now(model))
+        quick = min(b - a for a, b in pairwise(times)) * sum(sizes) / max(sizes)
         self._costs = {True: quick, False: WHOLE * quick}
         self.seconds_spent += _now(model) - before
 
@@ -200,7 +204,9 @@ class RankCallback(TrainerCallback):
             self.log(means(rows, self.log_layers))
         seconds = _now(model) - started
         self.seconds_spent += seconds
-        self._costs[is_quick] = seconds
+        # the longest, not the last: one that met a quiet moment promises nothing
+        self._costs[is_quick] = max(seconds, self._costs.get(is_quick, 0.0)) if is_quick in self._timed else seconds
+        self._timed.add(is_quick)
 
     def _why_not(self, model: nn.Module) -> str | None:
         found = deltas(model, self.adapter_name)
