@@ -25,6 +25,9 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, L
 
 import lrlora
 
+BENCHMARK_DATA = Path(os.environ.get("LRLORA_DATA") or Path(__file__).parents[2] / "shared" / "data")
+"""Real benchmark data in jsonl.gz, which is not part of the project; tests that read it skip where it is absent."""
+
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:

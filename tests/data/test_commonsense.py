@@ -1,7 +1,5 @@
 import gzip
 import json
-import os
-from pathlib import Path
 
 import pytest
 
@@ -9,9 +7,9 @@ from lrlora import InputError
 from lrlora.data import DataSource, load_task
 from lrlora.data.commonsense import COMMONSENSE, instruction_of, load_commonsense
 from lrlora.data.commonsense_hub import HUB
-from tests.conftest import write_rows
+from tests.conftest import BENCHMARK_DATA, write_rows
 
-REAL = Path(os.environ.get("LRLORA_DATA", "/work/shared/data")) / "commonsense"
+REAL = BENCHMARK_DATA / "commonsense"
 QUESTION = {"question": "The sun is", "choices": ["hot", "cold", "wet", "sad"], "label": 0}
 HUB_ROWS = {
     "boolq": ({"question": "is it hot", "answer": True}, ("is it hot?", 1)),

@@ -1,6 +1,4 @@
-import os
 import socket
-from pathlib import Path
 
 import peft
 import pytest
@@ -15,9 +13,9 @@ from lrlora.evaluation.commonsense import score_commonsense
 from lrlora.evaluation.generation import answer_in, generate_answers
 from lrlora.evaluation.likelihood import score_likelihood
 from lrlora.evaluation.questions import ask
-from tests.conftest import disturb
+from tests.conftest import BENCHMARK_DATA, disturb
 
-REAL = Path(os.environ.get("LRLORA_DATA", "/work/shared/data")) / "commonsense"
+REAL = BENCHMARK_DATA / "commonsense"
 QUESTIONS = {
     "boolq": [("is rain wet?", ["false", "true"], 1), ("is the sun cold and dark?", ["false", "true"], 0)],
     "piqa": [("cool soup", ["blow on it", "set it on fire again"], 0), ("open a door", ["eat it", "turn the key"], 1)],

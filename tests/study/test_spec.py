@@ -88,7 +88,7 @@ def test_the_studies_of_this_project_can_be_read(file):
     assert file.stem == study.study
     assert {len(study.rates_of(arm)) for arm in study.arms} == {len(study.learning_rates)}
     assert len(study.seeds) >= 3
-    assert ("NOT RUN" in file.read_text()) == ("not run" in study.note) == file.stem.startswith("full-")
+    assert ("NOT RUN" in file.read_text()) == ("not run" in study.note) == (file.stem.startswith("full-") or file.stem == "commonsense-small")
 
 
 @pytest.mark.parametrize("file", sorted(STUDIES.glob("full-*.yaml")), ids=lambda f: f.stem)

@@ -18,7 +18,7 @@ from lrlora.study import memory
 from lrlora.study.arms import AllocateRanks, adapted, adapter_config, steps_of
 from lrlora.study.plan import Cell, Row, arm_named, task_named
 from lrlora.study.rows import Parts, load_parts
-from lrlora.study.score import score
+from lrlora.study.score import score, score_all
 from lrlora.study.spec import Arm, Study, Task
 from lrlora.training.config import TrainConfig
 from lrlora.training.fit import train_in_memory
@@ -75,10 +75,13 @@ class Bench:
         fitted = train_in_memory(config, data, model, tokenizer, train_rows, [AllocateRanks()])
         peak = watch.peak()
         metrics = score(model, tokenizer, data, evaluation_rows, 2 * task.batch_size)
+        metric = data.metrics[0] if data.metrics else "loss"
+        if task.commonsense and cell.phase == "final":
+            metric = "accuracy"
+            metrics |= score_all(model, tokenizer, task, self._parts_of(task).commonsense)
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise InputError(f"diverged: {bad[0]} is not finite after training")
-        metric = data.metrics[0] if data.metrics else "loss"
         return {
             "metric": metric,
             "value": metrics[metric],

@@ -60,6 +60,8 @@ def digests_of(study: Study) -> Digests:
         parts = load_parts(study, task)
         for phase in ("search", "final"):
             rows[task.name, phase] = digest_of_rows(parts.of(phase))
+        if parts.commonsense:
+            rows[task.name, "final"] += fingerprint(commonsense=parts.commonsense)
     return Digests(digest_of_model(study.model), rows)
 
 
@@ -68,6 +70,10 @@ def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, 
     settings = dataclasses.asdict(task)
     for name in ("data", "train_rows", "validation_rows", "test_rows"):
         settings.pop(name)  # the digest of the rows says it
+    for name in ("commonsense", "commonsense_data", "commonsense_rows", "how", "prompt"):
+        value = settings.pop(name)
+        if task.commonsense and phase == "final" and name in ("how", "prompt"):
+            settings[name] = value
     identity = fingerprint(
         arm=arm.name,
         method=arm.method,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lrlora.data import GLUE, DataSource, TaskData, load_task
+from lrlora.data.commonsense import load_commonsense
 from lrlora.data.embedded import encoder_folder
 from lrlora.errors import InputError
 from lrlora.study.spec import Study, Task
@@ -25,10 +26,12 @@ class Parts:
     Args:
         search: its evaluation rows were split off the training file; the learning rate is chosen on them.
         final: its evaluation rows are the labelled evaluation file's; no choice is made on them.
+        commonsense: test rows by commonsense task, for the final phase; empty where the task names none.
     """
 
     search: TaskData
     final: TaskData
+    commonsense: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
     def of(self, phase: str) -> TaskData:
         """The rows of a phase, "search" or "final"."""
@@ -56,6 +59,10 @@ def load_parts(study: Study, task: Task) -> Parts:
     return Parts(
         dataclasses.replace(whole, train=rows, evaluation=shuffled.select(range(validation))),
         dataclasses.replace(whole, train=rows),
+        {
+            name: load_commonsense(study.commonsense_data_of(task), name, task.commonsense_rows, SPLIT_SEED)
+            for name in task.commonsense
+        },
     )
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lrlora.data import Kind
+from lrlora.data.commonsense import COMMONSENSE
 from lrlora.errors import InputError
 from lrlora.study import marked
 
@@ -34,6 +35,11 @@ class Task:
         max_length: tokens of a row at most.
         template: how instructions are written.
         epochs, max_steps, batch_size, gradient_accumulation: of every cell of this task.
+        commonsense: of kind "causal": commonsense tasks whose test rows give the result, as the mean of their
+            accuracies. Empty: the loss on held-out answers.
+        commonsense_data: folder of their files, relative to `data_root`, or "hub"; None: `data_root`.
+        commonsense_rows: test rows of each, at most. None: all.
+        how, prompt: as in `lrlora.evaluation.score_commonsense`.
     """
 
     name: str
@@ -52,9 +58,17 @@ class Task:
     max_steps: int = -1
     batch_size: int = 16
     gradient_accumulation: int = 1
+    commonsense: tuple[str, ...] = ()
+    commonsense_data: str | None = None
+    commonsense_rows: int | None = None
+    how: Literal["likelihood", "generation"] = "likelihood"
+    prompt: Literal["question", "instruction"] = "instruction"
 
     def __post_init__(self) -> None:
         _check_name(self.name, "name of a task")
+        unknown = [name for name in self.commonsense if name not in COMMONSENSE]
+        if unknown:
+            raise InputError(f"no commonsense task {unknown[0]!r}; there are: {', '.join(COMMONSENSE)}")
         for name in ("train_rows", "validation_rows", "test_rows", "max_length", "batch_size", "gradient_accumulation"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -179,6 +193,22 @@ class Study:
                 'task data: a path, a dataset of the hub such as "glue", or "embedded"'
             )
         return task.data
+
+    def commonsense_data_of(self, task: Task) -> str:
+        """Where the test rows of a task's commonsense tasks lie.
+
+        Raises:
+            InputError: a task that says nowhere where they are.
+        """
+        if task.commonsense_data == "hub":
+            return "hub"
+        if self.data_root is None and task.commonsense_data is None:
+            raise InputError(
+                f"task {task.name!r} is measured on {', '.join(task.commonsense)}, but neither it nor the study says "
+                "where their test rows are; pass --data_root FOLDER, or give the task commonsense_data: a folder or "
+                '"hub"'
+            )
+        return str(Path(self.data_root or "").expanduser() / (task.commonsense_data or ""))
 
 
 def read_study(path: Path | str) -> Study:
