@@ -19,8 +19,9 @@ install: .venv/.installed
 demo: install
 	$(BIN)/lrlora train
 
+# Two processes of one thread each: most of the time goes into tests that start processes of their own.
 test: install
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .
