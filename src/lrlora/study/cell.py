@@ -96,7 +96,7 @@ class Bench:
             "train_rows": len(data.train),
             "eval_rows": len(data.evaluation),
             "ranks": _ranks(model) if cell.phase == "final" else None,
-            "adapter": None if peft_config is None else _plain(peft_config.to_dict()),
+            "adapter": None if peft_config is None else _settings_of(peft_config),
         }
 
     def _parts_of(self, task: Task) -> Parts:
@@ -179,6 +179,11 @@ def _ranks(model: Any) -> list[dict[str, Any]] | None:
     if not deltas(model):
         return None
     return [{name: row.as_dict()[name] for name in RANK_FIELDS} for row in layer_ranks(model)]
+
+
+def _settings_of(config: Any) -> Row:
+    """A method's config as PEFT saves it, without where this machine keeps the base model."""
+    return {key: value for key, value in _plain(config.to_dict()).items() if key != "base_model_name_or_path"}
 
 
 def _plain(value: Any) -> Any:
