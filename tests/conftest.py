@@ -24,6 +24,7 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
 import lrlora
+from lrlora.ops import compiled
 
 BENCHMARK_DATA = Path(os.environ.get("LRLORA_DATA") or Path(__file__).parents[2] / "shared" / "data")
 """Real benchmark data in jsonl.gz, which is not part of the project; tests that read it skip where it is absent."""
@@ -36,7 +37,10 @@ def _seeded() -> None:
 
 @pytest.fixture
 def unchecked_shapes():
-    """The checks of jaxtyping mistake the symbols of torch.compile for wrong shapes."""
+    """The checks of jaxtyping mistake the symbols of torch.compile for wrong shapes, and break its compilations."""
+    # a compilation that the checks broke in an earlier test would count as one that cannot be
+    compiled._failure.clear()
+    compiled._why_not_compiler.cache_clear()
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
