@@ -49,6 +49,22 @@ def test_the_names_of_the_classes_go_with_the_adapter(trained):
     assert (folder / "merged" / "tokenizer.json").exists()
 
 
+def test_a_model_is_scored_alone(trained, tmp_path, capsys):
+    folder, result = trained
+    merged = str(tmp_path / "merged")
+    assert main(["merge", str(folder / "run"), "--out", merged]) == 0
+    capsys.readouterr()
+    assert main(["evaluate", merged, "--data", str(folder), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)["results"]["model"]
+    assert scores["accuracy"] == result.metrics["accuracy"]
+    assert scores["loss"] == pytest.approx(result.metrics["loss"], rel=1e-5)
+    assert main(["evaluate", merged]) == 2
+    assert "pass --data" in capsys.readouterr().err
+    rows = [{"sentence": f"a {n}", "label": ("a", "b", "c")[n % 3]} for n in range(12)]
+    assert main(["evaluate", merged, "--data", str(write_rows(tmp_path / "three.jsonl", rows))]) == 2
+    assert "has 3 classes, the head of" in capsys.readouterr().err
+
+
 def test_other_data_and_json(trained, tmp_path, capsys):
     folder, _ = trained
     rows = [{"sentence": f"a good {n}", "label": ("yes", "no")[n % 2]} for n in range(10)]

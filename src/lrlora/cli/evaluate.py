@@ -10,14 +10,14 @@ from typing import Optional
 from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.show import print_table
 from lrlora.export.choose import RankChoice
-from lrlora.export.compare import MODELS, compare, run_config
+from lrlora.export.compare import MODELS, compare, is_model, run_config, score_model
 
 
 @dataclass
 class EvaluateArguments:
     """Flags of `lrlora evaluate`."""
 
-    adapter: str = field(metadata={"help": "an adapter folder, or a run folder that holds one"})
+    adapter: str = field(metadata={"help": "an adapter folder, a run folder that holds one, or a model to score alone"})
     models: list[str] = field(
         default_factory=lambda: list(MODELS[:3]), metadata={"help": f"which models: some of {', '.join(MODELS)}"}
     )
@@ -44,9 +44,12 @@ def run(arguments: list[str]) -> None:
     quiet_libraries()
     names = ("data", "task", "subset", "kind", "eval_rows", "batch_size")
     config = run_config(chosen.adapter, **{name: getattr(chosen, name) for name in names})
-    found = compare(
-        chosen.adapter, config, chosen.models, choice, chosen.model, lambda line: print(line, file=sys.stderr)
-    )
+    if is_model(chosen.adapter):
+        found = score_model(chosen.adapter, config)
+    else:
+        found = compare(
+            chosen.adapter, config, chosen.models, choice, chosen.model, lambda line: print(line, file=sys.stderr)
+        )
     if chosen.json:
         print(json.dumps(asdict(found), indent=2))
         return

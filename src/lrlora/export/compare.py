@@ -49,13 +49,16 @@ def run_config(adapter: str, **overrides: Any) -> TrainConfig:
     """The settings of the run that an adapter lies in, with others in their place where they are given.
 
     Args:
-        adapter: an adapter folder, or a run folder that holds one.
+        adapter: an adapter folder, or a run folder that holds one; of a model, data must be given.
         overrides: fields of TrainConfig; None leaves the run's.
 
     Raises:
         InputError: no run around the adapter, and no data given.
     """
-    folder = read_adapter(adapter).folder
+    if is_model(adapter):
+        folder = Path(adapter)
+    else:
+        folder = read_adapter(adapter).folder
     described = folder.parent / "config.json"
     given = {name: value for name, value in overrides.items() if value is not None}
     settings: dict[str, Any] = {}
@@ -112,6 +115,36 @@ def compare(
                 results[name] = evaluate_model(loaded, tokenizer, task, config)
     metric = task.metrics[0] if task.metrics else "loss"
     return Comparison(task.name, task.source, metric, len(task.evaluation), results)
+
+
+def is_model(folder: str) -> bool:
+    """Whether a folder holds a model of transformers, such as `merge` writes, and no adapter."""
+    described = Path(folder) / "config.json"
+    if not described.is_file() or (Path(folder) / "adapter_config.json").exists():
+        return False
+    return "model_type" in read_json(described)
+
+
+def score_model(folder: str, config: TrainConfig) -> Comparison:
+    """Score a model without an adapter on one task.
+
+    Args:
+        folder: a model of transformers with the head that the task needs.
+        config: says which task.
+
+    Raises:
+        InputError: a head for another number of classes; whatever `load_task` and transformers refuse.
+    """
+    task = load_task(config.data_source())
+    loaded = load_base(folder, "CAUSAL_LM" if task.kind == "causal" else "SEQ_CLS").eval()
+    if task.kind == "classification" and loaded.config.num_labels != len(task.labels):
+        raise InputError(
+            f"{task.source} has {len(task.labels)} classes, the head of {folder} {loaded.config.num_labels}; pass its "
+            "own --data"
+        )
+    scores = evaluate_model(loaded, load_tokenizer(folder), task, config)
+    metric = task.metrics[0] if task.metrics else "loss"
+    return Comparison(task.name, task.source, metric, len(task.evaluation), {"model": scores})
 
 
 def _load(name: str, saved: SavedAdapter, scratch: Path, choice: RankChoice | None, say: Say) -> Any:
