@@ -97,8 +97,8 @@ def test_the_command_line_in_two_processes_equals_one(tiny_encoder, sentences, t
     folders = [tmp_path / name for name in ("one", "two")]
     one, two = (load_file(folder / "adapter" / "adapter_model.safetensors") for folder in folders)
     assert sorted(one) == sorted(two)
-    # AdamW turns the rounding of a gradient near 0 into a whole step, so no tensor is equal to the last bit; processes that
-    # trained apart would lie 0.56 from one another in B
+    # AdamW turns the rounding of a gradient near 0 into a whole step, so no tensor is equal to the last bit; processes
+    # that trained apart would lie 0.56 from one another in B
     names = sorted(name for name in one if name.endswith(".B"))
     whole, parts = (torch.cat([state[name].flatten() for name in names]) for state in (one, two))
     assert rel_rms(parts, whole.double()) < 0.2

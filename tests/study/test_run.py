@@ -1,4 +1,5 @@
 import dataclasses
+import contextlib
 import json
 import os
 import random
@@ -53,8 +54,13 @@ def start(file, out, *flags):
 
 def workers_of(process):
     """Its workers; multiprocessing has another child that counts resources."""
-    children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+    found = []
+    for child in psutil.Process(process.pid).children(recursive=True):
+        # one that ends while it is looked at is no worker any more
+        with contextlib.suppress(psutil.NoSuchProcess):  # a ZombieProcess is one as well
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child)
+    return found
 
 
 def wait_for(process, what, seconds=200):
