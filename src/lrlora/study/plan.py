@@ -52,9 +52,9 @@ def digests_of(study: Study) -> Digests:
         InputError: rows or a model folder that cannot be read.
     """
     if study.model is not None and study.model.startswith((".", "/", "~")):
-        from lrlora.training.model import _check_local
+        from lrlora.training.model import check_local
 
-        _check_local(study.model)
+        check_local(study.model)
     rows = {}
     for task in study.tasks:
         parts = load_parts(study, task)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy
 import torch
-from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 from lrlora.data import TaskData
 from lrlora.data.encode import IGNORED
-from lrlora.data.tasks import compute_metrics
 from lrlora.evaluation.commonsense import score_commonsense
 from lrlora.study.spec import Task
+from lrlora.training.scoring import collator_of, metrics_of
 
 Score = Callable[[Any, Any, TaskData, Any, int], dict[str, float]]
 
@@ -69,7 +67,7 @@ def score_all(model: Any, tokenizer: Any, task: Task, rows: dict[str, list[dict[
 
 
 def _score_labels(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: int) -> dict[str, float]:
-    collate = DataCollatorWithPadding(tokenizer)
+    collate = collator_of(task, tokenizer)
     logits = []
     for batch in _batches(encoded, collate, batch_size, model.device):
         batch.pop("labels")
@@ -77,15 +75,13 @@ def _score_labels(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batc
     outputs, labels = torch.cat(logits), torch.tensor(encoded["labels"])
     if task.kind == "regression":
         loss = torch.nn.functional.mse_loss(outputs.squeeze(-1), labels.float())
-        predictions = outputs.squeeze(-1).numpy()
     else:
         loss = torch.nn.functional.cross_entropy(outputs, labels)
-        predictions = numpy.argmax(outputs.numpy(), axis=-1)
-    return {**compute_metrics(task.metrics, predictions, labels.numpy()), "loss": loss.item()}
+    return {**metrics_of(task, outputs.numpy(), labels.numpy()), "loss": loss.item()}
 
 
 def _score_texts(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: int) -> dict[str, float]:
-    collate = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+    collate = collator_of(task, tokenizer)
     total = tokens = 0.0
     for batch in _batches(encoded, collate, batch_size, model.device):
         labels = batch.pop("labels")[:, 1:]

@@ -86,7 +86,7 @@ def load_base(name: str, task_type: str | None, auto_class: Any = None, **option
         InputError: it is not there, or transformers has no such model for this kind of task.
     """
     name = model_folder(name)
-    _check_local(name)
+    check_local(name)
     try:
         return (auto_class or AUTO_CLASSES[task_type]).from_pretrained(name, dtype=torch.float32, **options)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -131,7 +131,8 @@ def precision_of(choice: Literal["auto", "fp32", "bf16"]) -> str:
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
 
 
-def _check_local(name: str) -> None:
+def check_local(name: str) -> None:
+    """Refuse a path that is no folder; a name of the hub passes."""
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise InputError(f"no such model folder: {name}")
 

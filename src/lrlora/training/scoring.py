@@ -14,16 +14,24 @@ from lrlora.data.tasks import compute_metrics
 
 def scoring_parts(task: TaskData, tokenizer: Any) -> dict[str, Any]:
     """The arguments of a Trainer that decide how a task's rows are batched and scored."""
-    is_causal = task.kind == "causal"
     return {
-        "data_collator": (
-            DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
-            if is_causal
-            else DataCollatorWithPadding(tokenizer)
-        ),
+        "data_collator": collator_of(task, tokenizer),
         "processing_class": tokenizer,
-        "compute_metrics": None if is_causal else lambda outputs: _metrics_of(task, outputs),
+        "compute_metrics": None if task.kind == "causal" else lambda outputs: _metrics_of(task, outputs),
     }
+
+
+def collator_of(task: TaskData, tokenizer: Any) -> Any:
+    """What makes a batch of encoded rows of a task."""
+    if task.kind == "causal":
+        return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+    return DataCollatorWithPadding(tokenizer)
+
+
+def metrics_of(task: TaskData, scores: Any, labels: Any) -> dict[str, float]:
+    """The metrics of a task from what a model's head gives, [rows, classes] or [rows, 1], and the labels [rows]."""
+    predictions = scores.squeeze(-1) if task.kind == "regression" else numpy.argmax(scores, axis=-1)
+    return compute_metrics(task.metrics, predictions, labels)
 
 
 def results_of(evaluated: dict[str, float]) -> dict[str, float]:
@@ -33,8 +41,7 @@ def results_of(evaluated: dict[str, float]) -> dict[str, float]:
 
 def _metrics_of(task: TaskData, outputs: Any) -> dict[str, float]:
     scores = outputs.predictions[0] if isinstance(outputs.predictions, tuple) else outputs.predictions
-    predictions = scores.squeeze(-1) if task.kind == "regression" else numpy.argmax(scores, axis=-1)
-    return compute_metrics(task.metrics, predictions, outputs.label_ids)
+    return metrics_of(task, scores, outputs.label_ids)
 
 
 def _is_result(key: str) -> bool:
