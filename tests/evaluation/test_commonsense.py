@@ -102,6 +102,8 @@ def test_likelihoods_are_those_computed_by_hand(tiny, task, prompt):
         assert_same(scores.log_likelihoods, truth)
         assert scores.predictions == best
         assert scores.acc == pytest.approx(acc)
+        surprises = [torch.tensor(t).log_softmax(0)[row["label"]] for t, row in zip(truth, rows, strict=True)]
+        assert scores.choice_loss == pytest.approx(-float(torch.stack(surprises).mean()), abs=1e-4)
     has_norm = prompt == "question" and task in ("piqa", "hellaswag", "arc_e", "arc_c", "obqa")
     assert (scores.acc_norm is not None) == has_norm
     if has_norm:

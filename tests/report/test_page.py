@@ -20,6 +20,17 @@ FLAGS = (
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
+def planted_ranks(seed: int) -> list[dict]:
+    """Six blocks; attention lies 1 above MLP in dW and nowhere above it in the null."""
+    kinds = {"attention": 3.0, "mlp": 2.0}
+    return [
+        {"layer": f"block{block}.{kind}", "block": block, "kind": kind, "module": kind, "stable_rank_ba": 1.5,
+         "stable_rank": rank + seed / 100 + block / 10, "rms_over_tau": 0.5, "outside_grid": 0.0}
+        for block in range(6)
+        for kind, rank in kinds.items()
+    ]  # fmt: skip
+
+
 def write_results(folder) -> None:
     """Two arms of three seeds, one run that failed, one of the search, and half a line."""
     folder.mkdir()
@@ -27,18 +38,12 @@ def write_results(folder) -> None:
     for arm, gain, size in (("lora", 0.0, 1000), ("lrlora", 0.02, 1100)):
         for seed in range(3):
             value = 0.8 + gain + seed / 1000 + (seed == 1) * gain / 100
-            row = {"arm": arm, "task": "rte", "learning_rate": 1e-3, "seed": seed, "metric": "accuracy"}
-            lines.append(
-                {
-                    **row,
-                    "value": value,
-                    "trainable_parameters": size,
-                    "wall_s": 9.5,
-                    "peak_bytes": 2**30,
-                    "file_bytes": 1,
-                }
-            )
-    lines.append({**lines[0], "seed": 9, "value": None, "reason": "diverged: <b>NaN</b>"})
+            names = {"arm": arm, "method": arm, "task": "rte", "phase": "final", "learning_rate": 1e-3, "seed": seed}
+            costs = {"trainable_parameters": size, "wall_s": 9.5, "peak_bytes": 2**30, "file_bytes": 1}
+            found = {"metric": "accuracy", "value": value, "loss": 1 - value, "status": "done", "reason": None}
+            ranks = planted_ranks(seed) if arm == "lrlora" else None
+            lines.append({**names, **found, **costs, "ranks": ranks, "fingerprint": f"{arm}{seed}"})
+    lines.append({**lines[0], "seed": 9, "value": None, "status": "failed", "reason": "diverged: <b>NaN</b>"})
     lines.append({**lines[0], "value": 0.1, "phase": "search"})
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "results.jsonl").write_text(text + text.splitlines()[0][:50])
@@ -95,14 +100,36 @@ def test_a_study_is_read_from_its_results(tmp_path):
     write_results(tmp_path / "study")
     study = study_section(tmp_path / "study")
     assert study is not None
-    assert [(r.arm, r.value.n) for r in study.results] == [("lora", 3), ("lrlora", 3)]
+    assert [(r.arm, r.test and r.test.n) for r in study.results] == [("lora", 3), ("lrlora", 3)]
     lora, ours = study.results
-    assert lora.against is None and ours.against is not None
-    assert ours.against.mean == pytest.approx(0.02, rel=0.01) and ours.against.is_shown
-    assert study.failed == ["lora, rte, seed 9: diverged: <b>NaN</b>"]
-    assert [task for task, _ in study.frontier] == ["rte"]
+    assert lora.difference is None and ours.difference is not None
+    assert ours.difference.mean == pytest.approx(0.02, rel=0.01) and ours.difference.is_shown
+    assert lora.ranks is None and ours.ranks is not None
+    assert ours.ranks.attention_minus_mlp.mean == pytest.approx(1.0) and ours.ranks.attention_minus_mlp.is_shown
+    assert ours.ranks.attention_minus_mlp_ba.mean == 0.0 and not ours.ranks.attention_minus_mlp_ba.is_shown
+    assert [question for question, _ in study.answers] == [
+        "rte: Does an arm differ from lora in accuracy?",
+        "rte: Is SR(dW) beyond SR(BA)?",
+        "rte: Attention - MLP of SR(dW)?",
+    ]
+    assert study.answers[0][1].startswith("shown for 1 of 1: lrlora, +0.0201 [")
+    assert study.answers[2][1].startswith("shown for 1 of 1: lrlora, +1.00 [")
+    assert study.failed == ["lora, rte, final, rate 0.001, seed 9: diverged: <b>NaN</b>"]
+    assert [task for task, _ in study.frontier] == [task for task, _ in study.kinds] == ["rte"]
     write_report([tmp_path / "study"], tmp_path / "study.html")
-    assert "diverged: &lt;b&gt;NaN" in (tmp_path / "study.html").read_text()
+    text = (tmp_path / "study.html").read_text()
+    assert "diverged: &lt;b&gt;NaN" in text and "+0.0201 [" in text
+
+
+def test_of_a_study_with_a_summary_only_its_own_rows_count(tmp_path):
+    write_results(tmp_path / "study")
+    kept = ["lora0", "lora1", "lrlora0", "lrlora1", "lrlora2"]
+    write_json(tmp_path / "study" / "summary.json", {"study": "mine", "reference": "lrlora", "cells": kept})
+    study = study_section(tmp_path / "study")
+    assert study is not None and study.name == "mine"
+    lora, ours = study.results
+    assert ours.difference is None and lora.difference is not None
+    assert (lora.difference.n, lora.difference.mean) == (2, pytest.approx(-0.0201))
 
 
 def test_a_folder_that_is_neither_is_refused(tmp_path):

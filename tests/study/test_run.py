@@ -8,17 +8,23 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from typing import Any
 
 import psutil
 import pytest
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lrlora import InputError
+from lrlora.data.encode import encode
 from lrlora.study import Machines, read_study, run_study
 from lrlora.study.cell import Bench
+from lrlora.study.comparison import method_comparison_rows
 from lrlora.study.plan import cells_at_most, chosen_rate, digests_of, is_at_the_edge, open_cells, search_cells
+from lrlora.study.rows import load_parts
+from lrlora.study.score import score
 from lrlora.study.spec import Arm
 from lrlora.study.store import Results, read_rows
-from lrlora.study.summary import method_comparison_rows, summary, summary_lines
+from lrlora.study.summary import answers, summary, summary_lines
 from lrlora.study.workers import gpu_of, prepare_process
 from tests.conftest import write_rows
 from tests.study.conftest import sentence_rows, small_study, without_measurements
@@ -145,6 +151,48 @@ def test_no_test_row_is_seen_by_the_search(whole, tmp_path):
     assert Counter(cell.phase for cell in waiting) == {"final": 4}
 
 
+def test_test_rows_off_the_training_file_leave_the_evaluation_file_alone(tiny_encoder, words):
+    usual = small_study(tiny_encoder, words)
+    task = dataclasses.replace(usual.tasks[0], train_rows=24, test_rows=8, test_from="training")
+    parts = load_parts(usual, task)
+    sides: list[Any] = [parts.final.train, parts.search.evaluation, parts.final.evaluation]
+    assert [len(side) for side in sides] == [24, 16, 8]
+    texts = [set(side["text"]) for side in sides]
+    assert sum(map(len, texts)) == len(set.union(*texts)) == 48
+    assert set.union(*texts) <= {row["sentence"] for row in sentence_rows()[:64]}
+    with pytest.raises(InputError, match=r"has 64 rows to train on, and validation_rows takes 16 of .* test_rows 48"):
+        load_parts(usual, dataclasses.replace(task, train_rows=None, test_rows=48))
+
+
+def test_rows_are_scored_the_same_in_whatever_batches_they_come(tiny_encoder, words):
+    study = small_study(tiny_encoder, words)
+    data = load_parts(study, study.tasks[0]).final
+    tokenizer = AutoTokenizer.from_pretrained(tiny_encoder)
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_encoder, num_labels=2)
+    long = [*data.evaluation.to_list(), {**data.evaluation[0], "text": "warm " * 12}]
+    data = dataclasses.replace(data, evaluation=type(data.evaluation).from_list(long))
+    _, encoded = encode(data, tokenizer, 32)
+    one_by_one = score(model, tokenizer, data, encoded, batch_size=1)
+    together = score(model, tokenizer, data, encoded, batch_size=7)
+    assert together == pytest.approx(one_by_one, abs=1e-6)
+    logits = [model(**tokenizer(row["text"], return_tensors="pt")).logits[0] for row in long]
+    right = [int(row.argmax()) == each["label"] for row, each in zip(logits, long, strict=True)]
+    assert together["accuracy"] == sum(right) / len(right)
+
+
+def test_one_rate_is_taken_without_a_search(tiny_encoder, words, tmp_path):
+    arms = (Arm("lora", "lora", {"r": 2}), Arm("other", "lora", {"r": 3}, (1e-2,)))
+    study = small_study(tiny_encoder, words, arms=arms, learning_rates=(1e-3,), seeds=(0,))
+    rows = run_study(study, tmp_path / "out", ALONE, tell=lambda line: None)
+    assert [(row["arm"], row["phase"], row["learning_rate"]) for row in rows] == [
+        ("lora", "final", 1e-3), ("other", "final", 1e-2),
+    ]  # fmt: skip
+    assert cells_at_most(study) == len(rows)
+    assert [(r.learning_rate, r.validation, r.at_the_edge) for r in summary(rows)] == [
+        (1e-3, None, False), (1e-2, None, False),
+    ]  # fmt: skip
+
+
 def test_how_a_rate_is_chosen():
     def row(rate, value, loss, status="done", phase="search", metric="accuracy"):
         return {"phase": phase, "learning_rate": rate, "value": value, "loss": loss, "status": status, "metric": metric}
@@ -170,7 +218,7 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(tiny_encoder, words, tmp
         ("wild", "search", "failed"), ("wild", "search", "failed"),
     ]  # fmt: skip
     assert all(r["reason"].startswith("diverged") for r in rows if r["arm"] == "wild")
-    found = summary(study, rows)
+    found = summary(rows)
     assert (found[1].learning_rate, found[1].test, found[1].failed) == (None, None, 2)
     assert any("wild: 2 cells failed, no learning rate came through" in line for line in summary_lines(found))
     told: list[str] = []
@@ -239,15 +287,22 @@ def test_killed_five_times_at_random_it_ends_where_an_undisturbed_study_ends(who
 
 def test_the_summary_pairs_arms_over_seeds(whole):
     study, _, rows = whole
-    lora, ours = summary(study, rows)
+    lora, ours = summary(rows, study.reference_arm())
     values = {arm: [r["value"] for r in rows if (r["arm"], r["phase"]) == (arm, "final")] for arm in ("lora", "ours")}
     assert lora.difference is None
     assert lora.test is not None
     assert (lora.test.n, lora.test.mean) == (2, sum(values["lora"]) / 2)
     assert ours.difference is not None
     assert ours.difference.mean == pytest.approx((sum(values["ours"]) - sum(values["lora"])) / 2)
-    assert (lora.failed, lora.missing) == (0, 0)
-    assert is_at_the_edge(dataclasses.replace(study, learning_rates=(1.0, 2.0, 3.0)), study.arms[0], 3.0)
+    assert (lora.failed, lora.ranks) == (0, None)
+    assert ours.ranks is not None and ours.ranks.seeds == 2
+    ranks = [r["ranks"] for r in rows if (r["arm"], r["phase"]) == ("ours", "final")]
+    means = [sum(layer["stable_rank"] for layer in of_seed) / len(of_seed) for of_seed in ranks]
+    assert ours.ranks.stable_rank.mean == pytest.approx(sum(means) / 2)
+    question, answer = answers([lora, ours], "lora")[0]
+    assert question == "words: Does an arm differ from lora in accuracy?"
+    assert "ours" in answer
+    assert is_at_the_edge((1.0, 2.0, 3.0), 3.0) and not is_at_the_edge((1.0, 2.0, 3.0), 2.0)
 
 
 def test_rows_in_the_shape_of_method_comparison(whole):

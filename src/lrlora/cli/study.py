@@ -58,9 +58,10 @@ def run(arguments: list[str]) -> None:
 
 def _write(study: Any, rows: list[Any], out: Path) -> None:
     """summary.json, and one file per final cell as PEFT's method_comparison has them."""
-    from lrlora.study.summary import method_comparison_rows, summary
+    from lrlora.study.comparison import method_comparison_rows
+    from lrlora.study.summary import as_dict
 
-    write_json(out / "summary.json", [dataclasses.asdict(result) for result in summary(study, rows)])
+    write_json(out / "summary.json", as_dict(study, rows))
     with new_folder(out / "method_comparison", overwrite=True) as beside:
         for row in method_comparison_rows(study, rows):
             name = row["run_info"]["experiment_name"].replace("/", "--")
@@ -68,13 +69,12 @@ def _write(study: Any, rows: list[Any], out: Path) -> None:
 
 
 def _show(study: Any, rows: list[Any], out: Path, as_json: bool) -> None:
-    from lrlora.study.summary import summary, summary_lines
+    from lrlora.study.summary import answers, as_dict, summary, summary_lines
 
-    results = summary(study, rows)
+    results = summary(rows, study.reference_arm())
     lines = summary_lines(results)
     if as_json:
-        shown = {"folder": str(out), "arms": [dataclasses.asdict(result) for result in results], "warnings": lines}
-        print(json.dumps(shown, indent=2))
+        print(json.dumps({"folder": str(out), **as_dict(study, rows), "warnings": lines}, indent=2))
         return
     reference = study.reference_arm() or "nothing"
     for task in study.tasks:
@@ -84,6 +84,8 @@ def _show(study: Any, rows: list[Any], out: Path, as_json: bool) -> None:
             ("arm", "rate", "test", "n", f"minus {reference}", "p", "parameters", "time"),
             (_cells(result) for result in mine),
         )
+    for question, answer in answers(results, reference):
+        print(f"{question} {answer}")
     print_warnings(lines)
     print(f"{out}: results.jsonl, study.json, summary.json, method_comparison/")
 

@@ -41,8 +41,9 @@ def score_commonsense(
         template: of the instruction, as in `lrlora train`.
 
     Returns:
-        "acc" and "rows"; for "likelihood" also "acc_stderr", and "acc_norm" where lm-eval has it for the task; for
-        "generation" also "answered", the share of rows with an answer word.
+        "acc" and "rows"; for "likelihood" also "acc_stderr", "choice_loss" (nats a row, see `ChoiceScores`), and
+        "acc_norm" where lm-eval has it for the task; for "generation" also "answered", the share of rows with an answer
+        word.
 
     Raises:
         InputError: an unknown task or way, no rows, rows of another task, or lm-eval is not installed.

@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import os
+import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -31,6 +33,8 @@ class ChoiceScores:
         acc_norm: the same with every log-likelihood divided by the choice's length in characters; None where lm-eval
             does not have it for the task.
         acc_stderr: standard error of acc over the rows; says nothing about training seeds.
+        choice_loss: - log of the right choice's share of the likelihood of all choices, in nats, mean over the rows;
+            log n where all n are alike. It tells models apart even where their accuracies are at chance. Not lm-eval's.
         log_likelihoods: of every row's choices, summed over their tokens.
         predictions: number of the most likely choice of every row.
     """
@@ -38,13 +42,15 @@ class ChoiceScores:
     acc: float
     acc_norm: float | None
     acc_stderr: float
+    choice_loss: float
     log_likelihoods: list[list[float]]
     predictions: list[int]
 
     def as_dict(self) -> dict[str, float]:
         """The numbers without the rows."""
         norm = {} if self.acc_norm is None else {"acc_norm": self.acc_norm}
-        return {"acc": self.acc, **norm, "acc_stderr": self.acc_stderr, "rows": len(self.predictions)}
+        rest = {"acc_stderr": self.acc_stderr, "choice_loss": self.choice_loss, "rows": len(self.predictions)}
+        return {"acc": self.acc, **norm, **rest}
 
 
 def score_likelihood(
@@ -81,9 +87,19 @@ def score_likelihood(
         acc_norm=float(result["acc_norm,none"]) if has_norm else None,
         # one row has no spread
         acc_stderr=float(result["acc_stderr,none"]) if len(rows) > 1 else float("nan"),
+        choice_loss=statistics.fmean(
+            _surprise(row, asked_row.label) for row, asked_row in zip(likelihoods, asked, strict=True)
+        ),
         log_likelihoods=likelihoods,
         predictions=[max(range(len(row)), key=row.__getitem__) for row in likelihoods],
     )
+
+
+def _surprise(log_likelihoods: list[float], label: int) -> float:
+    """log sum exp of all, less the right one."""
+    highest = max(log_likelihoods)
+    whole = highest + math.log(sum(math.exp(value - highest) for value in log_likelihoods))
+    return whole - log_likelihoods[label]
 
 
 def _as_trained(task: str, row: dict[str, Any], tokenizer: Any, is_chat: bool) -> Asked:

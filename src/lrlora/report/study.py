@@ -1,52 +1,21 @@
-"""The results of a study, as far as its results.jsonl tells: every arm, paired with plain LoRA, and its price."""
+"""The results of a study, as its results.jsonl tells: every arm against the reference, its ranks and its price."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from plotly import graph_objects
 
-from lrlora.files import read_json_lines
-from lrlora.report.figures import GREY, plain
-from lrlora.statistics import Interval, PairedDifference, mean_interval, paired_difference
+from lrlora.files import read_json, read_json_lines
+from lrlora.report.figures import COLOURS, GREY, NAMES, plain
+from lrlora.statistics import Interval
+from lrlora.study.plan import Row
+from lrlora.study.summary import ArmResult, answers, summary
 
 FILE = "results.jsonl"
-REFERENCE = "lora"
-"""The arm that the others are compared with."""
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class ArmResult:
-    """One arm on one task, seeds together.
-
-    Args:
-        task: name of the task.
-        metric: of the values.
-        arm: name of the arm.
-        learning_rate: of its final runs; None where they differ.
-        value: mean over seeds, with interval.
-        against: paired by seed with the arm "lora" on the same task; None for that arm itself or without it.
-        parameters: trained ones, mean.
-        wall_s: mean seconds.
-        peak_bytes: mean; None where not measured.
-        file_bytes: mean; None where not measured.
-    """
-
-    task: str
-    metric: str
-    arm: str
-    learning_rate: float | None
-    value: Interval
-    against: PairedDifference | None
-    parameters: float | None
-    wall_s: float | None
-    peak_bytes: float | None
-    file_bytes: float | None
+DESCRIBED = "summary.json"
 
 
 @dataclass(frozen=True)
@@ -54,24 +23,38 @@ class StudySection:
     """What a page shows of a study.
 
     Args:
-        name: of the folder.
+        name: of the study, or of its folder.
+        note: what the study says about itself.
+        reference: the arm that the others are compared with.
         results: one per task and arm.
-        failed: rows without a finite value, in words.
+        answers: questions with what the study says to them.
+        failed: cells without a result, in words.
         frontier: value over trained parameters, per task.
+        kinds: stable rank of attention and of MLP, arm by arm, per task; without tasks whose arms learn no rank.
     """
 
     name: str
+    note: str
+    reference: str
     results: list[ArmResult]
+    answers: list[tuple[str, str]]
     failed: list[str]
     frontier: list[tuple[str, Any]]
+    kinds: list[tuple[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Point:
+    arm: str
+    parameters: int
+    value: Interval
 
 
 def study_section(folder: str | Path) -> StudySection | None:
-    """Read results.jsonl of a folder; None where there is no such file, or nothing final in it.
+    """Read results.jsonl of a folder; None where there is no such file, or no result in it.
 
-    A line has the keys arm, task, learning_rate, seed, metric, value, trainable_parameters, wall_s, peak_bytes and
-    file_bytes. Where lines have a `phase`, those of "final" alone are results: what searches for a learning rate has
-    chosen on its own numbers.
+    With the summary.json that `lrlora study` writes beside it, only the rows that the study still has are read, and the
+    arms are compared with the study's reference; without, all rows, and the first arm of method "lora".
 
     Raises:
         InputError: a line that is not JSON, other than a last one cut short.
@@ -79,54 +62,48 @@ def study_section(folder: str | Path) -> StudySection | None:
     path = Path(folder) / FILE
     if not path.exists():
         return None
-    rows = [row for row in read_json_lines(path) if row.get("phase") in (None, "final")]
-    good = [row for row in rows if _is_number(row.get("value"))]
-    failed = [
-        f"{row.get('arm')}, {row.get('task')}, seed {row.get('seed')}: {row.get('reason') or 'no value'}"
-        for row in rows
-        if not _is_number(row.get("value"))
-    ]
-    if not good:
+    rows: list[Row] = read_json_lines(path)
+    described = path.with_name(DESCRIBED)
+    about: dict[str, Any] = read_json(described) if described.exists() else {}
+    if "cells" in about:
+        cells = set(about["cells"])
+        rows = [row for row in rows if row["fingerprint"] in cells]
+    results = summary(rows, about.get("reference"))
+    if not any(result.test for result in results):
         return None
-    cells: dict[tuple[str, str], list[Row]] = {}
-    for row in good:
-        cells.setdefault((str(row.get("task")), str(row.get("arm"))), []).append(row)
-    results = [_result(task, arm, of_cell, cells.get((task, REFERENCE))) for (task, arm), of_cell in cells.items()]
-    tasks = list(dict.fromkeys(result.task for result in results))
-    frontier = [(task, _frontier([r for r in results if r.task == task])) for task in tasks]
-    return StudySection(Path(folder).name, results, failed, [(t, f) for t, f in frontier if f is not None])
-
-
-def _result(task: str, arm: str, rows: list[Row], reference: list[Row] | None) -> ArmResult:
-    against = None
-    if reference is not None and arm != REFERENCE:
-        theirs = {row.get("seed"): row["value"] for row in reference}
-        pairs = [(row["value"], theirs[row.get("seed")]) for row in rows if row.get("seed") in theirs]
-        against = paired_difference([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None
-    rates = {row.get("learning_rate") for row in rows}
-    return ArmResult(
-        task=task,
-        metric=str(rows[0].get("metric")),
-        arm=arm,
-        learning_rate=rates.pop() if len(rates) == 1 else None,
-        value=mean_interval([row["value"] for row in rows]),
-        against=against,
-        parameters=_mean(rows, "trainable_parameters"),
-        wall_s=_mean(rows, "wall_s"),
-        peak_bytes=_mean(rows, "peak_bytes"),
-        file_bytes=_mean(rows, "file_bytes"),
+    reference = about.get("reference") or next((r.arm for r in results if r.method == "lora"), "")
+    by_task = {task: [r for r in results if r.task == task] for task in dict.fromkeys(r.task for r in results)}
+    frontier = [(task, _frontier(mine, str(mine[0].metric))) for task, mine in by_task.items()]
+    kinds = [(task, _kinds(mine)) for task, mine in by_task.items()]
+    return StudySection(
+        name=about.get("study") or Path(folder).name,
+        note=about.get("note", ""),
+        reference=reference,
+        results=results,
+        answers=answers(results, reference),
+        failed=[
+            f"{row['arm']}, {row['task']}, {row['phase']}, rate {row['learning_rate']:g}, seed {row['seed']}: "
+            f"{row['reason'] or 'no value'}"
+            for row in rows
+            if row["status"] == "failed"
+        ],
+        frontier=[(task, figure) for task, figure in frontier if figure is not None],
+        kinds=[(task, figure) for task, figure in kinds if figure is not None],
     )
 
 
-def _frontier(results: list[ArmResult]) -> Any:
+def _frontier(results: list[ArmResult], metric: str) -> Any:
     """Value over parameters; a line joins the arms that no other beats with fewer parameters."""
-    known = sorted((r for r in results if r.parameters), key=lambda r: (r.parameters or 0, -r.value.mean))
+    known = sorted(
+        (_Point(r.arm, r.trainable_parameters, r.test) for r in results if r.test and r.trainable_parameters),
+        key=lambda point: (point.parameters, -point.value.mean),
+    )
     if len(known) < 2:
         return None
-    best: list[ArmResult] = []
-    for result in known:
-        if not best or result.value.mean > best[-1].value.mean:
-            best.append(result)
+    best: list[_Point] = []
+    for point in known:
+        if not best or point.value.mean > best[-1].value.mean:
+            best.append(point)
     figure = graph_objects.Figure()
     figure.add_scatter(
         x=[r.parameters for r in best],
@@ -147,15 +124,44 @@ def _frontier(results: list[ArmResult]) -> Any:
         hovertemplate="%{text}: %{y:.4f}, %{x:,.0f} parameters<extra></extra>",
     )
     figure.update_xaxes(type="log", title_text="trained parameters", automargin=True)
-    figure.update_yaxes(title_text=plain(known[0].metric), automargin=True)
+    figure.update_yaxes(title_text=plain(metric), automargin=True)
     figure.update_layout(height=360, margin={"l": 10, "r": 30, "t": 30, "b": 10}, showlegend=False)
     return figure
 
 
-def _mean(rows: list[Row], key: str) -> float | None:
-    values = [row[key] for row in rows if _is_number(row.get(key))]
-    return sum(values) / len(values) if values else None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+def _kinds(results: list[ArmResult]) -> Any:
+    """A line per arm between the mean stable rank of attention and of MLP; hollow, the null of all layers."""
+    known = [(plain(r.arm), r.ranks) for r in results if r.ranks and r.ranks.attention is not None]
+    if not known:
+        return None
+    figure = graph_objects.Figure()
+    for arm, ranks in known:
+        line = {"color": GREY, "width": 1.5}
+        ends = [ranks.attention, ranks.mlp]
+        figure.add_scatter(x=ends, y=[arm] * 2, mode="lines", line=line, showlegend=False, hoverinfo="skip")
+    arms = [arm for arm, _ in known]
+    dots = {
+        NAMES["attention"]: ([ranks.attention for _, ranks in known], {"color": COLOURS["attention"], "size": 11}),
+        NAMES["mlp"]: ([ranks.mlp for _, ranks in known], {"color": COLOURS["mlp"], "size": 11}),
+        "all layers, SR(BA)": (
+            [ranks.stable_rank_ba.mean for _, ranks in known],
+            {"color": COLOURS["other"], "size": 10, "symbol": "diamond-open", "line": {"width": 2}},
+        ),
+    }
+    for name, (x, marker) in dots.items():
+        figure.add_scatter(
+            x=x,
+            y=arms,
+            mode="markers",
+            marker=marker,
+            name=name,
+            hovertemplate="%{y}: %{x:.2f}<extra>" + name + "</extra>",
+        )
+    figure.update_yaxes(type="category", autorange="reversed", automargin=True)
+    figure.update_xaxes(title_text="mean stable rank of the layers", automargin=True)
+    figure.update_layout(
+        height=120 + 28 * len(known),
+        margin={"l": 10, "r": 30, "t": 30, "b": 10},
+        legend={"orientation": "h", "y": 1, "yanchor": "bottom", "x": 0},
+    )
+    return figure

@@ -12,6 +12,7 @@ from lrlora.data import GLUE
 from lrlora.data.embedded import encoder_folder
 from lrlora.errors import InputError
 from lrlora.study.arms import adapted, adapter_config, steps_of
+from lrlora.study.plan import cells_of_arm
 from lrlora.study.rows import load_parts
 from lrlora.study.spec import Arm, Study, Task
 
@@ -126,7 +127,7 @@ def _estimate(study: Study, task: Task, arm: Arm, steps: int, labels: int | None
         hours = flops * (ratio or 1.0) / (study.device_tflops * 1e12) / 3600
     return Estimate(
         task.name, arm.name, arm.method,
-        len(study.rates_of(arm)) * len(study.search_seeds) + len(study.seeds),
+        cells_of_arm(study, arm),
         trainable, total, steps, 4.0 * total + 12.0 * trainable + (memory_ratio or 1.0) * activations, hours, ratio,
     )  # fmt: skip
 

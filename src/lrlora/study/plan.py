@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -68,7 +68,7 @@ def digests_of(study: Study) -> Digests:
 def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, rate: float, seed: int) -> Cell:
     """A cell with its identity: settings, rows and model determine it; where the rows lie and other arms do not."""
     settings = dataclasses.asdict(task)
-    for name in ("data", "train_rows", "validation_rows", "test_rows"):
+    for name in ("data", "train_rows", "validation_rows", "test_rows", "test_from"):
         settings.pop(name)  # the digest of the rows says it
     for name in ("commonsense", "commonsense_data", "commonsense_rows", "how", "prompt"):
         value = settings.pop(name)
@@ -92,7 +92,9 @@ def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, 
 
 
 def search_cells(study: Study, digests: Digests, arm: Arm, task: Task) -> list[Cell]:
-    """The cells that choose an arm's rate on a task."""
+    """The cells that choose an arm's rate on a task; none where it has one rate: there is nothing to choose."""
+    if len(study.rates_of(arm)) == 1:
+        return []
     return [
         cell_of(study, digests, arm, task, "search", rate, seed)
         for rate in study.rates_of(arm)
@@ -121,11 +123,17 @@ def open_cells(study: Study, digests: Digests, rows: Mapping[str, Row]) -> list[
             searched = search_cells(study, digests, arm, task)
             missing = [cell for cell in searched if cell.fingerprint not in rows]
             cells += missing
-            rate = None if missing else chosen_rate(rows[cell.fingerprint] for cell in searched)
+            rate = None if missing else rate_of(study, arm, [rows[cell.fingerprint] for cell in searched])
             if rate is not None:
                 final = final_cells(study, digests, arm, task, rate)
                 cells += [cell for cell in final if cell.fingerprint not in rows]
     return cells
+
+
+def rate_of(study: Study, arm: Arm, searched: Sequence[Row]) -> float | None:
+    """The learning rate of an arm's result: what its search chooses, or its only one; None where none came through."""
+    rates = study.rates_of(arm)
+    return rates[0] if len(rates) == 1 else chosen_rate(searched)
 
 
 def chosen_rate(searched: Iterable[Row]) -> float | None:
@@ -154,9 +162,8 @@ def chosen_rate(searched: Iterable[Row]) -> float | None:
     return min(whole, key=order)
 
 
-def is_at_the_edge(study: Study, arm: Arm, rate: float) -> bool:
+def is_at_the_edge(rates: Collection[float], rate: float) -> bool:
     """Whether the best rate is the lowest or highest of at least three: a better one may lie beyond."""
-    rates = study.rates_of(arm)
     return len(rates) >= 3 and rate in (min(rates), max(rates))
 
 
@@ -170,11 +177,15 @@ def task_named(study: Study, name: str) -> Task:
     return next(task for task in study.tasks if task.name == name)
 
 
+def cells_of_arm(study: Study, arm: Arm) -> int:
+    """How many cells an arm has on a task, if its search comes through."""
+    rates = len(study.rates_of(arm))
+    return len(study.seeds) + (rates * len(study.search_seeds) if rates > 1 else 0)
+
+
 def cells_at_most(study: Study) -> int:
     """How many cells the study has, if every search comes through."""
-    return sum(len(study.rates_of(arm)) * len(study.search_seeds) + len(study.seeds) for arm in study.arms) * len(
-        study.tasks
-    )
+    return sum(cells_of_arm(study, arm) for arm in study.arms) * len(study.tasks)
 
 
 def with_root(study: Study, data_root: str | None) -> Study:

@@ -25,7 +25,8 @@ class Parts:
 
     Args:
         search: its evaluation rows were split off the training file; the learning rate is chosen on them.
-        final: its evaluation rows are the labelled evaluation file's; no choice is made on them.
+        final: its evaluation rows are the labelled evaluation file's, or were split off the training file where the
+            task says so; no choice is made on them.
         commonsense: test rows by commonsense task, for the final phase; empty where the task names none.
     """
 
@@ -44,21 +45,24 @@ def load_parts(study: Study, task: Task) -> Parts:
     Raises:
         InputError: rows that are not there or not readable, or too few of them.
     """
-    wanted = None if task.train_rows is None or task.validation_rows is None else task.train_rows + task.validation_rows
-    whole = load_task(_source(study, task, wanted))
+    is_held_out = task.test_from == "training"
+    sizes = (task.train_rows, task.validation_rows, task.test_rows if is_held_out else 0)
+    whole = load_task(_source(study, task, None if None in sizes else sum(size or 0 for size in sizes)))
     many = len(whole.train)
     validation = task.validation_rows or max(1, many // 10)
-    train = min(task.train_rows or many, many - validation)
+    test = (task.test_rows or max(1, many // 10)) if is_held_out else 0
+    train = min(task.train_rows or many, many - validation - test)
     if train < 1:
-        raise InputError(
-            f"task {task.name!r} has {many} rows to train on, and validation_rows takes {validation} of them; "
-            "give it fewer"
-        )
+        takes = f"validation_rows takes {validation} of them" + f" and test_rows {test}" * is_held_out
+        raise InputError(f"task {task.name!r} has {many} rows to train on, and {takes}; give it fewer")
     shuffled = whole.train.shuffle(seed=SPLIT_SEED)
     rows = shuffled.select(range(validation, validation + train))
+    final = dataclasses.replace(whole, train=rows)
+    if is_held_out:
+        final = dataclasses.replace(final, evaluation=shuffled.select(range(many - test, many)))
     return Parts(
         dataclasses.replace(whole, train=rows, evaluation=shuffled.select(range(validation))),
-        dataclasses.replace(whole, train=rows),
+        final,
         {
             name: load_commonsense(study.commonsense_data_of(task), name, task.commonsense_rows, SPLIT_SEED)
             for name in task.commonsense
@@ -76,7 +80,7 @@ def _source(study: Study, task: Task, train_rows: int | None) -> DataSource:
         text_columns=task.text_columns,
         label_column=task.label_column,
         train_rows=train_rows,
-        eval_rows=task.test_rows,
+        eval_rows=None if task.test_from == "training" else task.test_rows,
         seed=SPLIT_SEED,
     )
 

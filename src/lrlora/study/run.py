@@ -121,14 +121,14 @@ def _run_cells(
 
 def rows_of(study: Study, digests: Digests, rows: dict[str, Row]) -> list[Row]:
     """Those rows that are cells of the study as it stands, in its order."""
-    from lrlora.study.plan import chosen_rate, final_cells, search_cells
+    from lrlora.study.plan import final_cells, rate_of, search_cells
 
     found: list[Row] = []
     for task in study.tasks:
         for arm in study.arms:
             cells = search_cells(study, digests, arm, task)
             if all(cell.fingerprint in rows for cell in cells):
-                rate = chosen_rate(rows[cell.fingerprint] for cell in cells)
+                rate = rate_of(study, arm, [rows[cell.fingerprint] for cell in cells])
                 cells = cells if rate is None else cells + final_cells(study, digests, arm, task, rate)
             found += [rows[cell.fingerprint] for cell in cells if cell.fingerprint in rows]
     return found

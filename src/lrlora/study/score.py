@@ -68,11 +68,12 @@ def score_all(model: Any, tokenizer: Any, task: Task, rows: dict[str, list[dict[
 
 def _score_labels(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: int) -> dict[str, float]:
     collate = collator_of(task, tokenizer)
-    logits = []
-    for batch in _batches(encoded, collate, batch_size, model.device):
+    logits, order = [], []
+    for numbers, batch in _batches(encoded, collate, batch_size, model.device):
         batch.pop("labels")
         logits.append(model(**batch).logits.float().cpu())
-    outputs, labels = torch.cat(logits), torch.tensor(encoded["labels"])
+        order += numbers
+    outputs, labels = torch.cat(logits), torch.tensor(encoded["labels"])[order]
     if task.kind == "regression":
         loss = torch.nn.functional.mse_loss(outputs.squeeze(-1), labels.float())
     else:
@@ -83,7 +84,7 @@ def _score_labels(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batc
 def _score_texts(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: int) -> dict[str, float]:
     collate = collator_of(task, tokenizer)
     total = tokens = 0.0
-    for batch in _batches(encoded, collate, batch_size, model.device):
+    for _, batch in _batches(encoded, collate, batch_size, model.device):
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch).logits[:, :-1].float()
         total += torch.nn.functional.cross_entropy(
@@ -94,11 +95,15 @@ def _score_texts(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch
 
 
 def _batches(encoded: Any, collate: Any, batch_size: int, device: torch.device):
+    """Batches of rows of like length, the longest first, with the rows' numbers: padding costs as much as text."""
     columns = [name for name in encoded.column_names if name not in ("text", "text_pair")]
-    for start in range(0, len(encoded), batch_size):
-        part = encoded[start : start + batch_size]
-        rows = [{name: part[name][i] for name in columns} for i in range(len(part["labels"]))]
-        yield {name: value.to(device) for name, value in collate(rows).items()}
+    lengths = [len(tokens) for tokens in encoded["input_ids"]]
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        part = encoded[numbers]
+        rows = [{name: part[name][i] for name in columns} for i in range(len(numbers))]
+        yield numbers, {name: value.to(device) for name, value in collate(rows).items()}
 
 
 SCORERS: dict[str, Score] = {

@@ -31,7 +31,9 @@ class Task:
         subset, kind, text_columns, label_column: as in `lrlora train`.
         train_rows: rows to train on, at most. None: all that validation leaves.
         validation_rows: rows split off the training file, which choose the learning rate. None: a tenth of it.
-        test_rows: rows of the evaluation file, which give the result. None: all.
+        test_rows: rows which give the result. None: all of the evaluation file; with test_from "training" a tenth.
+        test_from: "evaluation", the evaluation file; or "training": split off the training file, for a study that
+            chooses defaults and must not see the evaluation file.
         max_length: tokens of a row at most.
         template: how instructions are written.
         epochs, max_steps, batch_size, gradient_accumulation: of every cell of this task.
@@ -52,6 +54,7 @@ class Task:
     train_rows: int | None = None
     validation_rows: int | None = None
     test_rows: int | None = None
+    test_from: Literal["evaluation", "training"] = "evaluation"
     max_length: int = 128
     template: Literal["auto", "chat", "plain"] = "auto"
     epochs: float = 2.0
@@ -114,7 +117,7 @@ class Study:
     Args:
         study: its name.
         arms, tasks: what is compared, on what.
-        learning_rates: the rates of every arm that has none of its own.
+        learning_rates: the rates of every arm that has none of its own. One alone is taken as it is, without a search.
         seeds: of the runs that give the result, at the chosen rate.
         search_seeds: of the runs that choose the rate.
         note: a sentence about the study, shown with its results.

@@ -1,14 +1,55 @@
-"""What a study found: per arm a mean with its interval, and paired differences to the reference over seeds."""
+"""What a study found: per arm a mean with its interval, paired differences to the reference, and the learned ranks."""
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
-from lrlora.statistics import Interval, PairedDifference, mean_interval, paired_difference
+from lrlora.statistics import (
+    Interval,
+    PairedDifference,
+    attention_against_mlp,
+    block_pairs,
+    layer_variation,
+    mean_interval,
+    paired_difference,
+)
 from lrlora.study.plan import Row, chosen_rate, is_at_the_edge
-from lrlora.study.spec import Arm, Study, Task
+from lrlora.study.spec import Study
+
+
+@dataclass(frozen=True)
+class ArmRanks:
+    """The learned ranks of an arm on a task, seeds together.
+
+    Args:
+        stable_rank: SR(dW), mean over layers, over seeds.
+        stable_rank_ba: SR(B A), its null.
+        beyond_lora: SR(dW) - SR(B A), paired by layer.
+        attention, mlp: mean SR(dW) of the blocks' layers of that kind; None where no block has both.
+        attention_minus_mlp: paired by block, of SR(dW).
+        attention_minus_mlp_ba: the same of the null.
+        attention_minus_mlp_beyond: the same of what is beyond it.
+        rms_over_tau: RMS(B A) / tau, mean over layers and seeds; None where phi has no knee.
+        outside_grid: share of entries outside the grid, mean over layers and seeds.
+        seeds: number of seeds.
+    """
+
+    stable_rank: Interval
+    stable_rank_ba: Interval
+    beyond_lora: PairedDifference
+    attention: float | None
+    mlp: float | None
+    attention_minus_mlp: PairedDifference
+    attention_minus_mlp_ba: PairedDifference
+    attention_minus_mlp_beyond: PairedDifference
+    rms_over_tau: float | None
+    outside_grid: float | None
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -23,10 +64,12 @@ class ArmResult:
         validation: the metric that chose it, mean over search seeds.
         test: the metric on test rows over seeds.
         difference: to the reference arm, over the seeds that both have; None for the reference itself.
+        loss: the loss on test rows over seeds.
+        loss_difference: as `difference`.
         trainable_parameters, file_bytes: of one cell.
         wall_s, peak_bytes: medians over final cells.
+        ranks: None for arms without a learned rank.
         failed: cells that failed, search and final together.
-        missing: final cells that have not run.
     """
 
     task: str
@@ -38,80 +81,126 @@ class ArmResult:
     validation: float | None
     test: Interval | None
     difference: PairedDifference | None
+    loss: Interval | None
+    loss_difference: PairedDifference | None
     trainable_parameters: int | None
     file_bytes: int | None
     wall_s: float | None
     peak_bytes: float | None
+    ranks: ArmRanks | None
     failed: int
-    missing: int
 
 
-def summary(study: Study, rows: list[Row]) -> list[ArmResult]:
-    """The result of every arm on every task.
+def summary(rows: Sequence[Row], reference: str | None = None) -> list[ArmResult]:
+    """The result of every arm on every task, in the order of the rows.
 
     Args:
-        study: what was compared.
-        rows: as `run_study` returns them.
+        rows: as `run_study` returns them, or a part of them.
+        reference: the arm that others are compared with; None: the first of method "lora".
     """
+    reference = reference or next((row["arm"] for row in rows if row.get("method") == "lora"), None)
+    by_cell: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        by_cell.setdefault((row["task"], row["arm"]), []).append(row)
+    return [
+        _result(mine, None if arm == reference else by_cell.get((task, reference or ""), []))
+        for (task, arm), mine in by_cell.items()
+    ]
+
+
+def as_dict(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
+    """summary.json: the results, and which rows of results.jsonl they are made of."""
     reference = study.reference_arm()
-    results = []
-    for task in study.tasks:
-        theirs = None if reference is None else _by_seed(rows, task, reference)
-        results += [_result(study, task, arm, rows, None if arm.name == reference else theirs) for arm in study.arms]
-    return results
-
-
-def _result(study: Study, task: Task, arm: Arm, rows: list[Row], theirs: dict[int, float] | None) -> ArmResult:
-    mine = [row for row in rows if (row["task"], row["arm"]) == (task.name, arm.name)]
-    searched = [row for row in mine if row["phase"] == "search"]
-    final = [row for row in mine if row["phase"] == "final" and row["status"] == "done"]
-    rate = chosen_rate(searched) if len(searched) == _searches(study, arm) else None
-    ours = _by_seed(rows, task, arm.name)
-    difference = None
-    if theirs is not None and ours:
-        both = [seed for seed in study.seeds if seed in ours and seed in theirs]
-        difference = paired_difference([ours[seed] for seed in both], [theirs[seed] for seed in both])
-    one = final[0] if final else {}
-    return ArmResult(
-        task=task.name,
-        arm=arm.name,
-        method=arm.method,
-        metric=next((row["metric"] for row in mine if row["metric"]), None),
-        learning_rate=rate,
-        at_the_edge=rate is not None and is_at_the_edge(study, arm, rate),
-        validation=None
-        if rate is None
-        else statistics.fmean(row["value"] for row in searched if row["learning_rate"] == rate),
-        test=mean_interval(list(ours.values())) if ours else None,
-        difference=difference,
-        trainable_parameters=one.get("trainable_parameters"),
-        file_bytes=one.get("file_bytes"),
-        wall_s=_median(final, "wall_s"),
-        peak_bytes=_median(final, "peak_bytes"),
-        failed=sum(row["status"] == "failed" for row in mine),
-        missing=len(study.seeds) - sum(row["phase"] == "final" for row in mine),
-    )
-
-
-def _searches(study: Study, arm: Arm) -> int:
-    return len(study.rates_of(arm)) * len(study.search_seeds)
-
-
-def _by_seed(rows: list[Row], task: Task, arm: str) -> dict[int, float]:
     return {
-        row["seed"]: row["value"]
-        for row in rows
-        if (row["task"], row["arm"], row["phase"], row["status"]) == (task.name, arm, "final", "done")
+        "study": study.study,
+        "note": study.note,
+        "reference": reference,
+        "arms": [dataclasses.asdict(result) for result in summary(rows, reference)],
+        "cells": [row["fingerprint"] for row in rows],
     }
 
 
-def _median(rows: list[Row], key: str) -> float | None:
-    values = [row[key] for row in rows if row[key] is not None]
-    return statistics.median(values) if values else None
+def _result(rows: list[Row], theirs: list[Row] | None) -> ArmResult:
+    searched = [row for row in rows if row["phase"] == "search"]
+    final = [row for row in rows if row["phase"] == "final" and row["status"] == "done"]
+    rate = final[0]["learning_rate"] if final else chosen_rate(searched)
+    validation = [row["value"] for row in searched if row["learning_rate"] == rate and row["status"] == "done"]
+    one = final[0] if final else {}
+
+    def against(key: str) -> PairedDifference | None:
+        if not theirs or not final:
+            return None
+        ours, others = _by_seed(final, key), _by_seed(theirs, key)
+        both = [seed for seed in ours if seed in others]
+        return paired_difference([ours[seed] for seed in both], [others[seed] for seed in both]) if both else None
+
+    return ArmResult(
+        task=rows[0]["task"],
+        arm=rows[0]["arm"],
+        method=rows[0]["method"],
+        metric=next((row["metric"] for row in (*final, *rows) if row["metric"]), None),
+        learning_rate=rate,
+        at_the_edge=rate is not None and is_at_the_edge({row["learning_rate"] for row in searched}, rate),
+        validation=statistics.fmean(validation) if validation else None,
+        test=mean_interval(list(_by_seed(final, "value").values())) if final else None,
+        difference=against("value"),
+        loss=mean_interval(list(_by_seed(final, "loss").values())) if final else None,
+        loss_difference=against("loss"),
+        trainable_parameters=one.get("trainable_parameters"),
+        file_bytes=one.get("file_bytes"),
+        wall_s=_middle(final, "wall_s"),
+        peak_bytes=_middle(final, "peak_bytes"),
+        ranks=_ranks(final),
+        failed=sum(row["status"] == "failed" for row in rows),
+    )
 
 
-def summary_lines(results: list[ArmResult]) -> list[str]:
-    """What to tell beside the table: rates at the edge of their grid, and cells that failed or are missing."""
+def _ranks(final: list[Row]) -> ArmRanks | None:
+    # of a diverged layer there is no rank, and JSON has no nan
+    whole = [row for row in final if row.get("ranks") and all(layer["stable_rank"] for layer in row["ranks"])]
+    seeds: list[list[Any]] = [[SimpleNamespace(**layer) for layer in row["ranks"]] for row in whole]
+    if not seeds:
+        return None
+    pairs = block_pairs(seeds)
+    return ArmRanks(
+        stable_rank=mean_interval(_means(seeds, "stable_rank")),
+        stable_rank_ba=mean_interval(_means(seeds, "stable_rank_ba")),
+        beyond_lora=layer_variation(seeds).against_ba,
+        attention=statistics.fmean(a for a, _ in pairs.values()) if pairs else None,
+        mlp=statistics.fmean(m for _, m in pairs.values()) if pairs else None,
+        attention_minus_mlp=attention_against_mlp(seeds),
+        attention_minus_mlp_ba=attention_against_mlp(seeds, "stable_rank_ba"),
+        attention_minus_mlp_beyond=attention_against_mlp(seeds, "beyond_lora"),
+        rms_over_tau=_mean(_means(seeds, "rms_over_tau")),
+        outside_grid=_mean(_means(seeds, "outside_grid")),
+        seeds=len(seeds),
+    )
+
+
+def _means(seeds: Sequence[Sequence[Any]], name: str) -> list[float]:
+    """Mean over layers, a number a seed; none where a layer has none."""
+    values = [[getattr(layer, name) for layer in layers] for layers in seeds]
+    return [statistics.fmean(layers) for layers in values if None not in layers]
+
+
+def _by_seed(rows: Sequence[Row], key: str) -> dict[int, float]:
+    return {row["seed"]: row[key] for row in rows if (row["phase"], row["status"]) == ("final", "done")}
+
+
+def _middle(rows: Sequence[Row], key: str) -> float | None:
+    return _of([row[key] for row in rows if row[key] is not None], statistics.median)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return _of(values, statistics.fmean)
+
+
+def _of(values: Sequence[float], how: Callable[[Sequence[float]], float]) -> float | None:
+    return how(values) if values else None
+
+
+def summary_lines(results: Sequence[ArmResult]) -> list[str]:
+    """What to tell beside the table: rates at the edge of their grid, and cells that failed."""
     lines = []
     for edge in (r for r in results if r.at_the_edge):
         lines.append(
@@ -124,52 +213,44 @@ def summary_lines(results: list[ArmResult]) -> list[str]:
     return lines
 
 
-def method_comparison_rows(study: Study, rows: list[Row]) -> list[dict[str, Any]]:
-    """Every final cell in the shape of the results of PEFT's method_comparison: run_info, train_info, meta_info.
-
-    What was not measured is None. Its own tables hold accelerator memory; `peak_kind` says what stands there instead.
+def answers(results: Sequence[ArmResult], reference: str) -> list[tuple[str, str]]:
+    """What a study says to each of its questions, in a sentence: pairs of question and answer, task by task.
 
     Args:
-        study: what was compared.
-        rows: as `run_study` returns them.
+        results: as `summary` returns them.
+        reference: the arm that others were compared with.
     """
-    return [_comparison(study, row) for row in rows if row["phase"] == "final"]
+    found = []
+    for task in dict.fromkeys(result.task for result in results):
+        mine = [r for r in results if r.task == task]
+        asked = (
+            (f"Does an arm differ from {reference}", [(r.arm, r.difference) for r in mine], 4),
+            ("Is SR(dW) beyond SR(BA)", [(r.arm, r.ranks and r.ranks.beyond_lora) for r in mine], 2),
+            ("Attention - MLP of SR(dW)", [(r.arm, r.ranks and r.ranks.attention_minus_mlp) for r in mine], 2),
+        )
+        for question, pairs, digits in asked:
+            known = [(arm, difference) for arm, difference in pairs if difference is not None]
+            if known:
+                metric = f" in {mine[0].metric}" if digits == 4 else ""
+                found.append((f"{task}: {question}{metric}?", _sentence(known, digits)))
+    return found
 
 
-def _comparison(study: Study, row: Row) -> dict[str, Any]:
-    versions = row["versions"]
-    return {
-        "run_info": {
-            "created_at": None,
-            "experiment_name": f"{row['method']}/{row['arm']}--{row['task']}--seed{row['seed']}",
-            "peft_config": row["adapter"],
-            "train_config": {
-                "model_id": study.model or "all-MiniLM-L6-v2",
-                "dataset": row["task"],
-                "lr": row["learning_rate"],
-                "seed": row["seed"],
-            },
-            "error_msg": row["reason"] or "",
-        },
-        "train_info": {
-            "status": "success" if row["status"] == "done" else "failed",
-            "train_time": row["wall_s"],
-            "accelerator_memory_max": row["peak_bytes"],
-            "accelerator_memory_reserved_avg": None,
-            "accelerator_memory_reserved_99th": None,
-            "memory_kind": row["peak_kind"],
-            "file_size": row["file_bytes"],
-            "num_trainable_params": row["trainable_parameters"],
-            "num_total_params": row["total_parameters"],
-            "metrics": [
-                {"step": row["steps"], "train loss": row["train_loss"], "test loss": row["loss"]}
-                | {f"test {name}": value for name, value in (row["metrics"] or {}).items() if name != "loss"}
-            ],
-        },
-        "meta_info": {
-            "model_info": {"sha": None, "created_at": None},
-            "dataset_info": {row["task"]: {"sha": None, "created_at": None}},
-            "package_info": {f"{name}-version": versions[name] for name in ("lrlora", "peft", "transformers", "torch")},
-            "system_info": {key: versions[key] for key in ("python", "threads", "device")},
-        },
-    }
+def _sentence(known: Sequence[tuple[str, PairedDifference]], digits: int) -> str:
+    """Which differences are shown; where none is, the largest; and how many chance alone would show."""
+    shown = [(arm, difference) for arm, difference in known if difference.is_shown]
+    if not shown:
+        arm, largest = max(known, key=lambda pair: abs(pair[1].mean))
+        return f"no difference is shown, of {len(known)} compared; the largest is {arm}, {said(largest, digits)}"
+    told = "; ".join(f"{arm}, {said(difference, digits)}" for arm, difference in shown)
+    chance = f" (chance alone would show {0.05 * len(known):.1f})" if len(known) > 1 else ""
+    return f"shown for {len(shown)} of {len(known)}{chance}: {told}"
+
+
+def said(value: PairedDifference, digits: int = 2) -> str:
+    """A difference with its interval and p-value."""
+    ends = "" if value.low is None else f" [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
+    chance = ""
+    if value.p_value is not None:
+        chance = f", p = {value.p_value:.3f}" if value.p_value >= 0.001 else ", p < 0.001"
+    return f"{value.mean:+.{digits}f}{ends}{chance}"
