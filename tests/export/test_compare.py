@@ -4,8 +4,11 @@ import pytest
 
 from lrlora import InputError
 from lrlora.cli import main
+from lrlora.data.commonsense import load_commonsense
+from lrlora.evaluation.commonsense import score_commonsense
 from lrlora.export.compare import compare, run_config
 from lrlora.training import TrainConfig, train
+from lrlora.training.model import load_adapter, load_tokenizer
 from tests.conftest import write_rows
 
 
@@ -109,3 +112,42 @@ def test_a_decoder_is_scored_by_its_loss(tmp_path, tiny_decoder):
     assert found.metric == "loss"
     for name in ("adapter", "merged"):
         assert found.results[name]["loss"] == pytest.approx(result.metrics["loss"], rel=1e-5)
+
+
+def test_a_decoder_is_scored_on_commonsense_tasks(tmp_path, tiny_decoder, capsys):
+    choices = ["no", "yes", "maybe", "never"]
+    for task in ("obqa", "arc_c"):
+        rows = [{"question": f"is {n} a number ?", "choices": choices, "label": n % 4} for n in range(12)]
+        write_rows(tmp_path / f"{task}_test.jsonl", rows)
+    made = load_commonsense(tmp_path, "obqa")
+    write_rows(tmp_path / "mix_train.jsonl", [{k: row[k] for k in ("instruction", "output")} for row in made])
+    fields = {"max_steps": 2, "batch_size": 4, "r": 2, "template": "plain", "task": "mix"}
+    train(TrainConfig(model=str(tiny_decoder), data=str(tmp_path), out=str(tmp_path / "run"), **fields))
+    run = str(tmp_path / "run")
+    wanted = ["evaluate", run, "--commonsense", "obqa", "arc_c", "--eval_rows", "5", "--models", "adapter", "merged"]
+    assert main([*wanted, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["task"], found["metric"], found["rows"]) == ("obqa, arc_c", "accuracy", 10)
+    adapter, merged = found["results"]["adapter"], found["results"]["merged"]
+    model, tokenizer = load_adapter(run).eval(), load_tokenizer(str(tmp_path / "run" / "adapter"))
+    by_hand = {
+        task: score_commonsense(
+            model, tokenizer, task, load_commonsense(tmp_path, task, 5), prompt="instruction", template="plain"
+        )
+        for task in ("obqa", "arc_c")
+    }
+    assert adapter["accuracy"] == sum(scores["acc"] for scores in by_hand.values()) / 2
+    for task, scores in by_hand.items():
+        assert adapter[f"{task} choice_loss"] == pytest.approx(scores["choice_loss"], abs=1e-5)
+        assert merged[f"{task} choice_loss"] == pytest.approx(scores["choice_loss"], abs=1e-4)
+    assert main(wanted) == 0
+    assert "obqa acc" in capsys.readouterr().out
+    assert main(["evaluate", run, "--commonsense", "arc"]) == 2
+    assert "arc_c" in capsys.readouterr().err
+
+
+def test_an_encoder_is_not_asked_commonsense_questions(trained, tmp_path, capsys):
+    folder, _ = trained
+    write_rows(tmp_path / "obqa_test.jsonl", [{"question": "is it ?", "choices": ["a", "b", "c", "d"], "label": 0}])
+    assert main(["evaluate", str(folder / "run"), "--data", str(tmp_path), "--commonsense", "obqa"]) == 2
+    assert "obqa needs a causal model" in capsys.readouterr().err

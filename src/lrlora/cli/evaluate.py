@@ -9,8 +9,11 @@ from typing import Optional
 
 from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.show import print_table
+from lrlora.errors import InputError
+from lrlora.evaluation.commonsense import Suite, load_suite
 from lrlora.export.choose import RankChoice
-from lrlora.export.compare import MODELS, compare, is_model, run_config, score_model
+from lrlora.export.compare import MODELS, Comparison, compare, is_model, run_config, score_model
+from lrlora.training.config import TrainConfig
 
 
 @dataclass
@@ -27,6 +30,15 @@ class EvaluateArguments:
     kind: Optional[str] = field(default=None, metadata={"help": "classification, regression or causal"})
     eval_rows: Optional[int] = field(default=None, metadata={"help": "evaluate on at most so many rows"})
     batch_size: Optional[int] = field(default=None, metadata={"help": "half the rows per step; the run's if left out"})
+    commonsense: list[str] = field(
+        default_factory=list, metadata={"help": "commonsense tasks to score instead, such as arc_c obqa: --data is the "
+                                        "folder of their TASK_test.jsonl(.gz), or hub; --eval_rows of each"}
+    )  # fmt: skip
+    how: str = field(default="likelihood", metadata={"help": "of commonsense tasks: likelihood or generation"})
+    prompt: str = field(
+        default="instruction",
+        metadata={"help": "of their likelihood: instruction, as in training, or question, as lm-eval asks"},
+    )
     energy: Optional[float] = field(default=None, metadata={"help": "of the exported model, as in lrlora export"})
     rank: Optional[int] = field(default=None, metadata={"help": "of the exported model, as in lrlora export"})
     budget: Optional[int] = field(default=None, metadata={"help": "of the exported model, as in lrlora export"})
@@ -44,18 +56,51 @@ def run(arguments: list[str]) -> None:
     quiet_libraries()
     names = ("data", "task", "subset", "kind", "eval_rows", "batch_size")
     config = run_config(chosen.adapter, **{name: getattr(chosen, name) for name in names})
+    suite = _suite(chosen, config) if chosen.commonsense else None
     if is_model(chosen.adapter):
-        found = score_model(chosen.adapter, config)
+        found = score_model(chosen.adapter, config, suite)
     else:
         found = compare(
-            chosen.adapter, config, chosen.models, choice, chosen.model, lambda line: print(line, file=sys.stderr)
+            chosen.adapter,
+            config,
+            chosen.models,
+            choice,
+            chosen.model,
+            lambda line: print(line, file=sys.stderr),
+            suite,
         )
     if chosen.json:
         print(json.dumps(asdict(found), indent=2))
+        return
+    if suite is not None:
+        _print_suite(found)
         return
     metrics = [name for name in next(iter(found.results.values())) if name != "model_preparation"]
     print_table(
         f"{found.task}: {found.rows} held-out rows",
         ("model", *metrics),
         ((name, *(f"{scores[metric]:.4f}" for metric in metrics)) for name, scores in found.results.items()),
+    )
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _suite(chosen: EvaluateArguments, config: TrainConfig) -> Suite:
+    fields = {"how": chosen.how, "prompt": chosen.prompt, "template": config.template, "batch_size": config.batch_size}
+    if config.data is None:
+        raise InputError("--commonsense needs --data: the folder of the tasks' TASK_test.jsonl(.gz), or hub")
+    return load_suite(config.data, tuple(chosen.commonsense), chosen.eval_rows, **fields)
+
+
+def _print_suite(found: Comparison) -> None:
+    """A line per task, a column per model."""
+    print_table(
+        f"{found.task}: accuracy by {found.source}, {found.rows} test rows",
+        ("", *found.results),
+        (
+            (metric, *(f"{scores[metric]:.4f}" for scores in found.results.values()))
+            for metric in next(iter(found.results.values()))
+        ),
     )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from lrlora.data.commonsense import COMMONSENSE
+from lrlora.data.commonsense import COMMONSENSE, load_commonsense
 from lrlora.data.encode import Template
 from lrlora.errors import InputError
 from lrlora.evaluation.generation import score_generation
@@ -66,3 +68,62 @@ def score_commonsense(
     if how == "likelihood":
         return score_likelihood(model, tokenizer, task, rows, batch_size, prompt, template).as_dict()
     raise InputError(f"how must be 'likelihood' or 'generation', got {how!r}")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Commonsense tasks, their rows, and how they are scored.
+
+    Args:
+        rows: test rows by task, as `load_commonsense` returns them.
+        how, prompt, template: as in `score_commonsense`.
+        batch_size: sequences at once.
+    """
+
+    rows: Mapping[str, list[dict[str, Any]]]
+    how: How = "likelihood"
+    prompt: Prompt = "instruction"
+    template: Template = "auto"
+    batch_size: int = 8
+
+    def score(self, model: Any, tokenizer: Any) -> dict[str, float]:
+        """The accuracy of a model on every task, and their mean.
+
+        Returns:
+            "accuracy", the mean over the tasks, and what each measures, such as "arc_c acc".
+
+        Raises:
+            InputError: as `score_commonsense`.
+        """
+        found: dict[str, float] = {}
+        for name, rows in self.rows.items():
+            scores = score_commonsense(
+                model,
+                tokenizer,
+                name,
+                rows,
+                self.how,
+                batch_size=self.batch_size,
+                prompt=self.prompt,
+                template=self.template,
+            )
+            found |= {f"{name} {metric}": value for metric, value in scores.items() if metric != "rows"}
+        return {"accuracy": sum(found[f"{name} acc"] for name in self.rows) / len(self.rows), **found}
+
+
+def load_suite(data: str, tasks: tuple[str, ...], rows: int | None = None, **fields: Any) -> Suite:
+    """The suite of some tasks.
+
+    Args:
+        data: folder of the tasks' test files, or "hub".
+        tasks: names of `lrlora.data.commonsense.COMMONSENSE`.
+        rows: of each task, at most; the same ones every time.
+        fields: of `Suite`.
+
+    Raises:
+        InputError: as `load_commonsense`.
+
+    Example:
+        load_suite("data/commonsense", ("arc_c", "obqa"), rows=100).score(model, tokenizer)["accuracy"]
+    """
+    return Suite({name: load_commonsense(data, name, rows) for name in tasks}, **fields)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from lrlora.data import load_task
+from lrlora.data import Kind, load_task
 from lrlora.errors import InputError
+from lrlora.evaluation.commonsense import Suite
 from lrlora.evaluation.metric import evaluate_model
 from lrlora.export.choose import RankChoice
 from lrlora.export.lora import export_lora
@@ -80,6 +81,7 @@ def compare(
     choice: RankChoice | None = None,
     model: str | None = None,
     say: Say = lambda line: None,
+    suite: Suite | None = None,
 ) -> Comparison:
     """Score several models on one task, with the same code and rows.
 
@@ -92,6 +94,7 @@ def compare(
         choice: the ranks of the exported model.
         model: base model; None means the one that the adapter names.
         say: gets a line for what the user should know.
+        suite: commonsense tasks to score instead of the task of `config`.
 
     Raises:
         InputError: a model that is not one of those; whatever `merge`, `export_lora` and `load_task` refuse.
@@ -100,11 +103,13 @@ def compare(
     if unknown or not models:
         raise InputError(f"models must be some of {', '.join(MODELS)}, got {', '.join(unknown) or 'none'}")
     saved = read_adapter(adapter, model)
-    task = load_task(config.data_source())
+    measure = _measure_of(config, suite)
+    if measure.kind == "causal" and saved.config.get("task_type") not in (None, "CAUSAL_LM"):
+        raise InputError(f"{measure.task} needs a causal model; {adapter} is of {saved.config['task_type']}")
     classes = saved.head_options().get("num_labels")
-    if task.kind == "classification" and classes is not None and classes != len(task.labels):
+    if measure.kind == "classification" and classes is not None and classes != measure.classes:
         raise InputError(
-            f"{task.source} has {len(task.labels)} classes, the adapter's head {classes}; pass its own --data"
+            f"{measure.source} has {measure.classes} classes, the adapter's head {classes}; pass its own --data"
         )
     tokenizer = load_tokenizer(str(saved.folder) if any(saved.folder.glob("tokenizer_config.json")) else saved.base)
     results = {}
@@ -112,9 +117,8 @@ def compare(
         for name in MODELS:
             if name in models:
                 loaded = _load(name, saved, Path(scratch) / name, choice, say)
-                results[name] = evaluate_model(loaded, tokenizer, task, config)
-    metric = task.metrics[0] if task.metrics else "loss"
-    return Comparison(task.name, task.source, metric, len(task.evaluation), results)
+                results[name] = measure.of(loaded, tokenizer)
+    return Comparison(measure.task, measure.source, measure.metric, measure.rows, results)
 
 
 def is_model(folder: str) -> bool:
@@ -125,26 +129,55 @@ def is_model(folder: str) -> bool:
     return "model_type" in read_json(described)
 
 
-def score_model(folder: str, config: TrainConfig) -> Comparison:
+def score_model(folder: str, config: TrainConfig, suite: Suite | None = None) -> Comparison:
     """Score a model without an adapter on one task.
 
     Args:
         folder: a model of transformers with the head that the task needs.
         config: says which task.
+        suite: commonsense tasks to score instead.
 
     Raises:
         InputError: a head for another number of classes; whatever `load_task` and transformers refuse.
     """
-    task = load_task(config.data_source())
-    loaded = load_base(folder, "CAUSAL_LM" if task.kind == "causal" else "SEQ_CLS").eval()
-    if task.kind == "classification" and loaded.config.num_labels != len(task.labels):
+    measure = _measure_of(config, suite)
+    loaded = load_base(folder, "CAUSAL_LM" if measure.kind == "causal" else "SEQ_CLS").eval()
+    if measure.kind == "classification" and loaded.config.num_labels != measure.classes:
         raise InputError(
-            f"{task.source} has {len(task.labels)} classes, the head of {folder} {loaded.config.num_labels}; pass its "
-            "own --data"
+            f"{measure.source} has {measure.classes} classes, the head of {folder} {loaded.config.num_labels}; "
+            "pass its own --data"
         )
-    scores = evaluate_model(loaded, load_tokenizer(folder), task, config)
-    metric = task.metrics[0] if task.metrics else "loss"
-    return Comparison(task.name, task.source, metric, len(task.evaluation), {"model": scores})
+    scores = measure.of(loaded, load_tokenizer(folder))
+    return Comparison(measure.task, measure.source, measure.metric, measure.rows, {"model": scores})
+
+
+@dataclass(frozen=True)
+class _Measure:
+    """What every model is measured by: a function of model and tokenizer, and what is known of it beforehand."""
+
+    task: str
+    source: str
+    kind: Kind
+    metric: str
+    rows: int
+    classes: int
+    of: Callable[[Any, Any], dict[str, float]]
+
+
+def _measure_of(config: TrainConfig, suite: Suite | None) -> _Measure:
+    if suite is not None:
+        name, rows = ", ".join(suite.rows), sum(map(len, suite.rows.values()))
+        return _Measure(name, suite.how, "causal", "accuracy", rows, 0, suite.score)
+    task = load_task(config.data_source())
+    return _Measure(
+        task.name,
+        task.source,
+        task.kind,
+        task.metrics[0] if task.metrics else "loss",
+        len(task.evaluation),
+        len(task.labels),
+        lambda model, tokenizer: evaluate_model(model, tokenizer, task, config),
+    )
 
 
 def _load(name: str, saved: SavedAdapter, scratch: Path, choice: RankChoice | None, say: Say) -> Any:

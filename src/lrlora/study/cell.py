@@ -14,11 +14,12 @@ from transformers import set_seed
 
 from lrlora.data.encode import encode
 from lrlora.errors import InputError
+from lrlora.evaluation.commonsense import Suite
 from lrlora.study import memory
 from lrlora.study.arms import AllocateRanks, adapted, adapter_config, steps_of
 from lrlora.study.plan import Cell, Row, arm_named, task_named
 from lrlora.study.rows import Parts, load_parts
-from lrlora.study.score import score, score_all
+from lrlora.study.score import score
 from lrlora.study.spec import Arm, Study, Task
 from lrlora.training.config import TrainConfig
 from lrlora.training.fit import train_in_memory
@@ -78,7 +79,10 @@ class Bench:
         metric = data.metrics[0] if data.metrics else "loss"
         if task.commonsense and cell.phase == "final":
             metric = "accuracy"
-            metrics |= score_all(model, tokenizer, task, self._parts_of(task).commonsense)
+            suite = Suite(
+                self._parts_of(task).commonsense, task.how, task.prompt, task.template, batch_size=task.batch_size
+            )
+            metrics |= suite.score(model, tokenizer)
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise InputError(f"diverged: {bad[0]} is not finite after training")

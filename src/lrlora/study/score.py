@@ -9,8 +9,6 @@ import torch
 
 from lrlora.data import TaskData
 from lrlora.data.encode import IGNORED
-from lrlora.evaluation.commonsense import score_commonsense
-from lrlora.study.spec import Task
 from lrlora.training.scoring import collator_of, metrics_of
 
 Score = Callable[[Any, Any, TaskData, Any, int], dict[str, float]]
@@ -36,34 +34,6 @@ def score(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: 
             return SCORERS[task.kind](model, tokenizer, task, encoded, batch_size)
     finally:
         model.train(was_training)
-
-
-def score_all(model: Any, tokenizer: Any, task: Task, rows: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
-    """The accuracy of a model on every commonsense task of a task, and their mean.
-
-    Args:
-        model: with or without an adapter.
-        tokenizer: of the model.
-        task: says how they are scored.
-        rows: test rows by commonsense task.
-
-    Returns:
-        "accuracy", the mean over the tasks, and what each measures, such as "arc_c acc".
-    """
-    found: dict[str, float] = {}
-    for name, mine in rows.items():
-        scores = score_commonsense(
-            model,
-            tokenizer,
-            name,
-            mine,
-            task.how,
-            batch_size=task.batch_size,
-            prompt=task.prompt,
-            template=task.template,
-        )
-        found |= {f"{name} {metric}": value for metric, value in scores.items() if metric != "rows"}
-    return {**found, "accuracy": sum(found[f"{name} acc"] for name in rows) / len(rows)}
 
 
 def _score_labels(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: int) -> dict[str, float]:
