@@ -138,4 +138,5 @@ def _told(cell: Cell, row: Row) -> str:
     head = f"{cell.task} {cell.arm} {cell.phase} rate {cell.learning_rate:g} seed {cell.seed}"
     if row["status"] == "failed":
         return f"{head}: FAILED: {row['reason']}"
-    return f"{head}: {row['metric']} {row['value']:.4f}, loss {row['loss']:.4f}, {row['wall_s']:.1f} s"
+    loss = "" if row["metric"] == "loss" else f", loss {row['loss']:.4f}"
+    return f"{head}: {row['metric']} {row['value']:.4f}{loss}, {row['wall_s']:.1f} s"
