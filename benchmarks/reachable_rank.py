@@ -1,8 +1,8 @@
 """How high a stable rank phi could give to factors as training left them: python -m benchmarks.reachable_rank runs/demo
 
-phi is linear in c. For fixed A and B, gradient ascent over c can therefore drive the stable rank of phi(B A) up, whatever
-the task thinks of it. What it reaches, beside what an untrained and the trained c give, tells whether the basis or the
-training keeps the learned rank low. Results: docs/method.md.
+phi is linear in c. For fixed A and B, gradient ascent over c can therefore drive the stable rank of phi(B A) up,
+whatever the task thinks of it. What it reaches, beside what an untrained and the trained c give, tells whether the
+basis or the training keeps the learned rank low. Results: docs/method.md.
 """
 
 from __future__ import annotations

@@ -130,6 +130,12 @@ def test_of_a_study_with_a_summary_only_its_own_rows_count(tmp_path):
     lora, ours = study.results
     assert ours.difference is None and lora.difference is not None
     assert (lora.difference.n, lora.difference.mean) == (2, pytest.approx(-0.0201))
+    write_json(
+        tmp_path / "study" / "summary.json", {"study": "mine", "reference": "lora", "cells": ["lora0", "lrlora0"]}
+    )
+    single = study_section(tmp_path / "study")
+    assert single is not None
+    assert single.answers[0][1] == "nothing can be concluded: a test needs 2 pairs or more, there is 1"
 
 
 def test_a_folder_that_is_neither_is_refused(tmp_path):

@@ -77,10 +77,11 @@ def _show(study: Any, rows: list[Any], out: Path, as_json: bool) -> None:
         print(json.dumps({"folder": str(out), **as_dict(study, rows), "warnings": lines}, indent=2))
         return
     reference = study.reference_arm() or "nothing"
+    tuned = "one rate, not tuned" if len(study.learning_rates) == 1 else "rates chosen on validation rows"
     for task in study.tasks:
         mine = [result for result in results if result.task == task.name]
         print_table(
-            f"{task.name}: {mine[0].metric or 'no result'} on test rows, mean [95 %]; rates chosen on validation rows",
+            f"{task.name}: {mine[0].metric or 'no result'} on test rows, mean [95 %]; {tuned}",
             ("arm", "rate", "test", "n", f"minus {reference}", "p", "parameters", "time"),
             (_cells(result) for result in mine),
         )

@@ -239,6 +239,8 @@ def answers(results: Sequence[ArmResult], reference: str) -> list[tuple[str, str
 def _sentence(known: Sequence[tuple[str, PairedDifference]], digits: int) -> str:
     """Which differences are shown; where none is, the largest; and how many chance alone would show."""
     shown = [(arm, difference) for arm, difference in known if difference.is_shown]
+    if all(difference.p_value is None for _, difference in known):
+        return f"nothing can be concluded: {known[0][1].test}"
     if not shown:
         arm, largest = max(known, key=lambda pair: abs(pair[1].mean))
         return f"no difference is shown, of {len(known)} compared; the largest is {arm}, {said(largest, digits)}"

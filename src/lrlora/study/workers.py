@@ -14,6 +14,8 @@ from typing import Any, Protocol
 from lrlora.study.plan import Cell, Row
 from lrlora.study.spec import Study
 
+GRACE_S = 10
+"""Seconds that an idle worker has to end by itself."""
 _ENVIRONMENT = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -103,13 +105,17 @@ class LocalPool:
 
     def close(self) -> None:
         """As `Pool.close`."""
+        # an idle worker ends by itself when nothing can be asked of it any more, and leaves nothing behind
+        for worker, (process, pipe) in enumerate(zip(self._processes, self._pipes, strict=True)):
+            if process is not None and pipe is not None:
+                pipe.close()
+                if worker in self._running:
+                    process.terminate()
         for process in self._processes:
             if process is not None:
+                process.join(GRACE_S)
                 process.terminate()
-        for process, pipe in zip(self._processes, self._pipes, strict=True):
-            if process is not None and pipe is not None:
                 process.join()
-                pipe.close()
 
 
 def prepare_process(threads: int) -> None:
