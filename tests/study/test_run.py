@@ -205,6 +205,7 @@ def test_how_a_rate_is_chosen():
     assert chosen_rate([row(1, 1.5, 1.5, metric="loss"), row(2, 0.5, 0.5, metric="loss")]) == 2
     assert chosen_rate([row(1, 0.2, 1.0), row(2, 0.9, 1.0), row(2, None, None, "failed")]) == 1
     assert chosen_rate([row(1, None, None, "failed")]) is None
+    assert chosen_rate([row(1, 0.6, 2.0), row(2, 0.5, 1.0)], "loss") == 2
     with pytest.raises(AssertionError):
         chosen_rate([row(1, 0.5, 1.0, phase="final")])
 

@@ -133,13 +133,17 @@ def open_cells(study: Study, digests: Digests, rows: Mapping[str, Row]) -> list[
 def rate_of(study: Study, arm: Arm, searched: Sequence[Row]) -> float | None:
     """The learning rate of an arm's result: what its search chooses, or its only one; None where none came through."""
     rates = study.rates_of(arm)
-    return rates[0] if len(rates) == 1 else chosen_rate(searched)
+    return rates[0] if len(rates) == 1 else chosen_rate(searched, study.choose_by)
 
 
-def chosen_rate(searched: Iterable[Row]) -> float | None:
+def chosen_rate(searched: Iterable[Row], by: Literal["metric", "loss"] = "metric") -> float | None:
     """The learning rate of the best mean validation metric; of equals the one of the lower loss, then the lower rate.
 
     A rate that failed with any seed is out. Rows of other phases are refused: no test row may choose.
+
+    Args:
+        searched: rows of the search of one arm on one task.
+        by: "loss" looks at the loss alone.
 
     Returns:
         The rate; None where no rate came through.
@@ -157,6 +161,8 @@ def chosen_rate(searched: Iterable[Row]) -> float | None:
         value = statistics.fmean(row["value"] for row in rows)
         losses = [row["loss"] for row in rows]
         loss = statistics.fmean(losses) if None not in losses else math.inf
+        if by == "loss":
+            return (loss, 0.0, rate)
         return (value if rows[0]["metric"] == "loss" else -value, loss, rate)
 
     return min(whole, key=order)

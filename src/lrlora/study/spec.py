@@ -120,6 +120,7 @@ class Study:
         learning_rates: the rates of every arm that has none of its own. One alone is taken as it is, without a search.
         seeds: of the runs that give the result, at the chosen rate.
         search_seeds: of the runs that choose the rate.
+        choose_by: what of them chooses it: "metric", the task's first one, or "loss", which is less noisy on few rows.
         note: a sentence about the study, shown with its results.
         reference: the arm that others are compared with; None: the first arm of method "lora".
         model: folder or hub name; None: the embedded encoder.
@@ -136,6 +137,7 @@ class Study:
     learning_rates: tuple[float, ...]
     seeds: tuple[int, ...]
     search_seeds: tuple[int, ...] = (0,)
+    choose_by: Literal["metric", "loss"] = "metric"
     note: str = ""
     reference: str | None = None
     model: str | None = None
