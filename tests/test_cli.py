@@ -117,6 +117,13 @@ def test_nan_in_the_loss_is_one_line(tiny_encoder, tmp_path):
     assert "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize(("verb", "what"), [("study", "study"), ("evaluate", "adapter"), ("merge", "adapter")])
+def test_a_flag_before_what_it_is_about_is_explained(capsys, verb, what):
+    assert main([verb, "--json"]) == 2
+    said = capsys.readouterr().err
+    assert f"which {what}? it comes before the flags: lrlora {verb} " in said
+
+
 def test_an_unknown_verb_and_an_unexpected_error(capsys, monkeypatch):
     status, _, err = run(capsys, "trian")
     assert (status, err) == (2, f"lrlora: no verb 'trian'; there are: {', '.join(VERBS)}\n")

@@ -36,6 +36,8 @@ def parse(
     )
 
     def refuse(message: str) -> NoReturn:
+        if positional is not None and f"required: --{positional}" in message:
+            message = f"which {positional}? it comes before the flags: {example}"
         raise InputError(f"{message}; see lrlora {verb} --help")
 
     parser.error = refuse

@@ -121,17 +121,18 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     ]
 
 
-def number(value: float | None, digits: int = 2) -> str:
-    """A number, or a dash where there is none."""
-    return "–" if value is None else f"{value:.{digits}f}"  # noqa: RUF001 - a dash in a table
+def number(value: float | None, digits: int = 2, sign: str = "") -> str:
+    """A number, with its sign where that is "+", or a dash where there is none."""
+    return "–" if value is None else f"{value:{sign}.{digits}f}"  # noqa: RUF001 - a dash in a table
 
 
 def interval(value: Interval | PairedDifference | None, digits: int = 2) -> str:
-    """A mean with the ends of its interval, where it has one."""
+    """A mean with the ends of its interval, where it has one; of a difference with its sign."""
     if value is None:
         return number(None)
-    ends = "" if value.low is None else f" [{number(value.low, digits)}, {number(value.high, digits)}]"
-    return number(value.mean, digits) + ends
+    sign = "+" if isinstance(value, PairedDifference) else ""
+    ends = "" if value.low is None else f" [{number(value.low, digits, sign)}, {number(value.high, digits, sign)}]"
+    return number(value.mean, digits, sign) + ends
 
 
 def difference(value: PairedDifference, digits: int = 2, is_short: bool = False) -> str:

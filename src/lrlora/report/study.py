@@ -16,6 +16,7 @@ from lrlora.study.summary import ArmResult, answers, summary
 
 FILE = "results.jsonl"
 DESCRIBED = "summary.json"
+SIDES = ("top center", "bottom center", "middle right", "middle left")
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ def _frontier(results: list[ArmResult], metric: str) -> Any:
         error_y={"type": "data", "array": reach, "thickness": 1, "color": GREY},
         mode="markers+text",
         text=[plain(r.arm) for r in known],
-        textposition="top center",
+        # neighbours say their names on different sides
+        textposition=[SIDES[number % len(SIDES)] for number in range(len(known))],
         marker={"size": 10, "color": "#3f7fd0"},
         hovertemplate="%{text}: %{y:.4f}, %{x:,.0f} parameters<extra></extra>",
     )
