@@ -11,6 +11,7 @@ from lrlora.cli import main
 from lrlora.files import write_json
 from lrlora.report.page import write_report
 from lrlora.report.study import study_section
+from tests.conftest import write_rows
 from tests.report.planted import write_run
 
 FLAGS = (
@@ -105,6 +106,7 @@ def test_a_study_is_read_from_its_results(tmp_path):
     assert lora.difference is None and ours.difference is not None
     assert ours.difference.mean == pytest.approx(0.02, rel=0.01) and ours.difference.is_shown
     assert lora.ranks is None and ours.ranks is not None
+    assert ours.ranks.attention_minus_mlp is not None and ours.ranks.attention_minus_mlp_ba is not None
     assert ours.ranks.attention_minus_mlp.mean == pytest.approx(1.0) and ours.ranks.attention_minus_mlp.is_shown
     assert ours.ranks.attention_minus_mlp_ba.mean == 0.0 and not ours.ranks.attention_minus_mlp_ba.is_shown
     assert [question for question, _ in study.answers] == [
@@ -119,6 +121,22 @@ def test_a_study_is_read_from_its_results(tmp_path):
     write_report([tmp_path / "study"], tmp_path / "study.html")
     text = (tmp_path / "study.html").read_text()
     assert "diverged: &lt;b&gt;NaN" in text and "+0.0201 [" in text
+
+
+def test_ranks_of_attention_alone_are_no_comparison(tmp_path):
+    write_results(tmp_path / "study")
+    path = tmp_path / "study" / "results.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()[:-1]]
+    for row in rows:
+        row["ranks"] = row.get("ranks") and [layer for layer in row["ranks"] if layer["kind"] == "attention"]
+    write_rows(path, rows)
+    study = study_section(tmp_path / "study")
+    assert study is not None
+    ranks = study.results[1].ranks
+    assert ranks is not None and ranks.attention_minus_mlp is None and ranks.stable_rank.mean > 3
+    assert (len(study.answers), study.kinds) == (2, [])
+    write_report([tmp_path / "study"], tmp_path / "study.html")
+    assert "nan" not in re.sub(r"<script>.*?</script>", "", (tmp_path / "study.html").read_text(), flags=re.DOTALL)
 
 
 def test_of_a_study_with_a_summary_only_its_own_rows_count(tmp_path):

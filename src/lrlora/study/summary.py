@@ -31,7 +31,7 @@ class ArmRanks:
         stable_rank_ba: SR(B A), its null.
         beyond_lora: SR(dW) - SR(B A), paired by layer.
         attention, mlp: mean SR(dW) of the blocks' layers of that kind; None where no block has both.
-        attention_minus_mlp: paired by block, of SR(dW).
+        attention_minus_mlp: paired by block, of SR(dW); None where no block has both.
         attention_minus_mlp_ba: the same of the null.
         attention_minus_mlp_beyond: the same of what is beyond it.
         rms_over_tau: RMS(B A) / tau, mean over layers and seeds; None where phi has no knee.
@@ -44,9 +44,9 @@ class ArmRanks:
     beyond_lora: PairedDifference
     attention: float | None
     mlp: float | None
-    attention_minus_mlp: PairedDifference
-    attention_minus_mlp_ba: PairedDifference
-    attention_minus_mlp_beyond: PairedDifference
+    attention_minus_mlp: PairedDifference | None
+    attention_minus_mlp_ba: PairedDifference | None
+    attention_minus_mlp_beyond: PairedDifference | None
     rms_over_tau: float | None
     outside_grid: float | None
     seeds: int
@@ -168,9 +168,9 @@ def _ranks(final: list[Row]) -> ArmRanks | None:
         beyond_lora=layer_variation(seeds).against_ba,
         attention=statistics.fmean(a for a, _ in pairs.values()) if pairs else None,
         mlp=statistics.fmean(m for _, m in pairs.values()) if pairs else None,
-        attention_minus_mlp=attention_against_mlp(seeds),
-        attention_minus_mlp_ba=attention_against_mlp(seeds, "stable_rank_ba"),
-        attention_minus_mlp_beyond=attention_against_mlp(seeds, "beyond_lora"),
+        attention_minus_mlp=attention_against_mlp(seeds) if pairs else None,
+        attention_minus_mlp_ba=attention_against_mlp(seeds, "stable_rank_ba") if pairs else None,
+        attention_minus_mlp_beyond=attention_against_mlp(seeds, "beyond_lora") if pairs else None,
         rms_over_tau=_mean(_means(seeds, "rms_over_tau")),
         outside_grid=_mean(_means(seeds, "outside_grid")),
         seeds=len(seeds),
