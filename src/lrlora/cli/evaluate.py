@@ -60,15 +60,7 @@ def run(arguments: list[str]) -> None:
     if is_model(chosen.adapter):
         found = score_model(chosen.adapter, config, suite)
     else:
-        found = compare(
-            chosen.adapter,
-            config,
-            chosen.models,
-            choice,
-            chosen.model,
-            lambda line: print(line, file=sys.stderr),
-            suite,
-        )
+        found = compare(chosen.adapter, config, chosen.models, choice, chosen.model, _say, suite)
     if chosen.json:
         print(json.dumps(asdict(found), indent=2))
         return

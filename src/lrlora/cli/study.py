@@ -44,6 +44,7 @@ def run(arguments: list[str]) -> None:
     quiet_libraries()
     from lrlora.study import Machines, read_study, run_study
     from lrlora.study.plan import with_root
+    from lrlora.study.summary import as_dict, summary, summary_lines
 
     study = with_root(read_study(chosen.study), chosen.data_root)
     if chosen.dry_run:
@@ -52,30 +53,29 @@ def run(arguments: list[str]) -> None:
     workers = chosen.workers if chosen.workers is not None else (0 if chosen.ray else 1)
     out = Path(chosen.out or f"runs/{study.study}")
     rows = run_study(study, out, Machines(workers, chosen.threads, chosen.ray), chosen.retry_failed)
-    _write(study, rows, out)
-    _show(study, rows, out, chosen.json)
+    results = summary(rows, study.reference_arm())
+    described = as_dict(study, rows, results)
+    _write(study, rows, described, out)
+    if chosen.json:
+        print(json.dumps({"folder": str(out), **described, "warnings": summary_lines(results)}, indent=2))
+        return
+    _show(study, results, out)
 
 
-def _write(study: Any, rows: list[Any], out: Path) -> None:
+def _write(study: Any, rows: list[Any], described: dict[str, Any], out: Path) -> None:
     """summary.json, and one file per final cell as PEFT's method_comparison has them."""
     from lrlora.study.comparison import method_comparison_rows
-    from lrlora.study.summary import as_dict
 
-    write_json(out / "summary.json", as_dict(study, rows))
+    write_json(out / "summary.json", described)
     with new_folder(out / "method_comparison", overwrite=True) as beside:
         for row in method_comparison_rows(study, rows):
             name = row["run_info"]["experiment_name"].replace("/", "--")
             write_json(beside / f"{name}.json", row)
 
 
-def _show(study: Any, rows: list[Any], out: Path, as_json: bool) -> None:
-    from lrlora.study.summary import answers, as_dict, summary, summary_lines
+def _show(study: Any, results: list[Any], out: Path) -> None:
+    from lrlora.study.summary import answers, summary_lines
 
-    results = summary(rows, study.reference_arm())
-    lines = summary_lines(results)
-    if as_json:
-        print(json.dumps({"folder": str(out), **as_dict(study, rows), "warnings": lines}, indent=2))
-        return
     reference = study.reference_arm() or "nothing"
     tuned = "one rate, not tuned" if len(study.learning_rates) == 1 else "rates chosen on validation rows"
     for task in study.tasks:
@@ -87,7 +87,7 @@ def _show(study: Any, rows: list[Any], out: Path, as_json: bool) -> None:
         )
     for question, answer in answers(results, reference):
         print(f"{question} {answer}")
-    print_warnings(lines)
+    print_warnings(summary_lines(results))
     print(f"{out}: results.jsonl, study.json, summary.json, method_comparison/")
 
 

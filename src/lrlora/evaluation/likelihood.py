@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import math
 import os
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import torch
 
 from lrlora.data.commonsense import COMMONSENSE
 from lrlora.data.encode import Template, prompt_text, uses_chat
@@ -96,10 +97,7 @@ def score_likelihood(
 
 
 def _surprise(log_likelihoods: list[float], label: int) -> float:
-    """log sum exp of all, less the right one."""
-    highest = max(log_likelihoods)
-    whole = highest + math.log(sum(math.exp(value - highest) for value in log_likelihoods))
-    return whole - log_likelihoods[label]
+    return -float(torch.tensor(log_likelihoods, dtype=torch.float64).log_softmax(0)[label])
 
 
 def _as_trained(task: str, row: dict[str, Any], tokenizer: Any, is_chat: bool) -> Asked:

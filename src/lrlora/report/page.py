@@ -121,29 +121,28 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
     ]
 
 
-def number(value: float | None, digits: int = 2, sign: str = "") -> str:
-    """A number, with its sign where that is "+", or a dash where there is none."""
-    return "–" if value is None else f"{value:{sign}.{digits}f}"  # noqa: RUF001 - a dash in a table
+def number(value: float | None, digits: int = 2) -> str:
+    """A number, or a dash where there is none."""
+    return "–" if value is None else f"{value:.{digits}f}"  # noqa: RUF001 - a dash in a table
 
 
 def interval(value: Interval | PairedDifference | None, digits: int = 2) -> str:
     """A mean with the ends of its interval, where it has one; of a difference with its sign."""
     if value is None:
         return number(None)
-    sign = "+" if isinstance(value, PairedDifference) else ""
-    ends = "" if value.low is None else f" [{number(value.low, digits, sign)}, {number(value.high, digits, sign)}]"
-    return number(value.mean, digits, sign) + ends
+    if isinstance(value, PairedDifference):
+        return value.signed(digits)
+    ends = "" if value.low is None else f" [{number(value.low, digits)}, {number(value.high, digits)}]"
+    return number(value.mean, digits) + ends
 
 
 def difference(value: PairedDifference, digits: int = 2, is_short: bool = False) -> str:
     """A difference, its interval, its p-value, its size and, unless short, how it was tested, in words."""
-    words = [f"{value.mean:+.{digits}f}"]
-    if value.low is not None:
-        words[0] += f" [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
+    words = [value.signed(digits)]
     if value.effect_size is not None:
         words.append(f"effect size {value.effect_size:.2f}")
-    if value.p_value is not None:
-        words.append(f"p = {value.p_value:.3f}" if value.p_value >= 0.001 else "p < 0.001")
+    if value.chance:
+        words.append(value.chance)
     return ", ".join(words if is_short else [*words, f"n = {value.n}", value.test])
 
 

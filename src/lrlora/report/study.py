@@ -12,7 +12,7 @@ from lrlora.files import read_json, read_json_lines
 from lrlora.report.figures import COLOURS, GREY, NAMES, plain
 from lrlora.statistics import Interval
 from lrlora.study.plan import Row
-from lrlora.study.summary import ArmResult, answers, summary
+from lrlora.study.summary import ArmResult, answers, reference_of, summary
 
 FILE = "results.jsonl"
 DESCRIBED = "summary.json"
@@ -69,10 +69,10 @@ def study_section(folder: str | Path) -> StudySection | None:
     if "cells" in about:
         cells = set(about["cells"])
         rows = [row for row in rows if row["fingerprint"] in cells]
-    results = summary(rows, about.get("reference"))
+    reference = about.get("reference") or reference_of(rows) or ""
+    results = summary(rows, reference)
     if not any(result.test for result in results):
         return None
-    reference = about.get("reference") or next((r.arm for r in results if r.method == "lora"), "")
     by_task = {task: [r for r in results if r.task == task] for task in dict.fromkeys(r.task for r in results)}
     frontier = [(task, _frontier(mine, str(mine[0].metric))) for task, mine in by_task.items()]
     kinds = [(task, _kinds(mine)) for task, mine in by_task.items()]

@@ -60,6 +60,18 @@ class PairedDifference:
         """Whether the data contradict "no difference" at this level."""
         return self.p_value is not None and self.p_value <= 1 - self.level
 
+    def signed(self, digits: int) -> str:
+        """The mean with the ends of its interval, where it has one, all with their signs."""
+        ends = "" if self.low is None else f" [{self.low:+.{digits}f}, {self.high:+.{digits}f}]"
+        return f"{self.mean:+.{digits}f}{ends}"
+
+    @property
+    def chance(self) -> str:
+        """The p-value in words, "" where there is none."""
+        if self.p_value is None:
+            return ""
+        return f"p = {self.p_value:.3f}" if self.p_value >= 0.001 else "p < 0.001"
+
     @property
     def verdict(self) -> str:
         """The result in words."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +14,7 @@ from lrlora.statistics import (
     PairedDifference,
     attention_against_mlp,
     block_pairs,
-    layer_variation,
+    layer_table,
     mean_interval,
     paired_difference,
 )
@@ -98,7 +98,7 @@ def summary(rows: Sequence[Row], reference: str | None = None) -> list[ArmResult
         rows: as `run_study` returns them, or a part of them.
         reference: the arm that others are compared with; None: the first of method "lora".
     """
-    reference = reference or next((row["arm"] for row in rows if row.get("method") == "lora"), None)
+    reference = reference or reference_of(rows)
     by_cell: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         by_cell.setdefault((row["task"], row["arm"]), []).append(row)
@@ -108,14 +108,18 @@ def summary(rows: Sequence[Row], reference: str | None = None) -> list[ArmResult
     ]
 
 
-def as_dict(study: Study, rows: Sequence[Row]) -> dict[str, Any]:
+def reference_of(rows: Sequence[Row]) -> str | None:
+    """The arm that the others are compared with where no study says so: the first of method "lora"."""
+    return next((row["arm"] for row in rows if row["method"] == "lora"), None)
+
+
+def as_dict(study: Study, rows: Sequence[Row], results: Sequence[ArmResult]) -> dict[str, Any]:
     """summary.json: the results, and which rows of results.jsonl they are made of."""
-    reference = study.reference_arm()
     return {
         "study": study.study,
         "note": study.note,
-        "reference": reference,
-        "arms": [dataclasses.asdict(result) for result in summary(rows, reference)],
+        "reference": study.reference_arm(),
+        "arms": [dataclasses.asdict(result) for result in results],
         "cells": [row["fingerprint"] for row in rows],
     }
 
@@ -162,10 +166,11 @@ def _ranks(final: list[Row]) -> ArmRanks | None:
     if not seeds:
         return None
     pairs = block_pairs(seeds)
+    ours, null = (layer_table(seeds, measure).mean(axis=0) for measure in ("stable_rank", "stable_rank_ba"))
     return ArmRanks(
         stable_rank=mean_interval(_means(seeds, "stable_rank")),
         stable_rank_ba=mean_interval(_means(seeds, "stable_rank_ba")),
-        beyond_lora=layer_variation(seeds).against_ba,
+        beyond_lora=paired_difference(ours, null),
         attention=statistics.fmean(a for a, _ in pairs.values()) if pairs else None,
         mlp=statistics.fmean(m for _, m in pairs.values()) if pairs else None,
         attention_minus_mlp=attention_against_mlp(seeds) if pairs else None,
@@ -188,15 +193,12 @@ def _by_seed(rows: Sequence[Row], key: str) -> dict[int, float]:
 
 
 def _middle(rows: Sequence[Row], key: str) -> float | None:
-    return _of([row[key] for row in rows if row[key] is not None], statistics.median)
+    values = [row[key] for row in rows if row[key] is not None]
+    return statistics.median(values) if values else None
 
 
 def _mean(values: Sequence[float]) -> float | None:
-    return _of(values, statistics.fmean)
-
-
-def _of(values: Sequence[float], how: Callable[[Sequence[float]], float]) -> float | None:
-    return how(values) if values else None
+    return statistics.fmean(values) if values else None
 
 
 def summary_lines(results: Sequence[ArmResult]) -> list[str]:
@@ -224,15 +226,14 @@ def answers(results: Sequence[ArmResult], reference: str) -> list[tuple[str, str
     for task in dict.fromkeys(result.task for result in results):
         mine = [r for r in results if r.task == task]
         asked = (
-            (f"Does an arm differ from {reference}", [(r.arm, r.difference) for r in mine], 4),
+            (f"Does an arm differ from {reference} in {mine[0].metric}", [(r.arm, r.difference) for r in mine], 4),
             ("Is SR(dW) beyond SR(BA)", [(r.arm, r.ranks and r.ranks.beyond_lora) for r in mine], 2),
             ("Attention - MLP of SR(dW)", [(r.arm, r.ranks and r.ranks.attention_minus_mlp) for r in mine], 2),
         )
         for question, pairs, digits in asked:
             known = [(arm, difference) for arm, difference in pairs if difference is not None]
             if known:
-                metric = f" in {mine[0].metric}" if digits == 4 else ""
-                found.append((f"{task}: {question}{metric}?", _sentence(known, digits)))
+                found.append((f"{task}: {question}?", _sentence(known, digits)))
     return found
 
 
@@ -243,16 +244,11 @@ def _sentence(known: Sequence[tuple[str, PairedDifference]], digits: int) -> str
         return f"nothing can be concluded: {known[0][1].test}"
     if not shown:
         arm, largest = max(known, key=lambda pair: abs(pair[1].mean))
-        return f"no difference is shown, of {len(known)} compared; the largest is {arm}, {said(largest, digits)}"
-    told = "; ".join(f"{arm}, {said(difference, digits)}" for arm, difference in shown)
+        return f"no difference is shown, of {len(known)} compared; the largest is {arm}, {_said(largest, digits)}"
+    told = "; ".join(f"{arm}, {_said(difference, digits)}" for arm, difference in shown)
     chance = f" (chance alone would show {0.05 * len(known):.1f})" if len(known) > 1 else ""
     return f"shown for {len(shown)} of {len(known)}{chance}: {told}"
 
 
-def said(value: PairedDifference, digits: int = 2) -> str:
-    """A difference with its interval and p-value."""
-    ends = "" if value.low is None else f" [{value.low:+.{digits}f}, {value.high:+.{digits}f}]"
-    chance = ""
-    if value.p_value is not None:
-        chance = f", p = {value.p_value:.3f}" if value.p_value >= 0.001 else ", p < 0.001"
-    return f"{value.mean:+.{digits}f}{ends}{chance}"
+def _said(value: PairedDifference, digits: int) -> str:
+    return ", ".join(filter(None, (value.signed(digits), value.chance)))
