@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from lrlora.errors import InputError
 from lrlora.study.arms import METHODS
-from lrlora.study.rows import digest_of_model, digest_of_rows, fingerprint, load_parts
+from lrlora.study.rows import fingerprint, load_parts
 from lrlora.study.spec import Arm, Study, Task
+from lrlora.training.identity import digest_of_model, digest_of_rows
 
 Phase = Literal["search", "final"]
 Row = dict[str, Any]

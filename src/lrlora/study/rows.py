@@ -6,12 +6,10 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from lrlora.data import GLUE, DataSource, TaskData, load_task
 from lrlora.data.commonsense import load_commonsense
-from lrlora.data.embedded import encoder_folder
 from lrlora.errors import InputError
 from lrlora.study.spec import Study, Task
 
@@ -83,34 +81,6 @@ def _source(study: Study, task: Task, train_rows: int | None) -> DataSource:
         eval_rows=None if task.test_from == "training" else task.test_rows,
         seed=SPLIT_SEED,
     )
-
-
-def digest_of_rows(task: TaskData) -> str:
-    """A number for what a cell trains on and is measured on: any other row gives another one."""
-    sha = hashlib.sha256(json.dumps([task.kind, task.labels, task.metrics]).encode())
-    for rows in (task.train, task.evaluation):
-        sha.update(b"\0")
-        for row in rows:
-            sha.update(json.dumps(row, sort_keys=True).encode())
-    return sha.hexdigest()[:16]
-
-
-def digest_of_model(name: str | None) -> str:
-    """What names the weights of a base model: the content of its folder, wherever that lies, or its name on the hub.
-
-    Of large files the size and both ends are read, not all of it.
-    """
-    folder = encoder_folder() if name is None else Path(name).expanduser()
-    if not folder.is_dir():
-        return str(name)
-    sha = hashlib.sha256()
-    for file in sorted(f for f in folder.rglob("*") if f.is_file()):
-        sha.update(f"{file.relative_to(folder)} {file.stat().st_size}".encode())
-        with file.open("rb") as stream:
-            sha.update(stream.read(1 << 20))
-            stream.seek(max(0, file.stat().st_size - (1 << 20)))
-            sha.update(stream.read())
-    return sha.hexdigest()[:16]
 
 
 def fingerprint(**parts: Any) -> str:

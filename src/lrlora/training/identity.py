@@ -1,0 +1,61 @@
+"""What a result was made from, as numbers: the rows of a task, and the weights of a base model."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from lrlora.data import TaskData
+from lrlora.data.embedded import encoder_folder, model_folder
+
+ROW = "row"
+"""Column with the number of a row in its file: where a row stands is not what it says."""
+
+_READ_BY_TRANSFORMERS = (
+    ".json", ".safetensors", ".bin", ".gguf", ".txt", ".model", ".jinja", ".tiktoken", ".py",
+)  # fmt: skip
+_CHUNK = 1 << 22
+
+
+def digest_of_rows(task: TaskData) -> str:
+    """A number for what is trained on and measured on: any other row, class or metric gives another one."""
+    sha = hashlib.sha256(json.dumps([task.kind, task.labels, task.metrics]).encode())
+    for rows in (task.train, task.evaluation):
+        sha.update(b"\0")
+        for row in rows:
+            sha.update(json.dumps({k: v for k, v in row.items() if k != ROW}, sort_keys=True).encode())
+    return sha.hexdigest()[:16]
+
+
+def digest_of_model(name: str | None) -> str:
+    """What names the weights of a base model: the content of its folder, or its name and revision on the hub.
+
+    Every byte of the files that transformers reads is hashed, wherever the folder lies: about a second per gigabyte.
+
+    Args:
+        name: a folder, a name on the hub, "embedded-decoder", or None for the embedded encoder.
+
+    Returns:
+        16 hexadecimal digits for a folder; NAME@COMMIT for a model in the hub's cache, NAME where it is not there yet.
+    """
+    folder = encoder_folder() if name is None else Path(model_folder(name)).expanduser()
+    if not folder.is_dir():
+        return _revision_of(str(name))
+    sha = hashlib.sha256()
+    for file in sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in _READ_BY_TRANSFORMERS):
+        sha.update(f"{file.name} {file.stat().st_size}".encode())
+        with file.open("rb") as stream:
+            while part := stream.read(_CHUNK):
+                sha.update(part)
+    return sha.hexdigest()[:16]
+
+
+def _revision_of(name: str) -> str:
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(name, "config.json")
+    except ValueError:  # no name of the hub at all; loading it says so
+        return name
+    return f"{name}@{Path(found).parent.name}" if isinstance(found, str) else name
