@@ -64,7 +64,7 @@ def test_instructions(tmp_path):
     rows = [{"instruction": f"add {n}", "output": str(n), "input": None} for n in range(12)]
     task = load_task(DataSource(data=str(write_rows(tmp_path / "a.jsonl", rows))))
     assert task.kind == "causal"
-    assert set(task.train[0]) == {"instruction", "input", "answer"}
+    assert set(task.train[0]) == {"instruction", "input", "answer", "row"}
 
 
 def test_fewer_rows_are_drawn_with_the_seed(tmp_path):
@@ -87,13 +87,13 @@ def test_a_correlation_with_constant_predictions_is_zero():
 @pytest.mark.parametrize(
     ("rows", "word"),
     [
-        ([{"sentence": "a", "label": 0}, {"sentence": "b"}] * 6, r"row \d+ of \d+ has no 'label'"),
+        ([{"sentence": "a", "label": 0}, {"sentence": "b"}] * 6, r"rows.jsonl: row 2 of 12 has no 'label'"),
         ([{"sentence": "a"}] * 12, "no column 'label', got columns sentence; pass --label_column"),
         ([{"words": "a", "label": 0}] * 12, "no column of text .* got columns words, label; pass --text_columns"),
         ([{"sentence": "a", "label": -1}] * 12, "whole numbers from 0"),
-        ([{"sentence": None if n else "a", "label": 1} for n in range(12)], "has no 'sentence'"),
+        ([{"sentence": None if n else "a", "label": 1} for n in range(12)], "row 2 of 12 has no 'sentence'"),
         ([{"sentence": "a", "label": 0}] * 3, "at least 10"),
-        ([{"instruction": "a", "output": None if n else "b"} for n in range(12)], "has no 'output'"),
+        ([{"instruction": "a", "output": None if n > 4 else "b"} for n in range(12)], "row 6 of 12 has no 'output'"),
     ],
 )  # fmt: skip
 def test_rows_that_cannot_be_used_are_named(tmp_path, rows, word):

@@ -65,7 +65,10 @@ def test_a_model_is_scored_alone(trained, tmp_path, capsys):
     assert "pass --data" in capsys.readouterr().err
     rows = [{"sentence": f"a {n}", "label": ("a", "b", "c")[n % 3]} for n in range(12)]
     assert main(["evaluate", merged, "--data", str(write_rows(tmp_path / "three.jsonl", rows))]) == 2
-    assert "has 3 classes, the head of" in capsys.readouterr().err
+    said = (
+        "row 1 of 12 is of class 'a' (3 such classes), which is none of the classes that the model knows: 'no', 'yes'"
+    )
+    assert said in capsys.readouterr().err
 
 
 def test_other_data_and_json(trained, tmp_path, capsys):
@@ -84,13 +87,76 @@ def test_other_data_and_json(trained, tmp_path, capsys):
     assert "accuracy" in capsys.readouterr().out
 
 
+def scored(capsys, *words: str) -> dict:
+    """The JSON that `lrlora evaluate` prints."""
+    capsys.readouterr()
+    assert main(["evaluate", *words, "--models", "adapter", "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_every_row_of_a_file_is_scored_by_the_names_of_its_classes(trained, tmp_path, capsys):
+    folder, result = trained
+    run = str(folder / "run")
+    rows = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    file = str(write_rows(tmp_path / "all.jsonl", rows))
+    found = scored(capsys, run, "--data", file)
+    assert found["rows"] == len(rows) == 12
+    assert found["results"]["adapter"]["accuracy"] == result.metrics["accuracy"]
+    # what the adapter says does not depend on which of its classes the file has, or on the order of its rows
+    by_class = {}
+    for name in ("yes", "no"):
+        part = [row for row in rows if row["label"] == name]
+        found = scored(capsys, run, "--data", str(write_rows(tmp_path / f"{name}.jsonl", part)))
+        by_class[name] = found["results"]["adapter"]["accuracy"] * len(part)
+    assert sum(by_class.values()) == pytest.approx(12 * result.metrics["accuracy"])
+    # a limit of the run's own rows is none for other rows, and a limit that is given is kept
+    assert scored(capsys, run, "--data", file, "--eval_rows", "5")["rows"] == 5
+
+
+def test_columns_of_other_names_can_be_given_to_evaluate(trained, tmp_path, capsys):
+    folder, _ = trained
+    rows = [{"words": f"a good {n}", "answer": ("yes", "no")[n % 2]} for n in range(10)]
+    file = str(write_rows(tmp_path / "other.jsonl", rows))
+    flags = ["--text_columns", "words", "--label_column", "answer"]
+    for left_out in (0, 2):
+        assert main(["evaluate", str(folder / "run"), "--data", file, *flags[left_out : left_out + 2]]) == 2
+        assert f"pass {flags[2 - left_out]}" in capsys.readouterr().err
+    assert scored(capsys, str(folder / "run"), "--data", file, *flags)["rows"] == 10
+
+
+def test_a_model_of_scores_measures_scores(tmp_path, tiny_encoder, capsys):
+    rows = [{"sentence": f"a {n}", "label": n / 7} for n in range(24)]
+    data = str(write_rows(tmp_path / "scores.jsonl", rows))
+    fields = {"max_steps": 2, "batch_size": 4, "r": 2}
+    train(TrainConfig(model=str(tiny_encoder), data=data, out=str(tmp_path / "run"), **fields))
+    whole = str(write_rows(tmp_path / "whole.jsonl", [{**row, "label": n % 5} for n, row in enumerate(rows)]))
+    found = scored(capsys, str(tmp_path / "run"), "--data", whole)
+    assert (found["metric"], found["rows"]) == ("pearson", 24)
+    assert main(["evaluate", str(tmp_path / "run"), "--data", whole, "--kind", "classification"]) == 2
+    assert "is a model of regression, got --kind classification" in capsys.readouterr().err
+
+
+def test_a_run_that_did_not_tell_its_split_is_measured_on_its_own_rows(tmp_path, tiny_encoder):
+    rows = [{"sentence": f"a {n}", "label": n % 2} for n in range(40)]
+    data = str(write_rows(tmp_path / "rows.jsonl", rows))
+    config = TrainConfig(
+        model=str(tiny_encoder), data=data, out=str(tmp_path / "run"), max_steps=1, seed=3, split_seed=3, r=2
+    )
+    train(config)
+    described = tmp_path / "run" / "config.json"
+    written = json.loads(described.read_text())
+    del written["settings"]["split_seed"]
+    described.write_text(json.dumps(written))
+    assert run_config(str(tmp_path / "run")).split_seed == 3
+
+
 def test_what_cannot_be_compared(trained, tmp_path, capsys):
     folder, _ = trained
     adapter = str(folder / "run")
     with pytest.raises(InputError, match="models must be some of base, adapter, merged, exported, got best"):
         compare(adapter, run_config(adapter), ("best",))
     rows = [{"sentence": str(n), "label": n % 3} for n in range(12)]
-    with pytest.raises(InputError, match="has 3 classes, the adapter's head 2"):
+    with pytest.raises(InputError, match=r"is of class '0' .*'no', 'yes'; which number means which name is not known"):
         compare(adapter, run_config(adapter, data=str(write_rows(tmp_path / "three.jsonl", rows))))
     capsys.readouterr()
     elsewhere = tmp_path / "elsewhere"

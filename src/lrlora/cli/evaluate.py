@@ -24,10 +24,19 @@ class EvaluateArguments:
     models: list[str] = field(
         default_factory=lambda: list(MODELS[:3]), metadata={"help": f"which models: some of {', '.join(MODELS)}"}
     )
-    data: Optional[str] = field(default=None, metadata={"help": "as in lrlora train; the run's own if left out"})
+    data: Optional[str] = field(
+        default=None,
+        metadata={"help": "a file, all of whose rows are scored, or the evaluation rows of a folder or hub dataset; "
+                          "the run's own held-out rows if left out"},
+    )  # fmt: skip
     task: Optional[str] = field(default=None, metadata={"help": "as in lrlora train; the run's own if left out"})
     subset: Optional[str] = field(default=None, metadata={"help": "configuration of a hub dataset"})
     kind: Optional[str] = field(default=None, metadata={"help": "classification, regression or causal"})
+    text_columns: Optional[list[str]] = field(
+        default=None, metadata={"help": "one or two columns of text; the run's if left out"}
+    )
+    label_column: Optional[str] = field(default=None, metadata={"help": "column of the label; the run's if left out"})
+    max_length: Optional[int] = field(default=None, metadata={"help": "tokens of a row at most; the run's if left out"})
     eval_rows: Optional[int] = field(default=None, metadata={"help": "evaluate on at most so many rows"})
     batch_size: Optional[int] = field(default=None, metadata={"help": "half the rows per step; the run's if left out"})
     commonsense: list[str] = field(
@@ -54,11 +63,13 @@ def run(arguments: list[str]) -> None:
     chosen = parse(EvaluateArguments, "evaluate", arguments, "lrlora evaluate runs/demo", positional="adapter")
     choice = RankChoice(chosen.energy, chosen.rank, chosen.budget)
     quiet_libraries()
-    names = ("data", "task", "subset", "kind", "eval_rows", "batch_size")
+    names = (
+        "data", "task", "subset", "kind", "text_columns", "label_column", "eval_rows", "max_length", "batch_size"
+    )  # fmt: skip
     config = run_config(chosen.adapter, **{name: getattr(chosen, name) for name in names})
     suite = _suite(chosen, config) if chosen.commonsense else None
     if is_model(chosen.adapter):
-        found = score_model(chosen.adapter, config, suite)
+        found = score_model(chosen.adapter, config, suite, _say)
     else:
         found = compare(chosen.adapter, config, chosen.models, choice, chosen.model, _say, suite)
     if chosen.json:
@@ -81,9 +92,10 @@ def _say(line: str) -> None:
 
 def _suite(chosen: EvaluateArguments, config: TrainConfig) -> Suite:
     fields = {"how": chosen.how, "prompt": chosen.prompt, "template": config.template, "batch_size": config.batch_size}
-    if config.data is None:
+    data = config.eval_data or config.data
+    if data is None:
         raise InputError("--commonsense needs --data: the folder of the tasks' TASK_test.jsonl(.gz), or hub")
-    return load_suite(config.data, tuple(chosen.commonsense), chosen.eval_rows, **fields)
+    return load_suite(data, tuple(chosen.commonsense), chosen.eval_rows, **fields)
 
 
 def _print_suite(found: Comparison) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import random
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from lrlora.data.commonsense_hub import hub_rows
+from lrlora.data.tables import json_rows
 from lrlora.errors import InputError
 
 Split = Literal["train", "test"]
@@ -114,11 +111,11 @@ def load_commonsense(
     if str(folder_or_hub) == "hub":
         if task not in COMMONSENSE:
             raise InputError(f"no commonsense task {task!r}; there are: {', '.join(COMMONSENSE)}")
-        where, found = f"hub: {task}", hub_rows(task, split)
+        where, found = f"hub: {task}", enumerate(hub_rows(task, split), 1)
     else:
-        file = _file_of(Path(folder_or_hub), task, split)
-        where, found = str(file), _read(file)
-    checked = [_complete(row, number, task, where) for number, row in enumerate(found, 1)]
+        file = _file_of(Path(folder_or_hub).expanduser(), task, split)
+        where, found = str(file), json_rows(file)
+    checked = [_complete(row, number, task, where) for number, row in found]
     if not checked:
         raise InputError(f"{where} has no rows")
     if rows is None or rows >= len(checked):
@@ -140,22 +137,6 @@ def _file_of(path: Path, task: str, split: Split) -> Path:
     raise InputError(
         f"{path} has no {task}_{split}.jsonl(.gz); it has {split} rows of: {', '.join(there) or 'no task'}"
     )
-
-
-def _read(file: Path) -> Iterator[dict[str, Any]]:
-    opened = gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
-    number = 0
-    try:
-        with opened as lines:
-            for number, line in enumerate(lines, 1):
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise InputError(f"{file}: row {number} is not an object with fields")
-                yield row
-    except json.JSONDecodeError as error:
-        raise InputError(f"{file}: row {number} is not readable as JSON ({error})") from error
-    except (UnicodeDecodeError, EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{file}: not readable after row {number} ({error}); copy it again") from error
 
 
 def _complete(row: dict[str, Any], number: int, task: str, where: str) -> dict[str, Any]:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import load_dataset
-
 from lrlora.errors import InputError
 
 Row = dict[str, Any]
@@ -71,6 +69,8 @@ def hub_rows(task: str, split: str) -> Iterator[Row]:
     Raises:
         InputError: the hub cannot be reached, or has no such data any more.
     """
+    from datasets import load_dataset
+
     source = HUB[task]
     name = source.test_split if split == "test" else "train"
     try:

@@ -13,19 +13,20 @@ Kind = Literal["classification", "regression", "causal"]
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """Columns of text (one or two), metrics, and the split that GLUE keeps labelled for evaluation."""
+    """Columns of text (one or two), metrics, the split that GLUE keeps labelled, and the class that F1 is about."""
 
     columns: tuple[str, ...]
     metrics: tuple[str, ...]
     kind: Kind = "classification"
     evaluation_split: str = "validation"
+    positive: str = "1"
 
 
 GLUE: dict[str, TaskSpec] = {
     "cola": TaskSpec(("sentence",), ("matthews",)),
     "sst2": TaskSpec(("sentence",), ("accuracy",)),
-    "mrpc": TaskSpec(("sentence1", "sentence2"), ("accuracy", "f1")),
-    "qqp": TaskSpec(("question1", "question2"), ("accuracy", "f1")),
+    "mrpc": TaskSpec(("sentence1", "sentence2"), ("accuracy", "f1"), positive="equivalent"),
+    "qqp": TaskSpec(("question1", "question2"), ("accuracy", "f1"), positive="duplicate"),
     "stsb": TaskSpec(("sentence1", "sentence2"), ("pearson", "spearman"), kind="regression"),
     "mnli": TaskSpec(("premise", "hypothesis"), ("accuracy",), evaluation_split="validation_matched"),
     "qnli": TaskSpec(("question", "sentence"), ("accuracy",)),
@@ -51,11 +52,15 @@ class TaskData:
     Args:
         name: of the task.
         kind: "classification", "regression" or "causal".
-        train: rows; columns text [, text_pair], label for the first two kinds; instruction, input, answer for "causal".
+        train: rows; columns text [, text_pair], label for the first two kinds; instruction, input, answer for "causal";
+            and row, the number of the row in its file.
         evaluation: the held-out rows, in the same columns.
         labels: names of the classes, in the order of their numbers; empty unless classification.
         metrics: names of the metrics, the first of them the one to look at.
         source: where the rows came from, for the record.
+        positive: number of the class that F1 is about.
+        files: where the training and the evaluation rows came from, for messages about a row.
+        notes: what the user should know of how the rows were read.
     """
 
     name: str
@@ -65,15 +70,19 @@ class TaskData:
     labels: list[str]
     metrics: tuple[str, ...]
     source: str
+    positive: int = 1
+    files: tuple[str, str] = ("", "")
+    notes: tuple[str, ...] = ()
 
 
-def compute_metrics(names: tuple[str, ...], predictions: Any, references: Any) -> dict[str, float]:
+def compute_metrics(names: tuple[str, ...], predictions: Any, references: Any, positive: int = 1) -> dict[str, float]:
     """GLUE's metrics, from scikit-learn and scipy.
 
     Args:
-        names: of "accuracy", "f1" (of class 1), "matthews", "pearson", "spearman".
+        names: of "accuracy", "f1" (of the class `positive`), "matthews", "pearson", "spearman".
         predictions: [rows], class numbers or scores.
         references: [rows], what they should be.
+        positive: number of the class that F1 is about.
 
     Returns:
         One number per name. A correlation with constant predictions is 0.
@@ -89,8 +98,15 @@ def compute_metrics(names: tuple[str, ...], predictions: Any, references: Any) -
 
     functions = {
         "accuracy": lambda: float(metrics.accuracy_score(references, predictions)),
+        # as the mean over the one class, which also stands for it where no row is of that class
         "f1": lambda: float(
-            metrics.f1_score(references, predictions, zero_division=0.0)  # pyright: ignore[reportArgumentType]
+            metrics.f1_score(
+                references,
+                predictions,
+                labels=[positive],
+                average="macro",
+                zero_division=0.0,  # pyright: ignore[reportArgumentType]
+            )
         ),
         "matthews": lambda: float(metrics.matthews_corrcoef(references, predictions)),
         "pearson": lambda: correlation(stats.pearsonr),

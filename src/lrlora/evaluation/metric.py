@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 import tempfile
 from typing import Any
@@ -12,13 +11,16 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from lrlora.data import TaskData
-from lrlora.data.encode import encode
+from lrlora.data.encode import Say, encode_rows
+from lrlora.data.length import length_of_rows
 from lrlora.training.config import TrainConfig
 from lrlora.training.model import precision_of
 from lrlora.training.scoring import results_of, scoring_parts
 
 
-def evaluate_model(model: Any, tokenizer: Any, task: TaskData, config: TrainConfig) -> dict[str, float]:
+def evaluate_model(
+    model: Any, tokenizer: Any, task: TaskData, config: TrainConfig, say: Say = lambda line: None
+) -> dict[str, float]:
     """The task's metrics and loss on its held-out rows.
 
     Args:
@@ -26,13 +28,13 @@ def evaluate_model(model: Any, tokenizer: Any, task: TaskData, config: TrainConf
         tokenizer: its tokenizer.
         task: as `load_task` returns it.
         config: max_length, template, batch_size and precision are read.
+        say: gets a line about rows that were cut.
 
     Example:
         evaluate_model(model, tokenizer, load_task(config.data_source()), config)["accuracy"]
     """
-    # the training rows are not needed, and encode wants both sides
-    task = dataclasses.replace(task, train=task.train.select(range(1)))
-    _, rows = encode(task, tokenizer, config.max_length, config.template)
+    length = length_of_rows(config.max_length, tokenizer, model, say)
+    rows = encode_rows(task, tokenizer, length, config.template, "evaluation", say)
     with tempfile.TemporaryDirectory() as scratch:
         arguments = TrainingArguments(
             output_dir=scratch,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from lrlora.data import Kind, load_task
+from lrlora.data import Kind, load_evaluation, load_task
 from lrlora.errors import InputError
 from lrlora.evaluation.commonsense import Suite
 from lrlora.evaluation.metric import evaluate_model
@@ -22,7 +22,7 @@ from lrlora.export.merging import Say, merge
 from lrlora.files import read_json
 from lrlora.training.config import TrainConfig
 from lrlora.training.model import load_adapter, load_base, load_tokenizer
-from lrlora.training.saved import SavedAdapter, read_adapter
+from lrlora.training.saved import SavedAdapter, names_in_config, read_adapter
 
 MODELS = ("base", "adapter", "merged", "exported")
 
@@ -51,25 +51,25 @@ def run_config(adapter: str, **overrides: Any) -> TrainConfig:
 
     Args:
         adapter: an adapter folder, or a run folder that holds one; of a model, data must be given.
-        overrides: fields of TrainConfig; None leaves the run's.
+        overrides: fields of TrainConfig; None leaves the run's. `data` is what to evaluate on, all of it: it comes back
+            as `eval_data`, and the run's limit of rows does not hold for it.
 
     Raises:
         InputError: no run around the adapter, and no data given.
     """
-    if is_model(adapter):
-        folder = Path(adapter)
-    else:
-        folder = read_adapter(adapter).folder
+    folder = Path(adapter).expanduser() if is_model(adapter) else read_adapter(adapter).folder
     described = folder.parent / "config.json"
     given = {name: value for name, value in overrides.items() if value is not None}
     settings: dict[str, Any] = {}
     if folder.name == "adapter" and described.exists():
         settings = read_json(described).get("settings", {})
-        if "data" in given:
-            # another task: what was said about the columns of the run's own does not hold
-            settings = {k: v for k, v in settings.items() if k not in ("task", "subset", "kind", "text_columns")}
+        # runs did not always tell the seed of their split from that of their training
+        settings.setdefault("split_seed", settings.get("seed", 0))
     elif "data" not in given:
         raise InputError(f"{adapter} does not lie in a run folder, whose config.json would name the task; pass --data")
+    if "data" in given:
+        settings = {k: v for k, v in settings.items() if k not in ("subset", "eval_rows")}
+        given["eval_data"] = given.pop("data")
     known = {field.name for field in dataclasses.fields(TrainConfig)}
     return TrainConfig(**{k: v for k, v in {**settings, **given}.items() if k in known})
 
@@ -103,14 +103,7 @@ def compare(
     if unknown or not models:
         raise InputError(f"models must be some of {', '.join(MODELS)}, got {', '.join(unknown) or 'none'}")
     saved = read_adapter(adapter, model)
-    measure = _measure_of(config, suite)
-    if measure.kind == "causal" and saved.config.get("task_type") not in (None, "CAUSAL_LM"):
-        raise InputError(f"{measure.task} needs a causal model; {adapter} is of {saved.config['task_type']}")
-    classes = saved.head_options().get("num_labels")
-    if measure.kind == "classification" and classes is not None and classes != measure.classes:
-        raise InputError(
-            f"{measure.source} has {measure.classes} classes, the adapter's head {classes}; pass its own --data"
-        )
+    measure = _measure_of(config, suite, saved.kind, saved.class_names(), adapter, say)
     tokenizer = load_tokenizer(str(saved.folder) if any(saved.folder.glob("tokenizer_config.json")) else saved.base)
     results = {}
     with tempfile.TemporaryDirectory(prefix="lrlora-") as scratch:
@@ -129,24 +122,26 @@ def is_model(folder: str) -> bool:
     return "model_type" in read_json(described)
 
 
-def score_model(folder: str, config: TrainConfig, suite: Suite | None = None) -> Comparison:
+def score_model(
+    folder: str, config: TrainConfig, suite: Suite | None = None, say: Say = lambda line: None
+) -> Comparison:
     """Score a model without an adapter on one task.
 
     Args:
         folder: a model of transformers with the head that the task needs.
         config: says which task.
         suite: commonsense tasks to score instead.
+        say: gets a line for what the user should know.
 
     Raises:
-        InputError: a head for another number of classes; whatever `load_task` and transformers refuse.
+        InputError: classes that the model does not know; whatever `load_task` and transformers refuse.
     """
-    measure = _measure_of(config, suite)
+    described = read_json(Path(folder).expanduser() / "config.json")
+    is_causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in described.get("architectures") or ())
+    names = None if is_causal else names_in_config(described)
+    kind: Kind = "causal" if is_causal else "regression" if names is not None and len(names) == 1 else "classification"
+    measure = _measure_of(config, suite, kind, names, folder, say)
     loaded = load_base(folder, "CAUSAL_LM" if measure.kind == "causal" else "SEQ_CLS").eval()
-    if measure.kind == "classification" and loaded.config.num_labels != measure.classes:
-        raise InputError(
-            f"{measure.source} has {measure.classes} classes, the head of {folder} {loaded.config.num_labels}; "
-            "pass its own --data"
-        )
     scores = measure.of(loaded, load_tokenizer(folder))
     return Comparison(measure.task, measure.source, measure.metric, measure.rows, {"model": scores})
 
@@ -160,23 +155,34 @@ class _Measure:
     kind: Kind
     metric: str
     rows: int
-    classes: int
     of: Callable[[Any, Any], dict[str, float]]
 
 
-def _measure_of(config: TrainConfig, suite: Suite | None) -> _Measure:
+def _measure_of(
+    config: TrainConfig, suite: Suite | None, kind: Kind | None, labels: Sequence[str] | None, whose: str, say: Say
+) -> _Measure:
+    """The rows and the metric for a model of this kind and with these classes."""
     if suite is not None:
         name, rows = ", ".join(suite.rows), sum(map(len, suite.rows.values()))
-        return _Measure(name, suite.how, "causal", "accuracy", rows, 0, suite.score)
-    task = load_task(config.data_source())
+        if kind not in (None, "causal"):
+            raise InputError(f"{name} needs a causal model; {whose} is one of {kind}")
+        return _Measure(name, suite.how, "causal", "accuracy", rows, suite.score)
+    if kind is not None and config.kind not in (None, kind):
+        raise InputError(f"{whose} is a model of {kind}, got --kind {config.kind}; leave --kind out")
+    source = dataclasses.replace(config.data_source(), kind=kind)
+    if config.eval_data is not None:
+        task = load_evaluation(dataclasses.replace(source, data=config.eval_data), kind, labels)
+    else:
+        task = load_task(source, labels)
+    for note in task.notes:
+        say(note)
     return _Measure(
         task.name,
         task.source,
         task.kind,
         task.metrics[0] if task.metrics else "loss",
         len(task.evaluation),
-        len(task.labels),
-        lambda model, tokenizer: evaluate_model(model, tokenizer, task, config),
+        lambda model, tokenizer: evaluate_model(model, tokenizer, task, config, say),
     )
 
 

@@ -35,6 +35,13 @@ class TrainConfig:
         None,
         "a file or folder of jsonl(.gz), csv or parquet, or a hub dataset; the embedded BBC News titles if left out",
     )
+    eval_data: Optional[str] = _flag(
+        None,
+        "a file, folder or hub dataset to evaluate on, all of it; what stands beside the training rows if left out",
+    )
+    split_seed: int = _flag(
+        0, "of the tenth that is held out where there are no evaluation rows, and of the rows that are drawn"
+    )
     task: Optional[str] = _flag(
         None, "name of the task: picks TASK_train.* in a folder; GLUE names bring columns and metrics"
     )
@@ -49,7 +56,7 @@ class TrainConfig:
     )
     train_rows: Optional[int] = _flag(None, "train on at most so many rows")
     eval_rows: Optional[int] = _flag(None, "evaluate on at most so many rows")
-    max_length: int = _flag(128, "tokens of a row at most")
+    max_length: Optional[int] = _flag(None, "tokens of a row at most; as many as the model takes if left out")
 
     out: Optional[str] = _flag(None, "run folder; runs/demo or runs/TASK if left out")
     overwrite: bool = _flag(False, "start afresh in a folder that holds another run, deleting that run")
@@ -101,9 +108,11 @@ class TrainConfig:
     debug: bool = _flag(False, "show a traceback on errors")
 
     def __post_init__(self) -> None:
-        for name, least in (("max_length", 1), ("batch_size", 1), ("gradient_accumulation", 1), ("save_steps", 1)):
+        for name, least in (("batch_size", 1), ("gradient_accumulation", 1), ("save_steps", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.max_length is not None and self.max_length < 1:
+            raise InputError(f"max_length must be at least 1, got {self.max_length}; leave it out for the model's own")
         for name in ("train_rows", "eval_rows"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}; leave it out for all rows")
@@ -146,7 +155,8 @@ class TrainConfig:
             label_column=self.label_column,
             train_rows=self.train_rows,
             eval_rows=self.eval_rows,
-            seed=self.seed,
+            seed=self.split_seed,
+            eval_data=self.eval_data,
         )
 
     def adapter_config(self, task_type: str) -> Any:

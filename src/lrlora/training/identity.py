@@ -23,8 +23,9 @@ def digest_of_rows(task: TaskData) -> str:
     sha = hashlib.sha256(json.dumps([task.kind, task.labels, task.metrics]).encode())
     for rows in (task.train, task.evaluation):
         sha.update(b"\0")
-        for row in rows:
-            sha.update(json.dumps({k: v for k, v in row.items() if k != ROW}, sort_keys=True).encode())
+        names = [name for name in rows.column_names if name != ROW]
+        for values in zip(*(rows[name][:] for name in names), strict=True):
+            sha.update(json.dumps(dict(zip(names, values, strict=True)), sort_keys=True).encode())
     return sha.hexdigest()[:16]
 
 

@@ -19,6 +19,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 import lrlora
 from lrlora.data import TaskData, load_task
 from lrlora.data.encode import encode
+from lrlora.data.length import length_of_rows
 from lrlora.errors import InputError
 from lrlora.files import write_json
 from lrlora.training import folder as run_folder
@@ -91,13 +92,16 @@ def read_result(out: Path) -> RunResult:
 def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallback]) -> None:
     set_seed(config.seed)
     task = load_task(config.data_source())
+    for note in task.notes:
+        _say(note)
     model, tokenizer = build(config, task)
     if config.verbose and config.method == "lrlora":
         for line in computation_of(model, torch.bfloat16 if precision_of(config.precision) == "bf16" else None):
             print(line, file=sys.stderr)
     if _is_first_process():
         run_folder.start(out, dataclasses.asdict(config), versions(), config.overwrite)
-    train_rows, evaluation_rows = encode(task, tokenizer, config.max_length, config.template)
+    length = length_of_rows(config.max_length, tokenizer, model, _say)
+    train_rows, evaluation_rows = encode(task, tokenizer, length, config.template, _say)
     trainer = make_trainer(config, task, model, tokenizer, train_rows, evaluation_rows, out / "checkpoints")
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise InputError(
@@ -134,6 +138,11 @@ def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallba
     if _is_first_process():
         _write_results(config, trainer, metrics, out)
     trainer.accelerator.wait_for_everyone()
+
+
+def _say(line: str) -> None:
+    if _is_first_process():
+        print(f"warning: {line}", file=sys.stderr)
 
 
 def _is_first_process() -> bool:

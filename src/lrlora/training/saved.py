@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForQuestionAnswering,
@@ -16,6 +17,8 @@ from transformers import (
     AutoModelForTokenClassification,
 )
 
+from lrlora.data import Kind
+from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError
 from lrlora.files import read_json
 
@@ -65,6 +68,30 @@ class SavedAdapter:
             return getattr(transformers, mapping["base_model_class"], AutoModel)
         return AUTO_CLASSES[self.config.get("task_type")]
 
+    @property
+    def kind(self) -> Kind | None:
+        """The kind of task that the adapter was trained for; None where it does not say."""
+        if self.config.get("task_type") == "SEQ_CLS":
+            return "regression" if len(self.class_names() or ()) == 1 else "classification"
+        return "causal" if self.config.get("task_type") == "CAUSAL_LM" else None
+
+    def class_names(self) -> list[str] | None:
+        """Names of the classes in the order of the head's outputs; their numbers where nobody named them.
+
+        From labels.json, else from the config of the base, whose head it is where the adapter has none. None where
+        there is no head, or its width is not known.
+        """
+        if self.config.get("task_type") != "SEQ_CLS":
+            return None
+        wide = self.head_options().get("num_labels")
+        if self.labels is not None and wide in (None, len(self.labels)):
+            return self.labels
+        described = base_config(self.base)
+        names = None if described is None else names_in_config(described)
+        if names is not None and wide in (None, len(names)):
+            return names
+        return None if wide is None else [str(number) for number in range(wide)]
+
     def head_options(self) -> dict[str, Any]:
         """num_labels, id2label and label2id of the saved head, for `from_pretrained`; nothing where there is none."""
         if self.config.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS"):
@@ -108,6 +135,27 @@ def read_adapter(folder: str, model: str | None = None) -> SavedAdapter:
         )
     labels = read_json(path / LABELS) if (path / LABELS).exists() else None
     return SavedAdapter(path, saved, base, shapes, labels)
+
+
+def base_config(base: str) -> dict[str, Any] | None:
+    """config.json of a base model as a dictionary; None where it cannot be read."""
+    try:
+        return AutoConfig.from_pretrained(model_folder(base)).to_dict()
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def names_in_config(described: dict[str, Any]) -> list[str]:
+    """Names of the classes in a model's config, as numbers where it has only transformers' own LABEL_0, LABEL_1, ...
+
+    Example:
+        >>> names_in_config({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}})
+        ['0', '1']
+    """
+    named = described.get("id2label") or {"0": "LABEL_0", "1": "LABEL_1"}
+    ordered = [str(name) for _, name in sorted(named.items(), key=lambda pair: int(pair[0]))]
+    is_default = all(name == f"LABEL_{number}" for number, name in enumerate(ordered))
+    return [str(number) for number in range(len(ordered))] if is_default else ordered
 
 
 def _is_head(name: str) -> bool:

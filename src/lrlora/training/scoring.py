@@ -31,7 +31,7 @@ def collator_of(task: TaskData, tokenizer: Any) -> Any:
 def metrics_of(task: TaskData, scores: Any, labels: Any) -> dict[str, float]:
     """The metrics of a task from what a model's head gives, [rows, classes] or [rows, 1], and the labels [rows]."""
     predictions = scores.squeeze(-1) if task.kind == "regression" else numpy.argmax(scores, axis=-1)
-    return compute_metrics(task.metrics, predictions, labels)
+    return compute_metrics(task.metrics, predictions, labels, task.positive)
 
 
 def results_of(evaluated: dict[str, float]) -> dict[str, float]:
