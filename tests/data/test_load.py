@@ -48,7 +48,7 @@ def test_a_folder_of_several_tasks(tmp_path):
     assert task.metrics == ("accuracy", "f1")
     assert task.train["text"][0] == "mrpc 0"
     assert len(task.evaluation) == 2
-    with pytest.raises(InputError, match=r"exactly one training file .* pass --task"):
+    with pytest.raises(InputError, match=r"exactly one training file .* pass task"):
         load_task(DataSource(data=str(tmp_path)))
 
 
@@ -88,8 +88,8 @@ def test_a_correlation_with_constant_predictions_is_zero():
     ("rows", "word"),
     [
         ([{"sentence": "a", "label": 0}, {"sentence": "b"}] * 6, r"rows.jsonl: row 2 of 12 has no 'label'"),
-        ([{"sentence": "a"}] * 12, "no column 'label', got columns sentence; pass --label_column"),
-        ([{"words": "a", "label": 0}] * 12, "no column of text .* got columns words, label; pass --text_columns"),
+        ([{"sentence": "a"}] * 12, "no column 'label', got columns sentence; pass label_column"),
+        ([{"words": "a", "label": 0}] * 12, "no column of text .* got columns words, label; pass text_columns"),
         ([{"sentence": "a", "label": -1}] * 12, "whole numbers from 0"),
         ([{"sentence": None if n else "a", "label": 1} for n in range(12)], "row 2 of 12 has no 'sentence'"),
         ([{"sentence": "a", "label": 0}] * 3, "at least 10"),

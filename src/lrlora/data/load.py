@@ -131,7 +131,7 @@ def _task(
         if named is None:
             raise InputError(
                 f"{where}: F1 of {name} is about the class {known.positive!r} (or 1), got the classes "
-                f"{', '.join(labels)}; name them so, or leave --task out"
+                f"{', '.join(labels)}; name them so, or leave task out"
             )
         positive = labels.index(named)
     return TaskData(name, kind, train, evaluation, labels, metrics, where, positive, files, tuple(dict.fromkeys(notes)))

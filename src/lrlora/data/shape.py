@@ -44,7 +44,7 @@ def kind_of(table: Table, source: DataSource) -> Kind:
         raise table.error(
             position,
             f"has the label {values[position]!r} in a column of scores; write scores as numbers with a point, and one "
-            "in every row, or pass --kind classification if they are names of classes",
+            "in every row, or pass kind classification if they are names of classes",
         )
     return "classification"
 
@@ -62,13 +62,13 @@ def text_columns(table: Table, source: DataSource, notes: list[str]) -> tuple[st
     if not fitting:
         needed = " and ".join(choices[0]) if choices else "text, sentence, or a pair such as sentence1 and sentence2"
         raise InputError(
-            f"{table.where}: no column of text ({needed}), got columns {', '.join(table.columns)}; pass --text_columns"
+            f"{table.where}: no column of text ({needed}), got columns {', '.join(table.columns)}; pass text_columns"
             + _separator(table)
         )
     left = sorted({c for columns in fitting[1:] for c in columns} - set(fitting[0]))
     if left:
         notes.append(
-            f"{table.where}: read as text: {' and '.join(fitting[0])}; not read: {', '.join(left)}; --text_columns "
+            f"{table.where}: read as text: {' and '.join(fitting[0])}; not read: {', '.join(left)}; text_columns "
             "chooses others"
         )
     return fitting[0]
@@ -130,7 +130,7 @@ def classes_of(tables: Sequence[Table], names: Sequence[Sequence[str]], column: 
     if len(classes) > _MANY_CLASSES and 2 * len(classes) > len(names[0]):
         notes.append(
             f"{tables[0].where}: {len(names[0])} rows have {len(classes)} classes in {column!r}; if these are scores, "
-            "pass --kind regression, if they are numbers of rows, another --label_column"
+            "pass kind regression, if they are numbers of rows, another label_column"
         )
     return classes
 
@@ -222,7 +222,7 @@ def _labels(table: Table, column: str) -> list[Any]:
     """The labels as they are; of a file without types numbers where all are numbers."""
     if column not in table.columns:
         raise InputError(
-            f"{table.where}: no column {column!r}, got columns {', '.join(table.columns)}; pass --label_column"
+            f"{table.where}: no column {column!r}, got columns {', '.join(table.columns)}; pass label_column"
             + _separator(table)
         )
     values = list(table.columns[column])
@@ -251,7 +251,7 @@ def _class_name(table: Table, position: int, value: Any) -> str:
         raise table.error(
             position,
             f"has the label {value!r}; classes must be names or whole numbers from 0 (-1 marks a row without a label "
-            "on the hub); pass --kind regression for scores",
+            "on the hub); pass kind regression for scores",
         )
     return str(int(value))
 

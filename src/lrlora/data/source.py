@@ -59,14 +59,16 @@ def training_tables(source: DataSource) -> tuple[Table, Table | None, str]:
             found = ", ".join(f.name for f in sorted(path.iterdir()) if is_readable(f)) or "no data file"
             raise InputError(
                 f"{path} needs exactly one training file such as {_prefix(path, source)}train.jsonl (.jsonl, .csv, "
-                f".parquet), got {found}" + ("" if source.task else "; pass --task to pick TASK_train.*")
+                f".parquet), got {found}" + ("" if source.task else "; pass task to pick TASK_train.*")
             )
         return read_table(train_file), None if evaluation_file is None else read_table(evaluation_file), name
     if path.exists():
         return read_table(path), None, name
     train_split, evaluation_split = _hub(source)
     if train_split is None:
-        raise InputError(f"the hub dataset {source.data} has no split 'train'; pass its evaluation rows as --eval_data")
+        raise InputError(
+            f"the hub dataset {source.data} has no split 'train'; pass one that has, and this one as eval_data"
+        )
     return train_split, evaluation_split, name
 
 
@@ -106,7 +108,7 @@ def _files(folder: Path, source: DataSource) -> tuple[Path | None, Path | None]:
     if len(evaluation) > 1:
         raise InputError(
             f"{folder} has the evaluation rows {len(evaluation)} times: {', '.join(f.name for f in evaluation)}; leave "
-            "one of them, or pass it as --eval_data"
+            "one of them there"
         )
     return train[0] if len(train) == 1 else None, evaluation[0] if evaluation else None
 
