@@ -4,7 +4,7 @@ import numpy
 import pytest
 from scipy import stats
 
-from lrlora.statistics import mean_interval, paired_difference
+from lrlora.statistics import bounds_of, mean_interval, paired_difference
 
 
 def test_a_mean_of_three_has_the_t_interval():
@@ -100,3 +100,58 @@ def test_a_value_that_is_not_finite_is_refused():
     for call in (lambda: mean_interval([1.0, math.nan]), lambda: paired_difference([1.0, math.inf], [0.0, 0.0])):
         with pytest.raises(ValueError, match="leave diverged runs out"):
             call()
+
+
+@pytest.mark.parametrize(
+    ("values", "metric", "low", "high"),
+    [
+        ([0.10, 0.02, 0.30], "accuracy", 0.0, 0.499),
+        ([0.99, 1.00, 0.90], "f1", 0.826, 1.0),
+        ([1.0, 1.0, 1.0], "accuracy", 1.0, 1.0),
+        ([0.0, 0.0, 0.0, 0.0], "accuracy", 0.0, 0.0),
+        ([0.0, 1.0, 0.0, 1.0], "accuracy", 0.0, 1.0),
+        ([-0.9, -0.5, -1.0], "matthews", -1.0, -0.143),
+        ([0.99, 0.5, 1.0000000000000002], "pearson", 0.120, 1.0),
+        ([0.1, 0.9, 0.2], "loss", 0.0, 1.483),
+        ([-3.0, 3.0, 0.1], "anything else", -7.420, 7.487),
+    ],
+)
+def test_an_interval_ends_where_its_metric_ends(values, metric, low, high):
+    found = mean_interval(values, bounds=bounds_of(metric))
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-3)
+    assert found.mean == pytest.approx(numpy.mean(values))
+    free = mean_interval(values)
+    assert free.low is not None and free.high is not None
+    lowest, highest = bounds_of(metric) or (-math.inf, math.inf)
+    assert (found.low, found.high) == (max(free.low, lowest), min(free.high, highest))
+
+
+def test_two_bounded_values_have_no_interval_and_those_out_of_bounds_no_mean():
+    assert mean_interval([0.0, 1.0], bounds=(0, 1)).low is None
+    with pytest.raises(ValueError, match=r"values must be in \[0, 1\], got 0.5 to 81"):
+        mean_interval([81.0, 0.5, 0.7], bounds=(0, 1))
+    with pytest.raises(ValueError, match=r"values must be in \[0, 1\]"):
+        paired_difference([81.0, 80.0], [0.5, 0.7], bounds=(0, 1))
+
+
+def test_a_difference_may_be_negative_and_no_larger_than_its_metric_allows():
+    found = paired_difference([0.5, 0.1], [0.6, 0.9], bounds=(0, 1))
+    assert (found.mean, found.low, found.high) == pytest.approx((-0.45, -1.0, 1.0))
+    free = paired_difference([0.5, 0.1], [0.6, 0.9])
+    assert free.low is not None and free.low < -1
+
+
+def test_what_is_smaller_than_the_smallest_effect_is_not_shown():
+    ours, theirs = [0.8011, 0.8212, 0.8111, 0.8312], [0.8, 0.82, 0.81, 0.83]
+    assert paired_difference(ours, theirs).is_shown
+    found = paired_difference(ours, theirs, smallest_effect=0.002)
+    assert found.p_value is not None and found.p_value < 0.001
+    assert (found.is_sure, found.is_shown, found.is_too_small) == (True, False, True)
+    assert found.verdict == "higher by 0.00115 in the mean, smaller than 0.002, the smallest effect of interest"
+    # as large as it: shown, whatever 0.802 - 0.8 is in floating point
+    even = paired_difference([0.802, 0.822, 0.812] * 3, [0.8, 0.82, 0.81] * 3, smallest_effect=0.002)
+    assert even.is_shown
+    unsure = paired_difference([0.80, 0.84], [0.801, 0.83], smallest_effect=0.1)
+    assert (unsure.is_too_small, unsure.verdict) == (False, "no difference shown")
+    with pytest.raises(ValueError, match="smallest_effect must be a number of at least 0"):
+        paired_difference([1.0, 2.0], [1.0, 2.0], smallest_effect=-1)

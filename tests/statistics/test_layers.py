@@ -105,3 +105,16 @@ def test_one_seed_and_no_second_null():
     assert (found.between_layers, found.against_initial, found.spread_initial, found.seeds) == (None, None, None, 1)
     with pytest.raises(ValueError, match="no layer that all seeds have"):
         layer_variation([])
+
+
+def test_a_sure_difference_of_a_hundredth_of_a_rank_is_not_shown():
+    rows = [
+        Row(f"{b}.{kind}", b, kind, 2.0 + 0.01 * (kind == "attention") + b, stable_rank_ba=1.99 + b)
+        for b in range(8)
+        for kind in ("attention", "mlp")
+    ]
+    found = attention_against_mlp([rows])
+    assert found.p_value is not None and found.p_value < 0.01
+    assert found.verdict == "higher by 0.01 in the mean, smaller than 0.05, the smallest effect of interest"
+    assert attention_against_mlp([rows], smallest_effect=0.005).is_shown
+    assert layer_variation([rows]).against_ba.is_too_small

@@ -3,6 +3,8 @@ import dataclasses
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +17,20 @@ import pytest
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lrlora import InputError
+from lrlora.cli.main import main
 from lrlora.data.encode import encode
 from lrlora.study import Machines, read_study, run_study
 from lrlora.study.cell import Bench
 from lrlora.study.comparison import method_comparison_rows
-from lrlora.study.plan import cells_at_most, chosen_rate, digests_of, is_at_the_edge, open_cells, search_cells
+from lrlora.study.plan import (
+    cells_at_most,
+    chosen_rate,
+    digests_of,
+    final_cells,
+    is_at_the_edge,
+    open_cells,
+    search_cells,
+)
 from lrlora.study.rows import load_parts
 from lrlora.study.score import score
 from lrlora.study.spec import Arm
@@ -85,12 +96,32 @@ def lines_in(path):
 def study_file(study, folder):
     """The same study as a file."""
     described = {key: value for key, value in dataclasses.asdict(study).items() if value is not None}
-    described["arms"] = [{"name": arm.name, "method": arm.method, **arm.fields} for arm in study.arms]
+    described["arms"] = [
+        {"name": arm.name, "method": arm.method, "learning_rates": arm.learning_rates, **arm.fields}
+        for arm in study.arms
+    ]
     described["tasks"] = [{k: v for k, v in task.items() if v is not None} for task in described["tasks"]]
     file = folder / "study.yaml"
     file.write_text(json.dumps(described))  # JSON is YAML
     assert read_study(file) == study
     return file
+
+
+def test_rows_that_were_cut_are_said_once_and_written_down(whole, tmp_path):
+    study = dataclasses.replace(
+        whole[0],
+        arms=whole[0].arms[:1],
+        learning_rates=(1e-3,),
+        seeds=(0, 1),
+        tasks=(dataclasses.replace(whole[0].tasks[0], max_length=4, max_steps=1),),
+    )
+    study = dataclasses.replace(study, arms=(dataclasses.replace(study.arms[0], learning_rates=()),))
+    told: list[str] = []
+    rows = run_study(study, tmp_path / "out", ALONE, tell=told.append)
+    assert [row["status"] for row in rows] == ["done", "done"]
+    said = [line for line in told if "longer than max_length 4 and were cut" in line]
+    assert len(said) == 2 and "48 training rows" in said[0] and "32 evaluation rows" in said[1]
+    assert [f"warning: words: {note}" for note in rows[0]["notes"]] == said
 
 
 def test_every_row_keeps_the_contract_and_every_arm_the_budget(whole):
@@ -234,14 +265,96 @@ def test_a_worker_that_is_killed_fails_its_cell_and_another_takes_its_place(whol
     with start(study_file(study, tmp_path), tmp_path / "out", "--workers", "1") as process:
         wait_for(process, lambda: workers_of(process))
         workers_of(process)[0].send_signal(signal.SIGKILL)
-        process.communicate(timeout=400)
-        assert process.returncode == 0
+        said, _ = process.communicate(timeout=400)
+        assert process.returncode == 1
+        assert re.search(r"lrlora: 1 of \d+ cells failed, ", said)
     failed = [row for row in read_rows(tmp_path / "out" / "results.jsonl") if row["status"] == "failed"]
     assert [row["reason"] for row in failed] == [
         "its worker process was ended by SIGKILL; the system kills so when memory is out"
     ]
     again = run_study(study, tmp_path / "out", ALONE, retry_failed=True, tell=lambda line: None)
     assert without_measurements(again) == without_measurements(rows)
+
+
+def test_failed_cells_are_status_1_and_stay_it(tiny_encoder, words, tmp_path, capsys):
+    arms = (Arm("lora", "lora", {"r": 2}), Arm("wild", "lora", {"r": 2}, (1e30, 1e29)))
+    study = small_study(tiny_encoder, words, arms=arms, seeds=(0,))
+    arguments = ["study", str(study_file(study, tmp_path)), "--out", str(tmp_path / "out"), "--threads", "1"]
+    for flags in ([], ["--json"]):
+        assert main([*arguments, *flags]) == 1
+        shown = capsys.readouterr()
+        assert shown.err.splitlines()[-1].startswith("lrlora: 2 of 5 cells failed, ")
+        assert "wild" in shown.out
+    assert json.loads(shown.out)["arms"][1]["failed"] == 2
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interr")]
+)
+def test_a_study_that_is_stopped_keeps_its_cells_and_ends_its_workers(whole, tmp_path, number, status, word):
+    study, _, _ = whole
+    file, out = study_file(study, tmp_path), tmp_path / "out"
+    with start(file, out) as process:
+        wait_for(process, lambda: lines_in(out / "results.jsonl") >= 1)
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(number)
+        said, _ = process.communicate(timeout=200)
+    assert process.returncode == status, said
+    done = [row for row in read_rows(out / "results.jsonl") if row["status"] == "done"]
+    assert len(done) == lines_in(out / "results.jsonl") >= 1
+    told = f"{word}.*; .*results.jsonl holds {len(done)} finished cells; the same command goes on with the others"
+    assert re.search(told, said), said
+    _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []
+
+
+def test_a_cell_of_other_rows_or_another_base_than_its_fingerprint_names_fails(tiny_encoder, words, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(tiny_encoder, base)
+    study = small_study(base, words)
+    digests, arm, task = digests_of(study), study.arms[0], study.tasks[0]
+    cells = final_cells(study, digests, arm, task, 1e-3)
+    prepare_process(1)
+    bench = Bench(study)
+    assert bench.run(cells[0])["status"] == "done"
+    # rows that are edited now were read before: the cell is still what it says
+    train = words / "train.jsonl"
+    before = train.read_text()
+    train.write_text(before.replace("good", "dark"))
+    assert bench.run(cells[1])["status"] == "done"
+    late = Bench(study).run(cells[1])
+    assert (late["status"], late["value"]) == ("failed", None)
+    assert late["reason"].startswith("the rows of task 'words' changed after the study had begun; the same command")
+    train.write_text(before)
+    # one byte of the base, its size and time of writing as before
+    weights = base / "model.safetensors"
+    stat, content = weights.stat(), bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    late = bench.run(cells[1])
+    assert late["status"] == "failed"
+    assert late["reason"].startswith("the base model's files changed after the study had begun")
+
+
+def test_a_summary_keeps_to_bounds_and_to_the_smallest_effect():
+    def row(arm, seed, value, loss):
+        return {
+            "arm": arm, "method": arm, "task": "t", "phase": "final", "status": "done", "learning_rate": 1e-3,
+            "seed": seed, "metric": "accuracy", "value": value, "loss": loss, "wall_s": 1.0, "peak_bytes": None,
+            "adapter": {"r": 32, "lora_alpha": 16 if arm == "lora" else None},
+        }  # fmt: skip
+
+    low = [0.02, 0.10, 0.30]
+    rows = [row("lora", n, v, 0.5) for n, v in enumerate(low)]
+    rows += [row("ours", n, v + 0.001 + n * 1e-5, 0.1) for n, v in enumerate(low)]
+    found = summary(rows, "lora")
+    assert found[0].test is not None and (found[0].test.low, found[0].test.n) == (0.0, 3)
+    (_, answer), *_ = answers(found, "lora")
+    assert answer.startswith("no difference is shown, of 1 compared; the largest is ours, +0.0010 [")
+    assert "; smaller than 0.002, the smallest effect of interest: ours, +0.0010 [" in answer
+    assert answers(summary(rows, "lora", smallest_effect=0.0005), "lora")[0][1].startswith("shown for 1 of 1: ours")
+    assert any("at r = 32 the arms have different scales s: 0.5 (lora); 2 (ours)" in x for x in summary_lines(found))
 
 
 def test_a_worker_sees_one_gpu(monkeypatch):

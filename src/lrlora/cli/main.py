@@ -39,7 +39,8 @@ _EXTRA_OF = {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb; the exit status is 0, 2 for an error of the user's input, 1 for one of ours, 130 for Ctrl-C."""
+    """Run a verb; the exit status is 0, or the verb's; 2 for an error of the user's input, 1 for one of ours, 130 for
+    Ctrl-C."""
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
@@ -54,8 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         if arguments[0] not in VERBS:
             raise InputError(f"no verb {arguments[0]!r}; there are: {', '.join(VERBS)}")
         # a verb is imported when it is asked for: another one's extras need not be installed
-        importlib.import_module(f"lrlora.cli.{arguments[0]}").run(arguments[1:])
-        return 0
+        return importlib.import_module(f"lrlora.cli.{arguments[0]}").run(arguments[1:]) or 0
     except InputError as error:
         return _complain(error, 2, is_debugging)
     except KeyboardInterrupt:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NoReturn, Optional
 
 from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.show import print_table, print_warnings
@@ -37,29 +41,70 @@ class StudyArguments:
     debug: bool = _flag(False, "show a traceback on errors")
 
 
-def run(arguments: list[str]) -> None:
-    """Run what has not run yet, and print the summary."""
+def run(arguments: list[str]) -> int:
+    """Run what has not run yet, and print the summary; exit status 1 where a cell failed, 130 or 143 if stopped."""
     example = "lrlora study studies/ablations.yaml --data_root glue"
     chosen = parse(StudyArguments, "study", arguments, example, positional="study")
+    results: list[Path] = []
+    try:
+        with _sigterm_raises():
+            return _run(chosen, results)
+    except KeyboardInterrupt as stop:
+        kept = "nothing was run"
+        if results and results[0].exists():
+            from lrlora.study.store import read_rows
+
+            done = sum(row["status"] == "done" for row in read_rows(results[0]))
+            kept = f"{results[0]} holds {done} finished cells; the same command goes on with the others"
+        is_terminated = isinstance(stop, _Terminated)
+        print(f"lrlora: {'terminated' if is_terminated else 'interrupted'}; {kept}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if is_terminated else signal.SIGINT)
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM: whatever ends a study at Ctrl-C ends it so as well."""
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    def stop(number: int, frame: Any) -> NoReturn:
+        raise _Terminated
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _run(chosen: StudyArguments, files: list[Path]) -> int:
+    """Do what the flags say; `files` gets the file of the results, as soon as it may be written to."""
     quiet_libraries()
     from lrlora.study import Machines, read_study, run_study
     from lrlora.study.plan import with_root
+    from lrlora.study.run import RESULTS
     from lrlora.study.summary import as_dict, summary, summary_lines
 
     study = with_root(read_study(chosen.study), chosen.data_root)
     if chosen.dry_run:
         _dry_run(study, chosen.json)
-        return
+        return 0
     workers = chosen.workers if chosen.workers is not None else (0 if chosen.ray else 1)
     out = Path(chosen.out or f"runs/{study.study}")
+    files.append(out / RESULTS)
     rows = run_study(study, out, Machines(workers, chosen.threads, chosen.ray), chosen.retry_failed)
-    results = summary(rows, study.reference_arm())
+    results = summary(rows, study.reference_arm(), study.smallest_effect)
     described = as_dict(study, rows, results)
     _write(study, rows, described, out)
     if chosen.json:
         print(json.dumps({"folder": str(out), **described, "warnings": summary_lines(results)}, indent=2))
-        return
-    _show(study, results, out)
+    else:
+        _show(study, results, out)
+    failed = sum(row["status"] == "failed" for row in rows)
+    if failed:
+        told = f"{failed} of {len(rows)} cells failed, {out / RESULTS} says why; --retry_failed runs them again"
+        print(f"lrlora: {told}", file=sys.stderr)
+    return 1 if failed else 0
 
 
 def _write(study: Any, rows: list[Any], described: dict[str, Any], out: Path) -> None:
@@ -82,7 +127,7 @@ def _show(study: Any, results: list[Any], out: Path) -> None:
         mine = [result for result in results if result.task == task.name]
         print_table(
             f"{task.name}: {mine[0].metric or 'no result'} on test rows, mean [95 %]; {tuned}",
-            ("arm", "rate", "test", "n", f"minus {reference}", "p", "parameters", "time"),
+            ("arm", "s", "rate", "test", "n", f"minus {reference}", "p", "parameters", "time"),
             (_cells(result) for result in mine),
         )
     for question, answer in answers(results, reference):
@@ -95,6 +140,7 @@ def _cells(result: Any) -> tuple[Any, ...]:
     test, difference = result.test, result.difference
     return (
         result.arm,
+        "-" if result.scale is None else f"{result.scale.s:.4g}",
         "-" if result.learning_rate is None else f"{result.learning_rate:g}{' *' if result.at_the_edge else ''}",
         "-" if test is None else f"{test.mean:.4f}{_ends(test)}",
         "-" if test is None else test.n,
@@ -110,15 +156,19 @@ def _ends(interval: Any) -> str:
 
 
 def _dry_run(study: Any, as_json: bool) -> None:
-    from lrlora.study.estimate import estimates
+    from lrlora.study.estimate import estimate_lines, estimates
 
     found = estimates(study)
     if as_json:
         print(json.dumps([dataclasses.asdict(each) for each in found], indent=2))
+        print_warnings(estimate_lines(study, found))
         return
     for task in study.tasks:
+        mine = [each for each in found if each.task == task.name]
+        sizes = mine[0].sizes
         print_table(
-            f"{task.name}: ESTIMATES, nothing was run",
-            ("arm", "cells", "trainable", "share", "steps", "memory, GiB", "hours a cell", "hours", "x LoRA"),
-            (each.shown() for each in found if each.task == task.name),
+            f"{task.name}: ESTIMATES, nothing was run; {sizes.told()}",
+            ("arm", "s", "cells", "trainable", "share", "steps", "memory, GiB", "hours a cell", "hours", "x LoRA"),
+            (each.shown() for each in mine),
         )
+    print_warnings(estimate_lines(study, found))

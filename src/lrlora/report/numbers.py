@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +13,12 @@ from typing import Any
 from lrlora.errors import InputError
 from lrlora.files import read_json
 from lrlora.statistics import (
+    SMALLEST_EFFECT,
     Interval,
     LayerVariation,
     PairedDifference,
     attention_against_mlp,
+    bounds_of,
     layer_variation,
     mean_interval,
     paired_difference,
@@ -30,6 +33,7 @@ MEASURES = (
     "constant_share", "relative_norm", "c_change",
 )  # fmt: skip
 """What is averaged over seeds."""
+_SHARES = ("outside_grid", "constant_share")
 
 # settings in which the seeds of one experiment may differ
 _FREE = {"seed", "out", "overwrite", "json", "debug", "verbose", "report_to", "save_steps", "rank_steps", "compare"}
@@ -193,6 +197,7 @@ def findings(runs: Sequence[Run]) -> Findings:
         raise InputError(f"cannot read these runs together: {error}") from error
     moved = [row.c_change for rows in rows_of_seeds for row in rows]
     metric = runs[0].metrics.get("metric", "")
+    bounds = bounds_of(metric)
     values = [run.metrics[metric] for run in runs if metric and metric in run.metrics]
     pairs = [(r.metrics[metric], r.lora_metrics[metric]) for r in runs if metric and metric in r.lora_metrics]
     return Findings(
@@ -208,8 +213,14 @@ def findings(runs: Sequence[Run]) -> Findings:
         warnings=[f"{run.folder.name}: {text}" if len(runs) > 1 else text for run in runs for text in run.warnings],
         is_frozen=runs[0].phi == "sine" or all(change is not None and change < UNMOVED for change in moved),
         metric=metric,
-        ours=mean_interval(values) if values else None,
-        against_lora=paired_difference([a for a, _ in pairs], [b for _, b in pairs]) if pairs else None,
+        ours=mean_interval(values, bounds=bounds) if values else None,
+        against_lora=(
+            paired_difference(
+                [a for a, _ in pairs], [b for _, b in pairs], smallest_effect=SMALLEST_EFFECT, bounds=bounds
+            )
+            if pairs
+            else None
+        ),
     )
 
 
@@ -224,7 +235,8 @@ def layer_means(rows_of_seeds: Sequence[Sequence[LayerRank]]) -> list[dict[str, 
         line: dict[str, Any] = {"layer": first.layer, "block": first.block, "kind": first.kind, "module": first.module}
         for name in MEASURES:
             values = [getattr(row, name) for row in same]
-            line[name] = None if any(value is None for value in values) else mean_interval(values)
+            bounds = (0.0, 1.0 if name in _SHARES else math.inf)
+            line[name] = None if None in values else mean_interval(values, bounds=bounds)
         lines.append(line)
     return lines
 

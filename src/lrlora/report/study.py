@@ -10,8 +10,9 @@ from plotly import graph_objects
 
 from lrlora.files import read_json, read_json_lines
 from lrlora.report.figures import COLOURS, GREY, NAMES, plain
-from lrlora.statistics import Interval
+from lrlora.statistics import SMALLEST_EFFECT, Interval
 from lrlora.study.plan import Row
+from lrlora.study.scales import scale_lines
 from lrlora.study.summary import ArmResult, answers, reference_of, summary
 
 FILE = "results.jsonl"
@@ -29,6 +30,7 @@ class StudySection:
         reference: the arm that the others are compared with.
         results: one per task and arm.
         answers: questions with what the study says to them.
+        scales: arms of different scales at one rank, in words.
         failed: cells without a result, in words.
         frontier: value over trained parameters, per task.
         kinds: stable rank of attention and of MLP, arm by arm, per task; without tasks whose arms learn no rank.
@@ -39,6 +41,7 @@ class StudySection:
     reference: str
     results: list[ArmResult]
     answers: list[tuple[str, str]]
+    scales: list[str]
     failed: list[str]
     frontier: list[tuple[str, Any]]
     kinds: list[tuple[str, Any]]
@@ -70,7 +73,7 @@ def study_section(folder: str | Path) -> StudySection | None:
         cells = set(about["cells"])
         rows = [row for row in rows if row["fingerprint"] in cells]
     reference = about.get("reference") or reference_of(rows) or ""
-    results = summary(rows, reference)
+    results = summary(rows, reference, about.get("smallest_effect", SMALLEST_EFFECT))
     if not any(result.test for result in results):
         return None
     by_task = {task: [r for r in results if r.task == task] for task in dict.fromkeys(r.task for r in results)}
@@ -82,6 +85,7 @@ def study_section(folder: str | Path) -> StudySection | None:
         reference=reference,
         results=results,
         answers=answers(results, reference),
+        scales=scale_lines((result.arm, result.scale) for result in results),
         failed=[
             f"{row['arm']}, {row['task']}, {row['phase']}, rate {row['learning_rate']:g}, seed {row['seed']}: "
             f"{row['reason'] or 'no value'}"
@@ -113,11 +117,17 @@ def _frontier(results: list[ArmResult], metric: str) -> Any:
         line={"color": GREY, "dash": "dot", "shape": "hv"},
         hoverinfo="skip",
     )
-    reach = [((r.value.high or r.value.mean) - r.value.mean) for r in known]
+    # an interval that ends at the bounds of its metric is not symmetric
+    above = [r.value.mean if r.value.high is None else r.value.high for r in known]
+    below = [r.value.mean if r.value.low is None else r.value.low for r in known]
+    reach = {
+        "array": [high - r.value.mean for r, high in zip(known, above, strict=True)],
+        "arrayminus": [r.value.mean - low for r, low in zip(known, below, strict=True)],
+    }
     figure.add_scatter(
         x=[r.parameters for r in known],
         y=[r.value.mean for r in known],
-        error_y={"type": "data", "array": reach, "thickness": 1, "color": GREY},
+        error_y={"type": "data", **reach, "symmetric": False, "thickness": 1, "color": GREY},
         mode="markers+text",
         text=[plain(r.arm) for r in known],
         # neighbours say their names on different sides

@@ -9,16 +9,17 @@ from typing import Any, Literal, Protocol
 
 import numpy
 
-from lrlora.statistics.intervals import (
+from lrlora.statistics.differences import (
     SIGN_FLIP_FROM,
+    SMALLEST_RANK_EFFECT,
     PairedDifference,
     are,
-    deviation_of,
     difference_of,
     paired_difference,
     sign_flip,
     untested,
 )
+from lrlora.statistics.intervals import deviation_of
 
 Measure = Literal["stable_rank", "stable_rank_ba", "stable_rank_initial", "effective_rank", "beyond_lora"]
 
@@ -68,7 +69,10 @@ class LayerVariation:
 
 
 def attention_against_mlp(
-    rows_of_seeds: Sequence[Sequence[Row]], measure: Measure = "stable_rank", level: float = 0.95
+    rows_of_seeds: Sequence[Sequence[Row]],
+    measure: Measure = "stable_rank",
+    level: float = 0.95,
+    smallest_effect: float = SMALLEST_RANK_EFFECT,
 ) -> PairedDifference:
     """Attention - MLP of a rank, paired within blocks and tested across blocks by sign flips.
 
@@ -82,6 +86,7 @@ def attention_against_mlp(
         measure: "stable_rank" of dW; the nulls "stable_rank_ba" and "stable_rank_initial"; "effective_rank"; or
             "beyond_lora", SR(dW) - SR(B A).
         level: of the interval, in (0, 1).
+        smallest_effect: a smaller difference of ranks is not called shown.
 
     Returns:
         The difference; below 6 blocks with both kinds without a p-value, because none below 0.05 is possible.
@@ -95,8 +100,8 @@ def attention_against_mlp(
     n = len(difference)
     if n < SIGN_FLIP_FROM:
         needed = f"a test across blocks needs {SIGN_FLIP_FROM} blocks with attention and MLP, there {are(n)}"
-        return untested(difference, level, needed)
-    return sign_flip(difference, level)
+        return untested(difference, level, needed, smallest_effect)
+    return sign_flip(difference, level, smallest_effect)
 
 
 def block_pairs(
@@ -119,7 +124,9 @@ def block_pairs(
     }
 
 
-def layer_variation(rows_of_seeds: Sequence[Sequence[Row]], level: float = 0.95) -> LayerVariation:
+def layer_variation(
+    rows_of_seeds: Sequence[Sequence[Row]], level: float = 0.95, smallest_effect: float = SMALLEST_RANK_EFFECT
+) -> LayerVariation:
     """Layer-wise variation of SR(dW) against its nulls, paired by layer, seeds averaged.
 
     Two nulls: SR(B A), what the factors are without phi; and SR(phi(B A)) with phi at its initial coefficients and the
@@ -129,6 +136,7 @@ def layer_variation(rows_of_seeds: Sequence[Sequence[Row]], level: float = 0.95)
     Args:
         rows_of_seeds: for every seed, the rows of `lrlora.layer_ranks`. Layers that not all seeds have are left out.
         level: of the intervals, in (0, 1).
+        smallest_effect: a smaller difference of ranks is not called shown.
 
     Raises:
         ValueError: no rows.
@@ -144,7 +152,7 @@ def layer_variation(rows_of_seeds: Sequence[Sequence[Row]], level: float = 0.95)
     mine, first, second = (table.mean(axis=0) for table in (ours, ba, initial))
 
     def against(theirs: Any, of: Callable[[Any], Any]) -> PairedDifference:
-        return paired_difference(of(mine), of(theirs), level)
+        return paired_difference(of(mine), of(theirs), level, smallest_effect)
 
     def level_of(ranks: Any) -> Any:
         return ranks

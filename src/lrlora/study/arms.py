@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
+import typing
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ import peft
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lrlora.errors import InputError
+from lrlora.study.marked import check_type, did_you_mean, takes_a_list
 from lrlora.study.spec import Arm, Study, Task
 from lrlora.training.model import put_on
 from lrlora.tuner import LRLoraConfig
@@ -25,30 +27,37 @@ class Method:
     Args:
         config: class of the config; None: no adapter, all weights are trained.
         defaults: fields that differ from the class's defaults.
+        fixed: fields that make the method what it is; an arm cannot change them.
+        rank, alpha: names of the fields whose quotient is s; no alpha where the method has none, or where its config
+            sets it by the rank.
+        scale: s of an arm that names no alpha.
     """
 
     config: type[Any] | None
     defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
+    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
+    rank: str = "r"
+    alpha: str | None = None
+    scale: int = 2
 
-
-_LORA = {"r": 8, "lora_alpha": 16}
 
 METHODS: dict[str, Method] = {
     "full": Method(None),
-    "lora": Method(peft.LoraConfig, _LORA),
-    "rslora": Method(peft.LoraConfig, {**_LORA, "use_rslora": True}),
-    "dora": Method(peft.LoraConfig, {**_LORA, "use_dora": True}),
-    "adalora": Method(peft.AdaLoraConfig, {"target_r": 8, "init_r": 12, "lora_alpha": 16}),
-    "randlora": Method(peft.RandLoraConfig),
+    "lora": Method(peft.LoraConfig, {"r": 8}, alpha="lora_alpha"),
+    "rslora": Method(peft.LoraConfig, {"r": 8}, {"use_rslora": True}, alpha="lora_alpha"),
+    "dora": Method(peft.LoraConfig, {"r": 8}, {"use_dora": True}, alpha="lora_alpha"),
+    "adalora": Method(peft.AdaLoraConfig, {"target_r": 8, "init_r": 12}, rank="init_r", alpha="lora_alpha"),
+    # PEFT's own scale of RandLoRA
+    "randlora": Method(peft.RandLoraConfig, {"r": 32}, alpha="randlora_alpha", scale=20),
     "hira": Method(peft.HiraConfig),
     "vera": Method(peft.VeraConfig),
-    "loha": Method(peft.LoHaConfig, {"r": 8, "alpha": 16}),
+    "loha": Method(peft.LoHaConfig, {"r": 8}, alpha="alpha"),
     "fourierft": Method(peft.FourierFTConfig),
     "peanut": Method(peft.PeanutConfig),
-    "sine": Method(LRLoraConfig, {"r": 8, "phi": "sine"}),
+    "sine": Method(LRLoraConfig, {"r": 8}, {"phi": "sine"}),
     "lrlora": Method(LRLoraConfig, {"r": 8}),
 }
-"""Defaults are PEFT's own, but for rank 8 and alpha 16 in the family of LoRA."""
+"""Defaults are PEFT's own, but for rank 8 and alpha = 2 r in the family of LoRA, and alpha = 20 r in RandLoRA."""
 
 _SAME_FOR_ALL = (
     "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern",
@@ -58,28 +67,83 @@ _NOT_FOR_USERS = (
     "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
     "total_step", "config_version",
 )  # fmt: skip
+_UNUSED = {"adalora": ("r",)}
+"""Fields that a config has and its method does not read."""
+_AT_LEAST_ONE = ("r", "init_r", "target_r", "n_frequency", "deltaT")
+
+
+def fields_of(arm: Arm) -> dict[str, Any]:
+    """The fields of an arm's config: the method's, then the arm's own, and alpha = s r where the arm names none."""
+    method = METHODS[arm.method]
+    fields = {**method.defaults, **method.fixed, **arm.fields}
+    if method.alpha is not None:
+        fields.setdefault(method.alpha, method.scale * fields[method.rank])
+    return fields
+
+
+def kinds_of(method: str) -> dict[str, Any]:
+    """The fields that an arm of a method can set, and their types.
+
+    Raises:
+        InputError: an unknown method.
+    """
+    if method not in METHODS:
+        raise InputError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are: {', '.join(METHODS)}")
+    config = METHODS[method].config
+    if config is None:
+        return {}
+    hints = typing.get_type_hints(config)
+    closed = _SAME_FOR_ALL + _NOT_FOR_USERS + _UNUSED.get(method, ())
+    return {name: hints[name] for name in inspect.signature(config).parameters if name not in closed}
+
+
+def is_grid(method: Any, name: str) -> bool:
+    """Whether a list in this field of an arm stands for several arms: the field takes one value that is no list."""
+    if name == "c_lr_factor":
+        return True
+    kinds = kinds_of(method) if method in METHODS else {}
+    return name in kinds and not takes_a_list(kinds[name])
+
+
+def check_field(method: str, name: str, value: Any) -> None:
+    """Refuse a field that an arm cannot set, or a value that is not of its type.
+
+    Raises:
+        InputError: an unknown method or field, a field that is not the arm's own, a value of another type.
+    """
+    kinds = kinds_of(method)
+    if name in _SAME_FOR_ALL:
+        raise InputError(f"{name} is the same for every arm; it stands in the study, not in an arm")
+    if name in _UNUSED.get(method, ()):
+        raise InputError(f"{name} has no effect in method {method}; its ranks are init_r and target_r")
+    if name not in kinds:
+        there_are = ", ".join(kinds) or "none (all weights are trained)"
+        near = did_you_mean(name, kinds)
+        raise InputError(f"unknown field {name!r}{near}; fields of method {method}: {there_are}")
+    check_type(kinds[name], value, name)
+    if name in _AT_LEAST_ONE and value < 1:
+        raise InputError(f"{name} must be at least 1, got {value}")
+    if name.endswith("dropout") and not 0 <= value < 1:
+        raise InputError(f"{name} must be in [0, 1), got {value}")
+    if name.endswith("_pattern"):
+        for module, each in (value or {}).items():
+            check_type(float if name == "alpha_pattern" else int, each, f"{name}[{module!r}]")
+    fixed = METHODS[method].fixed
+    if value != fixed.get(name, value):
+        raise InputError(f"{name} is {fixed[name]!r} in method {method}, got {value!r}; choose another method instead")
 
 
 def check_arm(study: Study, arm: Arm) -> None:
     """Refuse an arm that cannot be built.
 
     Raises:
-        InputError: an unknown method, a field that its config has not or that is not the arm's own, a value out of
-            range.
+        InputError: as `check_field`; or fields that do not go together.
     """
-    if arm.method not in METHODS:
-        raise InputError(f"no method {arm.method!r}; there are: {', '.join(METHODS)}")
-    method = METHODS[arm.method]
+    kinds_of(arm.method)
     if arm.c_lr_factor is not None and arm.method != "lrlora":
         raise InputError(f"c_lr_factor is for method lrlora, got method {arm.method}")
-    have = [] if method.config is None else list(inspect.signature(method.config).parameters)
-    open_fields = [name for name in have if name not in _SAME_FOR_ALL + _NOT_FOR_USERS]
-    for name in arm.fields:
-        if name in _SAME_FOR_ALL:
-            raise InputError(f"{name} is the same for every arm; it stands in the study, not in an arm")
-        if name not in open_fields:
-            there_are = ", ".join(open_fields) or "none (all weights are trained)"
-            raise InputError(f"unknown field {name!r}; fields of method {arm.method}: {there_are}")
+    for name, value in arm.fields.items():
+        check_field(arm.method, name, value)
     adapter_config(study, arm, "SEQ_CLS", total_steps=1000)
 
 
@@ -98,7 +162,7 @@ def adapter_config(study: Study, arm: Arm, task_type: str, total_steps: int) -> 
     method = METHODS[arm.method]
     if method.config is None:
         return None
-    fields: dict[str, Any] = {**method.defaults, **arm.fields}
+    fields = fields_of(arm)
     if arm.method == "adalora":
         fields = {**_schedule(total_steps), **fields, "total_step": total_steps}
     placement: dict[str, Any] = {

@@ -17,22 +17,27 @@ from lrlora.errors import InputError
 from lrlora.evaluation.commonsense import Suite
 from lrlora.study import memory
 from lrlora.study.arms import AllocateRanks, adapted, adapter_config, steps_of
-from lrlora.study.plan import Cell, Row, arm_named, task_named
+from lrlora.study.plan import Cell, Row, arm_named, digest_of_parts, task_named
 from lrlora.study.rows import Parts, load_parts
 from lrlora.study.score import score
 from lrlora.study.spec import Arm, Study, Task
 from lrlora.training.config import TrainConfig
 from lrlora.training.fit import train_in_memory
+from lrlora.training.identity import digest_of_model, stamp_of_model
 from lrlora.training.model import base_of
 from lrlora.training.run import versions
 from lrlora.tuner import deltas
 from lrlora.tuner.ranks import layer_ranks
 
+AGAIN = "the same command runs the study on them as they are, and --retry_failed this cell if they were put back"
 RANK_FIELDS = ("layer", "block", "kind", "module", "stable_rank", "stable_rank_ba", "rms_over_tau", "outside_grid")
 
 
 class Bench:
     """Runs cells of one study, one after the other, in one process; it reads and encodes the rows of a task once.
+
+    A cell whose rows or base model are not those that its fingerprint names fails: a result must not be known as one
+    of data that it was not made from. The base is hashed once, and again where its files look otherwise.
 
     Example:
         Bench(study).run(cell)["value"]
@@ -41,7 +46,10 @@ class Bench:
     def __init__(self, study: Study) -> None:
         self._study = study
         self._parts: dict[str, Parts] = {}
+        self._digests: dict[tuple[str, str], str] = {}
+        self._base: tuple[object, str] | None = None
         self._encoded: dict[tuple[str, str], tuple[Any, Any]] = {}
+        self._notes: dict[tuple[str, str], list[str]] = {}
 
     def run(self, cell: Cell) -> Row:
         """The row of a cell in results.jsonl; whatever goes wrong inside is a row too, with its reason."""
@@ -60,12 +68,14 @@ class Bench:
 
     def _measured(self, cell: Cell) -> Row:
         arm, task = arm_named(self._study, cell.arm), task_named(self._study, cell.task)
-        data = self._parts_of(task).of(cell.phase)
+        data = self._parts_of(task, cell).of(cell.phase)
         config = _train_config(self._study, arm, task, cell)
         # before the base is loaded: its new head is drawn from this seed as well
         set_seed(cell.seed)
         watch = memory.Watch()
+        self._check_base(cell)
         base, tokenizer, task_type = base_of(config, data)
+        self._check_base(cell)  # as it was while it was loaded
         train_rows, evaluation_rows = self._encoded_of(task, cell.phase, data, tokenizer)
         peft_config = adapter_config(self._study, arm, task_type, steps_of(task, len(train_rows)))
         model = adapted(base, peft_config)
@@ -79,9 +89,8 @@ class Bench:
         metric = data.metrics[0] if data.metrics else "loss"
         if task.commonsense and cell.phase == "final":
             metric = "accuracy"
-            suite = Suite(
-                self._parts_of(task).commonsense, task.how, task.prompt, task.template, batch_size=task.batch_size
-            )
+            rows = self._parts[task.name].commonsense
+            suite = Suite(rows, task.how, task.prompt, task.template, batch_size=task.batch_size)
             metrics |= suite.score(model, tokenizer)
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
@@ -100,18 +109,32 @@ class Bench:
             "train_rows": len(data.train),
             "eval_rows": len(data.evaluation),
             "ranks": _ranks(model) if cell.phase == "final" else None,
-            "adapter": None if peft_config is None else _settings_of(peft_config),
+            "adapter": None if peft_config is None else settings_of(peft_config),
+            "notes": self._notes[task.name, cell.phase],
         }
 
-    def _parts_of(self, task: Task) -> Parts:
+    def _parts_of(self, task: Task, cell: Cell) -> Parts:
         if task.name not in self._parts:
             self._parts[task.name] = load_parts(self._study, task)
-        return self._parts[task.name]
+        parts, key = self._parts[task.name], (task.name, cell.phase)
+        if key not in self._digests:
+            self._digests[key] = digest_of_parts(parts, cell.phase)
+        if self._digests[key] != cell.rows:
+            raise InputError(f"the rows of task {task.name!r} changed after the study had begun; {AGAIN}")
+        return parts
+
+    def _check_base(self, cell: Cell) -> None:
+        stamp = stamp_of_model(self._study.model)
+        if self._base is None or self._base[0] != stamp:
+            self._base = (stamp, digest_of_model(self._study.model))
+        if self._base[1] != cell.model:
+            raise InputError(f"the base model's files changed after the study had begun; {AGAIN}")
 
     def _encoded_of(self, task: Task, phase: str, data: Any, tokenizer: Any) -> tuple[Any, Any]:
         key = (task.name, phase)
         if key not in self._encoded:
-            self._encoded[key] = encode(data, tokenizer, task.max_length, task.template)
+            notes = self._notes.setdefault(key, [*data.notes])
+            self._encoded[key] = encode(data, tokenizer, task.max_length, task.template, notes.append)
         return self._encoded[key]
 
 
@@ -121,6 +144,7 @@ def blank_row(study: Study, cell: Cell) -> Row:
     nothing = (
         "metric", "value", "metrics", "loss", "train_loss", "trainable_parameters", "total_parameters", "wall_s",
         "peak_bytes", "peak_kind", "file_bytes", "steps", "train_rows", "eval_rows", "ranks", "adapter",
+        "notes",
     )  # fmt: skip
     return {
         "study": study.study,
@@ -185,7 +209,7 @@ def _ranks(model: Any) -> list[dict[str, Any]] | None:
     return [{name: row.as_dict()[name] for name in RANK_FIELDS} for row in layer_ranks(model)]
 
 
-def _settings_of(config: Any) -> Row:
+def settings_of(config: Any) -> Row:
     """A method's config as PEFT saves it, without where this machine keeps the base model."""
     return {key: value for key, value in _plain(config.to_dict()).items() if key != "base_model_name_or_path"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,8 +14,9 @@ from lrlora.data.embedded import encoder_folder
 from lrlora.errors import InputError
 from lrlora.study.arms import adapted, adapter_config, steps_of
 from lrlora.study.plan import cells_of_arm
-from lrlora.study.rows import load_parts
-from lrlora.study.spec import Arm, Study, Task
+from lrlora.study.rows import load_splits
+from lrlora.study.scales import Scale, scale_lines, scale_of
+from lrlora.study.spec import EMBEDDED, Arm, Study, Task
 
 GLUE_ROWS = {
     "cola": 8551, "sst2": 67349, "mrpc": 3668, "qqp": 363846, "stsb": 5749, "mnli": 392702, "qnli": 104743,
@@ -37,11 +39,34 @@ _MEMORY = {
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """What of a task's rows an estimate needs.
+
+    Args:
+        train_rows: rows to train on; None: `max_steps` says how long to train, and the rows are not here.
+        classes: width of the head; None for language models, 1 for regression.
+        is_assumed: the rows are not here: what the study file, GLUE's own numbers and two classes say.
+    """
+
+    train_rows: int | None
+    classes: int | None
+    is_assumed: bool
+
+    def told(self) -> str:
+        """In words, for a title."""
+        many = [] if self.train_rows is None else [f"{self.train_rows:,} rows to train on"]
+        many += [] if self.classes is None else ["1 output" if self.classes == 1 else f"{self.classes} classes"]
+        return ", ".join(many) + (" (assumed: the data are not here)" if self.is_assumed and many else "")
+
+
+@dataclass(frozen=True)
 class Estimate:
     """What one arm on one task will take; memory and hours are estimates from shapes, not measurements.
 
     Args:
         task, arm, method: which.
+        scale: s of the update with its rank; None for methods that have none.
+        sizes: of the task's rows.
         cells: runs of the search and final ones together.
         trainable_parameters, total_parameters: counted on the model, built without memory.
         steps: optimizer steps of a cell.
@@ -54,6 +79,8 @@ class Estimate:
     task: str
     arm: str
     method: str
+    scale: Scale | None
+    sizes: Sizes
     cells: int
     trainable_parameters: int
     total_parameters: int
@@ -68,6 +95,7 @@ class Estimate:
         hours = self.hours_of_a_cell
         return (
             self.arm,
+            "-" if self.scale is None else f"{self.scale.s:.4g}",
             str(self.cells),
             f"{self.trainable_parameters:,}",
             f"{self.trainable_parameters / self.total_parameters:.2%}",
@@ -91,20 +119,29 @@ def estimates(study: Study) -> list[Estimate]:
     """
     found = []
     for task in study.tasks:
-        labels = _labels_of(task)
-        rows = _train_rows(study, task)
-        for arm in study.arms:
-            found.append(_estimate(study, task, arm, steps_of(task, rows), labels))
+        sizes = _sizes_of(study, task)
+        found += [_estimate(study, task, arm, sizes) for arm in study.arms]
     return found
 
 
-def _estimate(study: Study, task: Task, arm: Arm, steps: int, labels: int | None) -> Estimate:
-    base = _on_meta(study, labels)
+def estimate_lines(study: Study, found: list[Estimate]) -> list[str]:
+    """What to tell beside the tables: other scales at one rank, and tasks that have fewer rows than they ask for."""
+    lines = scale_lines((each.arm, each.scale) for each in found)
+    for task in study.tasks:
+        sizes = next(each.sizes for each in found if each.task == task.name)
+        if task.train_rows is not None and sizes.train_rows is not None and sizes.train_rows < task.train_rows:
+            lines.append(f"{task.name}: train_rows asks for {task.train_rows:,}, and there are {sizes.train_rows:,}")
+    return lines
+
+
+def _estimate(study: Study, task: Task, arm: Arm, sizes: Sizes) -> Estimate:
+    steps = steps_of(task, sizes.train_rows or 1)
+    base = _on_meta(study, sizes.classes)
     shape = base.config.get_text_config()
     matmul = sum(m.weight.numel() for m in base.modules() if isinstance(m, torch.nn.Linear))
-    task_type = "CAUSAL_LM" if labels is None else "SEQ_CLS"
+    peft_config = adapter_config(study, arm, "CAUSAL_LM" if sizes.classes is None else "SEQ_CLS", steps)
     with torch.device("meta"):
-        model = adapted(base, adapter_config(study, arm, task_type, steps))
+        model = adapted(base, peft_config)
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     tokens = task.batch_size * task.max_length
@@ -126,7 +163,7 @@ def _estimate(study: Study, task: Task, arm: Arm, steps: int, labels: int | None
         )
         hours = flops * (ratio or 1.0) / (study.device_tflops * 1e12) / 3600
     return Estimate(
-        task.name, arm.name, arm.method,
+        task.name, arm.name, arm.method, scale_of(peft_config and peft_config.to_dict()), sizes,
         cells_of_arm(study, arm),
         trainable, total, steps, 4.0 * total + 12.0 * trainable + (memory_ratio or 1.0) * activations, hours, ratio,
     )  # fmt: skip
@@ -156,24 +193,34 @@ def _config_of(study: Study) -> Any:
         ) from error
 
 
-def _labels_of(task: Task) -> int | None:
-    """Width of the head; None for language models. Two, where only the rows would say."""
+def _sizes_of(study: Study, task: Task) -> Sizes:
+    """From the rows, where they are on this machine; else what is known without them."""
+    if _is_here(study, task):
+        data = load_splits(study, task).search
+        classes = {"classification": len(data.labels), "regression": 1}.get(data.kind)
+        return Sizes(len(data.train), classes, is_assumed=False)
     name = task.task or task.name
     kind = task.kind or (GLUE[name].kind if name in GLUE else "classification")
-    if kind not in ("classification", "regression"):
-        return None
-    return 1 if kind == "regression" else (3 if name == "mnli" else 2)
+    classes = {"classification": 3 if name == "mnli" else 2, "regression": 1}.get(kind)
+    return Sizes(_rows_without_data(study, task), classes, is_assumed=True)
 
 
-def _train_rows(study: Study, task: Task) -> int:
-    name = task.task or task.name
-    if task.max_steps > 0:
-        return 1
-    if task.train_rows is not None:
-        return task.train_rows
-    if name in GLUE_ROWS:
-        return GLUE_ROWS[name] - (task.validation_rows or GLUE_ROWS[name] // 10)
-    return len(load_parts(study, task).search.train)
+def _is_here(study: Study, task: Task) -> bool:
+    """Whether the rows of a task can be read without the hub; a data_root that is named must hold them."""
+    if task.data == EMBEDDED or study.data_root is not None:
+        return True
+    return task.data is not None and Path(task.data).expanduser().exists()
+
+
+def _rows_without_data(study: Study, task: Task) -> int | None:
+    whole = GLUE_ROWS.get(task.task or task.name)
+    if whole is not None:
+        held_out = (task.test_rows or whole // 10) if task.test_from == "training" else 0
+        left = whole - (task.validation_rows or whole // 10) - held_out
+        return min(task.train_rows or left, left)
+    if task.train_rows is None and task.max_steps < 1:
+        return len(load_splits(study, task).search.train)
+    return task.train_rows
 
 
 def _nearest(table: dict[str, Any], method: str, tokens: int) -> float | None:

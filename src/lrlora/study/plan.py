@@ -9,9 +9,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from transformers import AutoConfig
+
 from lrlora.errors import InputError
-from lrlora.study.arms import METHODS
-from lrlora.study.rows import fingerprint, load_parts
+from lrlora.study.arms import fields_of
+from lrlora.study.rows import Parts, fingerprint, load_parts
 from lrlora.study.spec import Arm, Study, Task
 from lrlora.training.identity import digest_of_model, digest_of_rows
 
@@ -28,6 +30,7 @@ class Cell:
         phase: "search", measured on validation rows, or "final", on test rows.
         learning_rate, seed: of this run.
         fingerprint: identity of its result.
+        rows, model: digests of what it reads, parts of that identity; a worker that reads something else refuses.
     """
 
     arm: str
@@ -36,6 +39,8 @@ class Cell:
     learning_rate: float
     seed: int
     fingerprint: str
+    rows: str
+    model: str
 
 
 @dataclass(frozen=True)
@@ -52,18 +57,35 @@ def digests_of(study: Study) -> Digests:
     Raises:
         InputError: rows or a model folder that cannot be read.
     """
-    if study.model is not None and study.model.startswith((".", "/", "~")):
-        from lrlora.training.model import check_local
-
-        check_local(study.model)
+    model = _digest_of_base(study.model)
     rows = {}
     for task in study.tasks:
         parts = load_parts(study, task)
         for phase in ("search", "final"):
-            rows[task.name, phase] = digest_of_rows(parts.of(phase))
-        if parts.commonsense:
-            rows[task.name, "final"] += fingerprint(commonsense=parts.commonsense)
-    return Digests(digest_of_model(study.model), rows)
+            rows[task.name, phase] = digest_of_parts(parts, phase)
+    return Digests(model, rows)
+
+
+def _digest_of_base(name: str | None) -> str:
+    if name is not None and name.startswith((".", "/", "~")):
+        from lrlora.training.model import check_local
+
+        check_local(name)
+    if name is not None and digest_of_model(name) == name:
+        # a model of the hub that is not in its cache: with its config its commit comes, which names it from now on
+        try:
+            AutoConfig.from_pretrained(name)
+        except (OSError, ValueError) as error:
+            raise InputError(f"no model {name!r}, as a folder or on the hub: {str(error).splitlines()[0]}") from error
+    return digest_of_model(name)
+
+
+def digest_of_parts(parts: Parts, phase: str) -> str:
+    """A number for the rows of a phase, the test rows of commonsense tasks with those of the final one."""
+    digest = digest_of_rows(parts.of(phase))
+    if parts.commonsense and phase == "final":
+        digest += fingerprint(commonsense=parts.commonsense)
+    return digest
 
 
 def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, rate: float, seed: int) -> Cell:
@@ -78,7 +100,7 @@ def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, 
     identity = fingerprint(
         arm=arm.name,
         method=arm.method,
-        fields={**METHODS[arm.method].defaults, **arm.fields},
+        fields=fields_of(arm),
         c_lr_factor=arm.c_lr_factor,
         placement=[study.target_modules, study.exclude_modules, study.modules_to_save],
         training=dataclasses.asdict(study.training),
@@ -89,7 +111,7 @@ def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, 
         learning_rate=rate,
         seed=seed,
     )
-    return Cell(arm.name, task.name, phase, rate, seed, identity)
+    return Cell(arm.name, task.name, phase, rate, seed, identity, digests.rows[task.name, phase], digests.model)
 
 
 def search_cells(study: Study, digests: Digests, arm: Arm, task: Task) -> list[Cell]:

@@ -43,6 +43,17 @@ def load_parts(study: Study, task: Task) -> Parts:
     Raises:
         InputError: rows that are not there or not readable, or too few of them.
     """
+    return dataclasses.replace(
+        load_splits(study, task),
+        commonsense={
+            name: load_commonsense(study.commonsense_data_of(task), name, task.commonsense_rows, SPLIT_SEED)
+            for name in task.commonsense
+        },
+    )
+
+
+def load_splits(study: Study, task: Task) -> Parts:
+    """As `load_parts`, without the rows of commonsense tasks."""
     is_held_out = task.test_from == "training"
     sizes = (task.train_rows, task.validation_rows, task.test_rows if is_held_out else 0)
     whole = load_task(_source(study, task, None if None in sizes else sum(size or 0 for size in sizes)))
@@ -58,14 +69,7 @@ def load_parts(study: Study, task: Task) -> Parts:
     final = dataclasses.replace(whole, train=rows)
     if is_held_out:
         final = dataclasses.replace(final, evaluation=shuffled.select(range(many - test, many)))
-    return Parts(
-        dataclasses.replace(whole, train=rows, evaluation=shuffled.select(range(validation))),
-        final,
-        {
-            name: load_commonsense(study.commonsense_data_of(task), name, task.commonsense_rows, SPLIT_SEED)
-            for name in task.commonsense
-        },
-    )
+    return Parts(dataclasses.replace(whole, train=rows, evaluation=shuffled.select(range(validation))), final)
 
 
 def _source(study: Study, task: Task, train_rows: int | None) -> DataSource:

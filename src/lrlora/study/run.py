@@ -12,6 +12,7 @@ from pathlib import Path
 
 from lrlora.errors import InputError
 from lrlora.files import write_json
+from lrlora.study.arms import check_arm
 from lrlora.study.cell import blank_row
 from lrlora.study.plan import Cell, Digests, Row, cells_at_most, digests_of, open_cells
 from lrlora.study.spec import Study
@@ -81,8 +82,10 @@ def run_study(
         The rows of the study's cells, in the order of the study; earlier results of other settings are left out.
 
     Raises:
-        InputError: rows or a model that are not there; another process at work in `out`.
+        InputError: an arm that cannot be built; rows or a model that are not there; another process at work in `out`.
     """
+    for arm in study.arms:
+        check_arm(study, arm)
     digests = digests_of(study)
     with Results(out / RESULTS) as results:
         write_json(out / DESCRIBED, dataclasses.asdict(study))
@@ -100,6 +103,7 @@ def _run_cells(
     study: Study, digests: Digests, known: dict[str, Row], results: Results, pool: Pool, tell: Callable[[str], None]
 ) -> None:
     running: set[str] = set()
+    told: set[str] = set()
     total = cells_at_most(study)
     while True:
         waiting = collections.deque(c for c in open_cells(study, digests, known) if c.fingerprint not in running)
@@ -116,6 +120,10 @@ def _run_cells(
                 row = {**blank_row(study, cell), "reason": death}
             results.append(row)
             known[cell.fingerprint] = row
+            for note in dict.fromkeys(f"{cell.task}: {note}" for note in row["notes"] or ()):
+                if note not in told:
+                    told.add(note)
+                    tell(f"warning: {note}")
             tell(f"{len(rows_of(study, digests, known))}/{total} {_told(cell, row)}")
 
 

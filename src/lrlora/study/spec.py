@@ -1,8 +1,7 @@
-"""What a study is: arms x tasks x learning rates x seeds, read from a YAML file and checked."""
+"""What a study is: arms x tasks x learning rates x seeds, checked."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 from collections.abc import Sequence
@@ -13,7 +12,7 @@ from typing import Any, Literal
 from lrlora.data import Kind
 from lrlora.data.commonsense import COMMONSENSE
 from lrlora.errors import InputError
-from lrlora.study import marked
+from lrlora.statistics import SMALLEST_EFFECT
 
 EMBEDDED = "embedded"
 """Instead of a path: the titles of BBC News articles that come with the demo."""
@@ -68,7 +67,7 @@ class Task:
     prompt: Literal["question", "instruction"] = "instruction"
 
     def __post_init__(self) -> None:
-        _check_name(self.name, "name of a task")
+        check_name(self.name, "name of a task")
         unknown = [name for name in self.commonsense if name not in COMMONSENSE]
         if unknown:
             raise InputError(f"no commonsense task {unknown[0]!r}; there are: {', '.join(COMMONSENSE)}")
@@ -121,6 +120,8 @@ class Study:
         seeds: of the runs that give the result, at the chosen rate.
         search_seeds: of the runs that choose the rate.
         choose_by: what of them chooses it: "metric", the task's first one, or "loss", which is less noisy on few rows.
+        smallest_effect: a difference of the metric, or of the loss, that is smaller than this is not called shown,
+            however sure it is.
         note: a sentence about the study, shown with its results.
         reference: the arm that others are compared with; None: the first arm of method "lora".
         model: folder or hub name; None: the embedded encoder.
@@ -138,6 +139,7 @@ class Study:
     seeds: tuple[int, ...]
     search_seeds: tuple[int, ...] = (0,)
     choose_by: Literal["metric", "loss"] = "metric"
+    smallest_effect: float = SMALLEST_EFFECT
     note: str = ""
     reference: str | None = None
     model: str | None = None
@@ -150,7 +152,7 @@ class Study:
     device_tflops: float | None = None
 
     def __post_init__(self) -> None:
-        _check_name(self.study, "name of a study")
+        check_name(self.study, "name of a study")
         for name in ("arms", "tasks", "learning_rates", "seeds", "search_seeds"):
             if not getattr(self, name):
                 raise InputError(f"{name} is empty; at least one is needed")
@@ -158,9 +160,15 @@ class Study:
             _check_once([each.name for each in getattr(self, name)], name)
         for name in ("seeds", "search_seeds"):
             _check_once(getattr(self, name), name)
+            wrong = [seed for seed in getattr(self, name) if not 0 <= seed < 2**32]
+            if wrong:
+                raise InputError(f"{name} must be in [0, 2^32), got {wrong[0]}")
         self._check_budget()
-        if self.reference is not None and self.reference not in [arm.name for arm in self.arms]:
-            raise InputError(f"reference {self.reference!r} is none of the arms")
+        if not (self.smallest_effect >= 0 and math.isfinite(self.smallest_effect)):
+            raise InputError(f"smallest_effect must be at least 0, got {self.smallest_effect}")
+        names = [arm.name for arm in self.arms]
+        if self.reference is not None and self.reference not in names:
+            raise InputError(f"reference {self.reference!r} is none of the arms: {', '.join(names)}")
 
     def _check_budget(self) -> None:
         for owner, rates in (("the study", self.learning_rates), *((a.name, self.rates_of(a)) for a in self.arms)):
@@ -216,62 +224,8 @@ class Study:
         return str(Path(self.data_root or "").expanduser() / (task.commonsense_data or ""))
 
 
-def read_study(path: Path | str) -> Study:
-    """Read a study file.
-
-    Raises:
-        InputError: no such file, or what does not fit, by name and with its line.
-    """
-    from lrlora.study.arms import check_arm
-
-    whole = marked.read(Path(path))
-    if not isinstance(whole.value, dict):
-        raise InputError(f"{whole.where}: a study must be a mapping of keys to values")
-    ready: dict[str, Any] = {
-        "arms": tuple(_arm(piece) for piece in _listed(whole, "arms")),
-        "tasks": tuple(marked.into(Task, piece, f"task {_name_in(piece)}") for piece in _listed(whole, "tasks")),
-    }
-    if "training" in whole.value:
-        ready["training"] = marked.into(Training, whole.value["training"], "training")
-    study = marked.into(Study, whole, "the study", **ready)
-    for arm, piece in zip(study.arms, _listed(whole, "arms"), strict=True):
-        try:
-            check_arm(study, arm)
-        except InputError as error:
-            raise InputError(f"{piece.where}: arm {arm.name!r}: {error}") from error
-    return study
-
-
-def _arm(piece: marked.Marked) -> Arm:
-    """What is no key of an arm is a field of its method's config, in the same mapping."""
-    if not isinstance(piece.value, dict):
-        raise InputError(f"{piece.where}: an arm must be a mapping, got {piece.plain()!r}")
-    own = {f.name for f in dataclasses.fields(Arm)} - {"fields"}
-    fields = {key: each.plain() for key, each in piece.value.items() if key not in own}
-    known = marked.Marked({key: each for key, each in piece.value.items() if key in own}, piece.where)
-    arm = marked.into(Arm, known, f"arm {_name_in(piece)}", fields=fields)
-    try:
-        _check_name(arm.name, "name of an arm")
-        if arm.c_lr_factor is not None and not arm.c_lr_factor > 0:
-            raise InputError(f"c_lr_factor must be above 0, got {arm.c_lr_factor}")
-    except InputError as error:
-        raise InputError(f"{piece.where}: {error}") from error
-    return arm
-
-
-def _listed(whole: marked.Marked, key: str) -> list[marked.Marked]:
-    piece = whole.value.get(key)
-    if piece is None or not isinstance(piece.value, list):
-        raise InputError(f"{(piece or whole).where}: the study needs {key!r}, a list")
-    return piece.value
-
-
-def _name_in(piece: marked.Marked) -> str:
-    named = piece.value.get("name") if isinstance(piece.value, dict) else None
-    return repr(named.value) if named is not None else "without a name"
-
-
-def _check_name(name: str, what: str) -> None:
+def check_name(name: str, what: str) -> None:
+    """Raise InputError where a name cannot be part of a file's."""
     # names become parts of file names
     if not re.fullmatch(r"[\w.+-]+", name):
         raise InputError(f"the {what} must be of letters, digits and _ . + -, got {name!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,16 +11,22 @@ from types import SimpleNamespace
 from typing import Any
 
 from lrlora.statistics import (
+    SMALLEST_EFFECT,
+    SMALLEST_RANK_EFFECT,
     Interval,
     PairedDifference,
     attention_against_mlp,
     block_pairs,
+    bounds_of,
     layer_table,
     mean_interval,
     paired_difference,
 )
 from lrlora.study.plan import Row, chosen_rate, is_at_the_edge
+from lrlora.study.scales import Scale, scale_lines, scale_of
 from lrlora.study.spec import Study
+
+POSITIVE = (0.0, math.inf)
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class ArmResult:
 
     Args:
         task, arm, method: which.
+        scale: s of its update with its rank; None for methods that have none, and where no cell came through.
         metric: what `test` holds.
         learning_rate: chosen on validation rows; None where no rate came through.
         at_the_edge: the chosen rate is the lowest or the highest: a better one may lie beyond the grid.
@@ -75,6 +83,7 @@ class ArmResult:
     task: str
     arm: str
     method: str
+    scale: Scale | None
     metric: str | None
     learning_rate: float | None
     at_the_edge: bool
@@ -91,19 +100,22 @@ class ArmResult:
     failed: int
 
 
-def summary(rows: Sequence[Row], reference: str | None = None) -> list[ArmResult]:
+def summary(
+    rows: Sequence[Row], reference: str | None = None, smallest_effect: float = SMALLEST_EFFECT
+) -> list[ArmResult]:
     """The result of every arm on every task, in the order of the rows.
 
     Args:
         rows: as `run_study` returns them, or a part of them.
         reference: the arm that others are compared with; None: the first of method "lora".
+        smallest_effect: smaller differences of the metric and of the loss are not called shown.
     """
     reference = reference or reference_of(rows)
     by_cell: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         by_cell.setdefault((row["task"], row["arm"]), []).append(row)
     return [
-        _result(mine, None if arm == reference else by_cell.get((task, reference or ""), []))
+        _result(mine, None if arm == reference else by_cell.get((task, reference or ""), []), smallest_effect)
         for (task, arm), mine in by_cell.items()
     ]
 
@@ -119,36 +131,42 @@ def as_dict(study: Study, rows: Sequence[Row], results: Sequence[ArmResult]) -> 
         "study": study.study,
         "note": study.note,
         "reference": study.reference_arm(),
+        "smallest_effect": study.smallest_effect,
         "arms": [dataclasses.asdict(result) for result in results],
         "cells": [row["fingerprint"] for row in rows],
     }
 
 
-def _result(rows: list[Row], theirs: list[Row] | None) -> ArmResult:
+def _result(rows: list[Row], theirs: list[Row] | None, smallest_effect: float) -> ArmResult:
     searched = [row for row in rows if row["phase"] == "search"]
     final = [row for row in rows if row["phase"] == "final" and row["status"] == "done"]
     rate = final[0]["learning_rate"] if final else chosen_rate(searched)
     validation = [row["value"] for row in searched if row["learning_rate"] == rate and row["status"] == "done"]
     one = final[0] if final else {}
+    known = next((row for row in (*final, *rows) if row["metric"]), {})
+    bounds = bounds_of(known.get("metric"))
 
     def against(key: str) -> PairedDifference | None:
         if not theirs or not final:
             return None
         ours, others = _by_seed(final, key), _by_seed(theirs, key)
         both = [seed for seed in ours if seed in others]
-        return paired_difference([ours[seed] for seed in both], [others[seed] for seed in both]) if both else None
+        limits = bounds if key == "value" else POSITIVE
+        pairs = [ours[seed] for seed in both], [others[seed] for seed in both]
+        return paired_difference(*pairs, smallest_effect=smallest_effect, bounds=limits) if both else None
 
     return ArmResult(
         task=rows[0]["task"],
         arm=rows[0]["arm"],
         method=rows[0]["method"],
-        metric=next((row["metric"] for row in (*final, *rows) if row["metric"]), None),
+        scale=scale_of(known.get("adapter")),
+        metric=known.get("metric"),
         learning_rate=rate,
         at_the_edge=rate is not None and is_at_the_edge({row["learning_rate"] for row in searched}, rate),
         validation=statistics.fmean(validation) if validation else None,
-        test=mean_interval(list(_by_seed(final, "value").values())) if final else None,
+        test=mean_interval(list(_by_seed(final, "value").values()), bounds=bounds) if final else None,
         difference=against("value"),
-        loss=mean_interval(list(_by_seed(final, "loss").values())) if final else None,
+        loss=mean_interval(list(_by_seed(final, "loss").values()), bounds=POSITIVE) if final else None,
         loss_difference=against("loss"),
         trainable_parameters=one.get("trainable_parameters"),
         file_bytes=one.get("file_bytes"),
@@ -168,9 +186,9 @@ def _ranks(final: list[Row]) -> ArmRanks | None:
     pairs = block_pairs(seeds)
     ours, null = (layer_table(seeds, measure).mean(axis=0) for measure in ("stable_rank", "stable_rank_ba"))
     return ArmRanks(
-        stable_rank=mean_interval(_means(seeds, "stable_rank")),
-        stable_rank_ba=mean_interval(_means(seeds, "stable_rank_ba")),
-        beyond_lora=paired_difference(ours, null),
+        stable_rank=mean_interval(_means(seeds, "stable_rank"), bounds=POSITIVE),
+        stable_rank_ba=mean_interval(_means(seeds, "stable_rank_ba"), bounds=POSITIVE),
+        beyond_lora=paired_difference(ours, null, smallest_effect=SMALLEST_RANK_EFFECT),
         attention=statistics.fmean(a for a, _ in pairs.values()) if pairs else None,
         mlp=statistics.fmean(m for _, m in pairs.values()) if pairs else None,
         attention_minus_mlp=attention_against_mlp(seeds) if pairs else None,
@@ -202,8 +220,8 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def summary_lines(results: Sequence[ArmResult]) -> list[str]:
-    """What to tell beside the table: rates at the edge of their grid, and cells that failed."""
-    lines = []
+    """What to tell beside the table: other scales at one rank, rates at the edge of their grid, cells that failed."""
+    lines = scale_lines((r.arm, r.scale) for r in results)
     for edge in (r for r in results if r.at_the_edge):
         lines.append(
             f"{edge.task}, {edge.arm}: the best learning rate, {edge.learning_rate:g}, is at the edge of its grid; "
@@ -238,16 +256,19 @@ def answers(results: Sequence[ArmResult], reference: str) -> list[tuple[str, str
 
 
 def _sentence(known: Sequence[tuple[str, PairedDifference]], digits: int) -> str:
-    """Which differences are shown; where none is, the largest; and how many chance alone would show."""
+    """Which differences are shown; where none is, the largest; how many chance alone would show; what is too small."""
     shown = [(arm, difference) for arm, difference in known if difference.is_shown]
     if all(difference.p_value is None for _, difference in known):
         return f"nothing can be concluded: {known[0][1].test}"
-    if not shown:
+    if shown:
+        told = "; ".join(f"{arm}, {_said(difference, digits)}" for arm, difference in shown)
+        chance = f" (chance alone would show {0.05 * len(known):.1f})" if len(known) > 1 else ""
+        said = f"shown for {len(shown)} of {len(known)}{chance}: {told}"
+    else:
         arm, largest = max(known, key=lambda pair: abs(pair[1].mean))
-        return f"no difference is shown, of {len(known)} compared; the largest is {arm}, {_said(largest, digits)}"
-    told = "; ".join(f"{arm}, {_said(difference, digits)}" for arm, difference in shown)
-    chance = f" (chance alone would show {0.05 * len(known):.1f})" if len(known) > 1 else ""
-    return f"shown for {len(shown)} of {len(known)}{chance}: {told}"
+        said = f"no difference is shown, of {len(known)} compared; the largest is {arm}, {_said(largest, digits)}"
+    small = [f"{arm}, {_said(difference, digits)}" for arm, difference in known if difference.is_too_small]
+    return f"{said}; {known[0][1].below}: {'; '.join(small)}" if small else said
 
 
 def _said(value: PairedDifference, digits: int) -> str:

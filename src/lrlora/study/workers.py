@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
@@ -98,7 +99,7 @@ class LocalPool:
         process = self._context.Process(
             target=_work, args=(theirs, self._study, self._threads), daemon=True, name=f"lrlora-study-{worker}"
         )
-        with _environment(self._threads, gpu_of(worker)):
+        with _environment(self._threads, gpu_of(worker)), _without_ctrl_c():
             process.start()
         theirs.close()
         self._processes[worker], self._pipes[worker] = process, mine
@@ -182,6 +183,17 @@ def _environment(threads: int, gpu: str | None) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+@contextmanager
+def _without_ctrl_c() -> Iterator[None]:
+    """A process that starts here never sees Ctrl-C, which reaches all processes of a terminal: it is the parent's."""
+    resource_tracker.ensure_running()  # it would lift the block when it starts
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _death(exit_code: int | None) -> str:

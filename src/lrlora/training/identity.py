@@ -40,16 +40,37 @@ def digest_of_model(name: str | None) -> str:
     Returns:
         16 hexadecimal digits for a folder; NAME@COMMIT for a model in the hub's cache, NAME where it is not there yet.
     """
-    folder = encoder_folder() if name is None else Path(model_folder(name)).expanduser()
-    if not folder.is_dir():
+    files = _files_of(name)
+    if files is None:
         return _revision_of(str(name))
     sha = hashlib.sha256()
-    for file in sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in _READ_BY_TRANSFORMERS):
+    for file in files:
         sha.update(f"{file.name} {file.stat().st_size}".encode())
         with file.open("rb") as stream:
             while part := stream.read(_CHUNK):
                 sha.update(part)
     return sha.hexdigest()[:16]
+
+
+def stamp_of_model(name: str | None) -> object:
+    """What changes whenever a base model is written to, without reading it: sizes and times of its files.
+
+    Args:
+        name: as in `digest_of_model`.
+    """
+    files = _files_of(name)
+    if files is None:
+        return _revision_of(str(name))
+    stats = [(file.name, file.stat()) for file in files]
+    # the time of the last change of the inode as well: a copy can bring its old time of writing along
+    return [(name, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for name, stat in stats]
+
+
+def _files_of(name: str | None) -> list[Path] | None:
+    folder = encoder_folder() if name is None else Path(model_folder(name)).expanduser()
+    if not folder.is_dir():
+        return None
+    return sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in _READ_BY_TRANSFORMERS)
 
 
 def _revision_of(name: str) -> str:
