@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fnmatch
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,25 @@ from lrlora.errors import InputError
 
 
 @contextlib.contextmanager
-def new_file(path: Path) -> Iterator[Path]:
+def new_file(path: Path, read: Iterable[Path] = ()) -> Iterator[Path]:
     """A path to write to, beside `path`; renamed into place at the end, deleted after an error.
 
+    Args:
+        path: the file.
+        read: folders that what is written was read from; see `check_file`.
+
     Raises:
-        InputError: the disk is full.
+        InputError: `path` is a folder or a file that is read, or the disk is full.
 
     Example:
         with new_file(Path("ranks.csv")) as beside:
             beside.write_text("...")
     """
+    check_file(path, read)
+    path = path.expanduser()
     beside = path.with_name(f".{path.name}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with explained(path):
             yield beside
@@ -38,36 +46,114 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_folder(path: Path, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(
+    path: Path, overwrite: bool = False, written: Sequence[str] | None = None, read: Iterable[Path] = ()
+) -> Iterator[Path]:
     """An empty folder to write to, beside `path`; renamed into place at the end, deleted after an error.
 
-    What a killed process left beside `path` is deleted at the start.
+    What a killed process left beside `path` is deleted at the start; a folder that it was about to replace is put back.
 
     Args:
-        path: where the folder shall stand.
+        path: where the folder shall stand; a link to a folder stands for that folder.
         overwrite: take the place of a folder that is there.
+        written: patterns of the files that may be deleted with such a folder; None means all files.
+        read: folders and files that the new folder must not be, hold or lie in.
 
     Raises:
-        InputError: `path` is there and not empty, and overwrite is off; or the disk is full.
+        InputError: `path` is there and not empty, and overwrite is off, or it holds other files than `written`; it is,
+            holds or lies in what is read; or the disk is full.
     """
-    if path.exists() and not path.is_dir():
-        raise InputError(f"{path} is a file, needed a folder or nothing; pass another --out")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise InputError(f"{path} is there already and is not empty; pass another --out, or --overwrite to replace it")
-    beside = path.with_name(f".{path.name}.tmp")
+    check_folder(path, overwrite, written, read)
+    path = path.expanduser().resolve()
+    beside, old = (path.with_name(f".{path.name}.{end}") for end in ("tmp", "old"))
     try:
         with explained(path):
             shutil.rmtree(beside, ignore_errors=True)
             beside.mkdir(parents=True)
             yield beside
-            old = path.with_name(f".{path.name}.old")
             shutil.rmtree(old, ignore_errors=True)
             if path.exists():
                 path.rename(old)
             beside.rename(path)
-            shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+        _put_back(path, old)
+
+
+def check_folder(path: Path, overwrite: bool, written: Sequence[str] | None, read: Iterable[Path]) -> None:
+    """Refuse, before any work, a folder that `new_folder` would refuse; the arguments are the same."""
+    # not through a link that leads nowhere or in a circle, which resolve() would follow half of the way
+    path = Path(os.path.realpath(path.expanduser()))
+    for source in read:
+        _refuse_overlap(path, source)
+    if not path.name:
+        raise InputError(f"{path} is the root of all files; pass another --out")
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file, needed a folder or nothing; pass another --out")
+    _put_back(path, path.with_name(f".{path.name}.old"))
+    if path.is_dir() and any(path.iterdir()):
+        if not overwrite:
+            raise InputError(
+                f"{path} is there already and is not empty; pass another --out, or --overwrite to replace it"
+            )
+        foreign = [] if written is None else _others(path, written)
+        if foreign:
+            raise InputError(
+                f"{path} holds {foreign[0]}, which this command does not write ({len(foreign)} such files): "
+                "--overwrite does not delete it; pass another --out"
+            )
+
+
+def check_file(path: Path, read: Iterable[Path] = ()) -> None:
+    """Refuse to write over a file that is read, or over a folder.
+
+    A .csv or .html that is there is a result, and may be replaced; whatever else is there in a folder that is read may
+    not.
+
+    Raises:
+        InputError: it is such a file or folder.
+    """
+    target = Path(os.path.realpath(path.expanduser()))
+    if target.is_dir():
+        raise InputError(f"{path} is a folder, needed a file; pass a name within it")
+    if not target.exists() or target.suffix.lower() in (".csv", ".html"):
+        return
+    for source in read:
+        # a link within the folder may lead to the file too
+        places = (source, *source.iterdir()) if source.is_dir() else (source,)
+        if any(_is_same(parent, place) for place in places for parent in (target, *target.parents)):
+            raise InputError(f"{path} is there already, in {source}, which is read; pass another file")
+
+
+def _refuse_overlap(out: Path, source: Path) -> None:
+    source = Path(os.path.realpath(source.expanduser()))
+    # files of a folder may be links to other places, as in the hub's cache
+    links = [Path(os.path.realpath(f)) for f in source.iterdir() if f.is_symlink()] if source.is_dir() else []
+    is_around = any(_is_same(out, p) for inside in (source, *links) for p in (inside, *inside.parents))
+    if is_around or any(_is_same(p, source) for p in out.parents):
+        raise InputError(f"--out {out} is, holds or lies in {source}, which is read; pass another --out")
+
+
+def _is_same(a: Path, b: Path) -> bool:
+    # one file by the file system, however it is spelled
+    return a.exists() and b.exists() and a.samefile(b)
+
+
+def _others(folder: Path, written: Sequence[str]) -> list[str]:
+    """Files of a folder that no pattern names; "a*/b" is a file b in a folder a..."""
+    files = [f.relative_to(folder) for f in sorted(folder.rglob("*")) if f.is_symlink() or not f.is_dir()]
+    return [str(f) for f in files if not any(_matches(f.parts, tuple(p.split("/"))) for p in written)]
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    return len(parts) == len(pattern) and all(map(fnmatch.fnmatchcase, parts, pattern))
+
+
+def _put_back(path: Path, old: Path) -> None:
+    """What was there before, where the new one did not come; else it is deleted."""
+    if old.is_dir() and not path.exists():
+        old.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.show import print_mean_ranks, print_ranks, print_warnings
 from lrlora.errors import InputError
 from lrlora.export import RankChoice, rank_pattern
-from lrlora.files import new_file
+from lrlora.files import check_file, new_file
 from lrlora.report.numbers import MEASURES, Run, findings, layer_means, read_run
 
 
@@ -52,6 +52,9 @@ def run(arguments: list[str]) -> None:
         print(f"{chosen.rank_pattern}: for peft.LoraConfig(**fields)")
         return
     runs = [read_run(folder, chosen.model) for folder in chosen.adapters]
+    read = [place for run in runs for place in (run.folder, run.adapter)]
+    for file in filter(None, (chosen.csv, chosen.html)):
+        check_file(Path(file), read)
     found = findings(runs)
     if chosen.csv:
         write_csv(runs, Path(chosen.csv))

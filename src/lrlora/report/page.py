@@ -10,7 +10,7 @@ from typing import Any
 
 import lrlora
 from lrlora.errors import InputError
-from lrlora.files import new_file
+from lrlora.files import check_file, new_file
 from lrlora.report import figures
 from lrlora.report.numbers import Findings, Run, findings, read_run
 from lrlora.report.study import FILE, StudySection, study_section
@@ -46,11 +46,12 @@ def write_report(folders: Sequence[str | Path], out: str | Path, model: str | No
         Warnings: where a learned rank is none.
 
     Raises:
-        InputError: a folder that is neither, or runs that cannot be read together.
+        InputError: a folder that is neither, runs that cannot be read together, or an `out` that is read.
 
     Example:
         write_report(["runs/seed0", "runs/seed1", "runs/seed2"], "report.html")
     """
+    check_file(Path(out), [Path(folder) for folder in folders])
     studies = [section for section in map(study_section, folders) if section is not None]
     runs = [read_run(folder, model) for folder in folders if not (Path(folder) / FILE).exists() or _is_run(folder)]
     if not runs and not studies:
