@@ -14,6 +14,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from lrlora.data.commonsense import COMMONSENSE
 from lrlora.data.encode import Template, prompt_ids, uses_chat
+from lrlora.training.tokens import pad_token_id
 
 MAX_NEW_TOKENS = 32
 """The literature's."""
@@ -98,7 +99,7 @@ class _Answered(StoppingCriteria):
 @torch.no_grad()
 def _generate(model: Any, tokenizer: Any, task: str, prompts: list[list[int]], max_new_tokens: int) -> list[str]:
     longest = max(map(len, prompts))
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id or 0
+    pad = pad_token_id(tokenizer, model.config)
     # on the left: what is generated follows the prompt at once
     ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=model.device)
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=model.device)

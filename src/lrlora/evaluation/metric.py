@@ -16,6 +16,7 @@ from lrlora.data.length import length_of_rows
 from lrlora.training.config import TrainConfig
 from lrlora.training.model import precision_of
 from lrlora.training.scoring import results_of, scoring_parts
+from lrlora.training.tokens import settle_padding
 
 
 def evaluate_model(
@@ -24,8 +25,8 @@ def evaluate_model(
     """The task's metrics and loss on its held-out rows.
 
     Args:
-        model: a model of transformers or PEFT.
-        tokenizer: its tokenizer.
+        model: a model of transformers or PEFT; gets the padding of the tokenizer where it has none.
+        tokenizer: its tokenizer; gets that of the model where it has none.
         task: as `load_task` returns it.
         config: max_length, template, batch_size and precision are read.
         say: gets a line about rows that were cut.
@@ -33,6 +34,7 @@ def evaluate_model(
     Example:
         evaluate_model(model, tokenizer, load_task(config.data_source()), config)["accuracy"]
     """
+    settle_padding(model, tokenizer)
     length = length_of_rows(config.max_length, tokenizer, model, say)
     rows = encode_rows(task, tokenizer, length, config.template, "evaluation", say)
     with tempfile.TemporaryDirectory() as scratch:

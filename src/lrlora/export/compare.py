@@ -21,7 +21,7 @@ from lrlora.export.lora import export_lora
 from lrlora.export.merging import Say, merge
 from lrlora.files import read_json
 from lrlora.training.config import TrainConfig
-from lrlora.training.model import load_adapter, load_base, load_tokenizer
+from lrlora.training.model import load_adapter, load_base, load_base_of, load_tokenizer
 from lrlora.training.saved import SavedAdapter, names_in_config, read_adapter
 
 MODELS = ("base", "adapter", "merged", "exported")
@@ -116,8 +116,9 @@ def compare(
 
 def is_model(folder: str) -> bool:
     """Whether a folder holds a model of transformers, such as `merge` writes, and no adapter."""
-    described = Path(folder) / "config.json"
-    if not described.is_file() or (Path(folder) / "adapter_config.json").exists():
+    path = Path(folder).expanduser()
+    described = path / "config.json"
+    if not described.is_file() or (path / "adapter_config.json").exists():
         return False
     return "model_type" in read_json(described)
 
@@ -193,17 +194,9 @@ def _load(name: str, saved: SavedAdapter, scratch: Path, choice: RankChoice | No
     if name == "exported":
         made = export_lora(str(saved.folder), scratch, choice, model=saved.base)
         say(f"exported: {made.parameters:,} parameters, relative error {made.relative_error:.3g}")
-        return _ready(load_adapter(str(scratch), saved.base), saved)
+        return load_adapter(str(scratch), saved.base)
     if name == "adapter":
-        return _ready(load_adapter(str(saved.folder), saved.base), saved)
+        return load_adapter(str(saved.folder), saved.base)
     # a base without a head gets a random one
     set_seed(0)
-    base = load_base(saved.base, saved.config.get("task_type"), saved.auto_class, **saved.head_options()).eval()
-    return _ready(base, saved)
-
-
-def _ready(model: Any, saved: SavedAdapter) -> Any:
-    # decoders classify by the last token that is no padding
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = load_tokenizer(saved.base).pad_token_id or model.config.eos_token_id
-    return model
+    return load_base_of(saved).eval()

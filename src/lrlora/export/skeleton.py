@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import AutoConfig
 
 from lrlora.errors import InputError
+from lrlora.training.reload import ADAPTER, put_saved_on, settle
 from lrlora.training.saved import SavedAdapter
 from lrlora.tuner import deltas
 from lrlora.tuner.experts import ParamWrapper
 from lrlora.tuner.layer import LRLoraLayer
-
-ADAPTER = "default"
 
 
 @dataclass(frozen=True)
@@ -119,36 +117,40 @@ def skeleton(saved: SavedAdapter) -> Skeleton:
     """Build the base without weights and put the adapter on it.
 
     Raises:
-        InputError: an adapter of another method, a base that is missing, or one of other shapes.
+        InputError: an adapter of another method, a base that is missing, is an adapter itself, or does not fit.
     """
     if saved.method != "LRLORA":
         raise InputError(f"{saved.folder} is an adapter of type {saved.method}, not LRLORA; use peft's own tools")
+    saved.check_base()
     try:
         config = AutoConfig.from_pretrained(saved.base, **saved.head_options())
         with torch.device("meta"):
             build = getattr(saved.auto_class, "from_config", None) or saved.auto_class._from_config
             base = build(config, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot read the base model {saved.base!r}: {' '.join(str(error).split())[:200]}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"cannot read the base model {saved.base!r}: {reason}{saved.base_advice}") from error
     base.eval()
+    _empty(base)
+    settle(base, saved)
     modules = [name for name, _ in base.named_modules() if name]
     shapes = {name: tuple(value.shape) for name, value in base.state_dict().items()}
     holders: dict[int, list[str]] = {}
     for name, parameter in base.named_parameters(remove_duplicate=False):
         holders.setdefault(id(parameter), []).append(name)
     ties = [names for names in holders.values() if len(names) > 1]
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")
-            model = PeftModel.from_pretrained(base, str(saved.folder), low_cpu_mem_usage=True, torch_device="cpu")
-        model.eval()
-    except InputError:
-        raise
-    except (ValueError, RuntimeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot put the adapter {saved.folder} on {saved.base}: {reason}") from error
+    model = put_saved_on(base, saved, is_sparing=True)
+    model.eval()
     built = Skeleton(model, base, modules, shapes, ties)
     for layer in built.layers():
         if any(p.device.type == "meta" for p in layer.layer.delta(ADAPTER).parameters()):
             raise InputError(f"{saved.folder} holds no tensors for {layer.name}, which the base {saved.base} has")
     return built
+
+
+def _empty(base: torch.nn.Module) -> None:
+    """Move to the meta device what its constructor made elsewhere, uninitialised: XLNet's bare FloatTensors."""
+    for module in base.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.device.type != "meta":
+                setattr(module, name, torch.nn.Parameter(parameter.data.to("meta")))

@@ -16,6 +16,7 @@ from lrlora.study.arms import fields_of
 from lrlora.study.rows import Parts, fingerprint, load_parts
 from lrlora.study.spec import Arm, Study, Task
 from lrlora.training.identity import digest_of_model, digest_of_rows
+from lrlora.training.local import check_local
 
 Phase = Literal["search", "final"]
 Row = dict[str, Any]
@@ -67,9 +68,7 @@ def digests_of(study: Study) -> Digests:
 
 
 def _digest_of_base(name: str | None) -> str:
-    if name is not None and name.startswith((".", "/", "~")):
-        from lrlora.training.model import check_local
-
+    if name is not None:
         check_local(name)
     if name is not None and digest_of_model(name) == name:
         # a model of the hub that is not in its cache: with its config its commit comes, which names it from now on

@@ -7,6 +7,7 @@ from typing import Any, Literal, Optional
 
 from lrlora.data import DataSource
 from lrlora.errors import InputError
+from lrlora.training.placement import ALL_LINEAR
 from lrlora.tuner import LRLoraConfig
 
 
@@ -68,10 +69,16 @@ class TrainConfig:
     lora_dropout: float = _flag(0.0, "dropout on the input of the update")
     use_rslora: bool = _flag(False, "s = lora_alpha / sqrt(r)")
     target_modules: list[str] = field(
-        default_factory=lambda: ["all-linear"], metadata={"help": "names of the modules to adapt, or all-linear"}
+        default_factory=lambda: ["all-linear"],
+        metadata={"help": "names of the modules to adapt, or all-linear; one word such as '.*query' is a regular "
+                  "expression for whole names"},
+    )  # fmt: skip
+    exclude_modules: Optional[list[str]] = _flag(
+        None, "names of modules to leave alone, or one word that is a regular expression"
     )
-    exclude_modules: Optional[list[str]] = _flag(None, "names of modules to leave alone")
-    modules_to_save: Optional[list[str]] = _flag(None, "modules trained and saved whole; a new head is added by PEFT")
+    modules_to_save: Optional[list[str]] = _flag(
+        None, "names of modules trained and saved whole; new ones, such as the head, are added"
+    )
     phi: Literal["sinc", "residual", "sine"] = _flag(
         "sinc", "nonlinearity: the paper's sinc basis, z + sincs, or fixed sine"
     )
@@ -165,14 +172,13 @@ class TrainConfig:
         Raises:
             InputError: a field outside its range.
         """
-        targets = "all-linear" if self.target_modules == ["all-linear"] else self.target_modules
         common: dict[str, Any] = dict(
             task_type=task_type,
             r=self.r,
             lora_dropout=self.lora_dropout,
             use_rslora=self.use_rslora,
-            target_modules=targets,
-            exclude_modules=self.exclude_modules,
+            target_modules=_names("target_modules", self.target_modules),
+            exclude_modules=_names("exclude_modules", self.exclude_modules),
             modules_to_save=self.modules_to_save,
         )
         lrlora = LRLoraConfig(
@@ -200,3 +206,16 @@ class TrainConfig:
             return float(self.tau)
         except ValueError:
             raise InputError(f"tau must be a number above 0 or auto, got {self.tau!r}") from None
+
+
+def _names(field: str, words: list[str] | str | None) -> list[str] | str | None:
+    """Names of modules as PEFT takes them: one word may be a regular expression, or all-linear."""
+    if words is None or isinstance(words, str):
+        return words
+    alone = [word for word in words if word == ALL_LINEAR or set(word) & set("*+?[](){}|^$\\")]
+    if alone and len(words) > 1:
+        raise InputError(
+            f"{field} takes names, or one word that is {ALL_LINEAR} or a regular expression, got {alone[0]!r} among "
+            f"{len(words)} words; join expressions with | in one"
+        )
+    return alone[0] if alone else words

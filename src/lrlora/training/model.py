@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import sys
 from typing import Any, Literal
 
 import torch
 from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
 
 from lrlora.data import TaskData
 from lrlora.data.embedded import encoder_folder, model_folder
-from lrlora.errors import InputError
+from lrlora.errors import InputError, first_lines
 from lrlora.training.config import TrainConfig
-from lrlora.training.saved import AUTO_CLASSES, read_adapter
+from lrlora.training.local import absolute, check_local
+from lrlora.training.placement import check_names, trained_whole
+from lrlora.training.reload import put_saved_on, refuse_random, settle
+from lrlora.training.saved import AUTO_CLASSES, SavedAdapter, read_adapter
+from lrlora.training.tokens import load_tokenizer, settle_padding
 
 
 def build(config: TrainConfig, task: TaskData) -> tuple[PeftModel, Any]:
@@ -44,64 +47,74 @@ def base_of(config: TrainConfig, task: TaskData) -> tuple[Any, Any, str]:
             head["label2id"] = {label: number for number, label in enumerate(task.labels)}
     base = load_base(name, task_type, **head)
     tokenizer = load_tokenizer(name)
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    if base.config.pad_token_id is None:
-        base.config.pad_token_id = tokenizer.pad_token_id
+    settle_padding(base, tokenizer)
     return base, tokenizer, task_type
 
 
 def adapt(base: Any, config: TrainConfig, task_type: str) -> PeftModel:
     """A fresh adapter on a base model; its errors name what could have been targeted."""
-    return put_on(base, config.adapter_config(task_type))
+    adapter_config = config.adapter_config(task_type)
+    if whole := trained_whole(base, adapter_config):
+        more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
+        print(f"trained and saved whole, new in this base or a head: {', '.join(whole[:3])}{more}", file=sys.stderr)
+    return put_on(base, adapter_config)
 
 
 def put_on(base: Any, adapter_config: Any) -> PeftModel:
-    """A fresh adapter of any of PEFT's methods on a base model.
+    """A fresh adapter of any of PEFT's methods on a base model from `load_base`.
+
+    Modules that the base's files do not hold are trained and saved whole, see `trained_whole`: they are random at every
+    load.
 
     Raises:
-        InputError: target modules that the model does not have, with those that it has.
+        InputError: names of modules that match nothing, with those that there are; new weights that cannot be saved.
     """
+    if whole := trained_whole(base, adapter_config):
+        adapter_config.modules_to_save = [*(adapter_config.modules_to_save or ()), *whole]
+    check_names(base, adapter_config)
     try:
         return get_peft_model(base, adapter_config)
     except InputError:
         raise
-    except ValueError as error:
-        if "target" not in str(error).lower():
-            raise InputError(f"{type(adapter_config).__name__}: {_first_line(error)}") from error
-        # PEFT's own word for target modules that match nothing
-        targets = adapter_config.target_modules
-        targets = sorted(targets) if isinstance(targets, set) else targets
-        kinds = sorted({n.split(".")[-1] for n, m in base.named_modules() if isinstance(m, torch.nn.Linear)})
-        raise InputError(
-            f"no module of {base.config.name_or_path or type(base).__name__} matches target_modules "
-            f"{targets}; its linear layers end in: {', '.join(kinds)}"
-        ) from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{type(adapter_config).__name__}: {first_lines(error)}") from error
 
 
 def load_base(name: str, task_type: str | None, auto_class: Any = None, **options: Any) -> Any:
     """A base model in float32 from a local folder or the hub.
 
+    Its attribute `new_parameters` names those that the files do not hold, which are random; see `put_on`.
+
     Raises:
-        InputError: it is not there, or transformers has no such model for this kind of task.
+        InputError: it is not there, is an adapter, or transformers has no such model for this kind of task.
     """
-    name = model_folder(name)
+    name = absolute(model_folder(name))
     check_local(name)
     try:
-        return (auto_class or AUTO_CLASSES[task_type]).from_pretrained(name, dtype=torch.float32, **options)
+        base, info = (auto_class or AUTO_CLASSES[task_type]).from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **options
+        )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = _first_line(error)
+        reason = first_lines(error)
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights do not have the shapes that are needed; has it a head for another number of classes?"
         raise InputError(f"cannot load the model {name!r}: {reason}") from error
+    if getattr(base, "_hf_peft_config_loaded", False):
+        raise InputError(f"{name} is an adapter, not a base model: merge it first and pass the merged model")
+    base.new_parameters = sorted(info["missing_keys"])
+    return base
 
 
-def load_tokenizer(name: str) -> Any:
-    """The tokenizer of a base model; errors as `load_base`."""
+def load_base_of(saved: SavedAdapter, **options: Any) -> Any:
+    """The base of a saved adapter, with its head, vocabulary and padding; options and errors as `load_base`."""
+    saved.check_base()
+    head = saved.head_options()
     try:
-        return AutoTokenizer.from_pretrained(model_folder(name))
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"cannot load the tokenizer of {name!r}: {_first_line(error)}") from error
+        base = load_base(saved.base, saved.config.get("task_type"), saved.auto_class, **head, **options)
+    except InputError as error:
+        raise InputError(f"{error}{saved.base_advice}") from error
+    settle(base, saved)
+    return base
 
 
 def load_adapter(folder: str, model: str | None = None) -> PeftModel:
@@ -112,16 +125,13 @@ def load_adapter(folder: str, model: str | None = None) -> PeftModel:
         model: base model; None means the one that the adapter names.
 
     Raises:
-        InputError: no adapter there, a file cut short, or a base of other shapes.
+        InputError: no adapter there, a file cut short, a base of other shapes or layers, or one with weights that
+            neither its files nor the adapter hold.
     """
     saved = read_adapter(folder, model)
-    base = load_base(saved.base, saved.config.get("task_type"), saved.auto_class, **saved.head_options())
-    try:
-        return PeftModel.from_pretrained(base, str(saved.folder)).eval()
-    except InputError:
-        raise
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise InputError(f"cannot put the adapter {saved.folder} on {saved.base}: {_first_line(error)}") from error
+    base = load_base_of(saved)
+    refuse_random(saved, base.new_parameters)
+    return put_saved_on(base, saved).eval()
 
 
 def precision_of(choice: Literal["auto", "fp32", "bf16"]) -> str:
@@ -129,14 +139,3 @@ def precision_of(choice: Literal["auto", "fp32", "bf16"]) -> str:
     if choice != "auto":
         return choice
     return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
-
-
-def check_local(name: str) -> None:
-    """Refuse a path that is no folder; a name of the hub passes."""
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise InputError(f"no such model folder: {name}")
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines[:2]) if lines else type(error).__name__

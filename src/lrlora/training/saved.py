@@ -21,6 +21,8 @@ from lrlora.data import Kind
 from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError
 from lrlora.files import read_json
+from lrlora.training.local import absolute, check_local, local_model, looks_local, run_around
+from lrlora.tuner.stored import adapter_settings, adapter_weights
 
 AUTO_CLASSES: dict[str | None, Any] = {
     "SEQ_CLS": AutoModelForSequenceClassification,
@@ -34,6 +36,12 @@ AUTO_CLASSES: dict[str | None, Any] = {
 LABELS = "labels.json"
 """File beside an adapter with the names of its classes, which PEFT does not save."""
 
+# what transformers calls the last layer of its classifiers; XLNet has a sequence_summary of another width as well
+_HEADS = (
+    "logits_proj", "classifier", "score", "classifier.out_proj", "score.out_proj", "classifier.linear_out",
+    "classification_head.out_proj", "sequence_summary.summary",
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class SavedAdapter:
@@ -45,6 +53,7 @@ class SavedAdapter:
         base: folder or hub name of the base model.
         shapes: of the tensors in adapter_model.safetensors.
         labels: names of the classes; None where nobody wrote them down.
+        is_base_given: whether the user named the base, and not adapter_config.json.
     """
 
     folder: Path
@@ -52,6 +61,7 @@ class SavedAdapter:
     base: str
     shapes: dict[str, tuple[int, ...]]
     labels: list[str] | None
+    is_base_given: bool = False
 
     @property
     def method(self) -> str:
@@ -93,20 +103,39 @@ class SavedAdapter:
         return None if wide is None else [str(number) for number in range(wide)]
 
     def head_options(self) -> dict[str, Any]:
-        """num_labels, id2label and label2id of the saved head, for `from_pretrained`; nothing where there is none."""
-        if self.config.get("task_type") not in ("SEQ_CLS", "TOKEN_CLS"):
+        """What of the base's config the saved head decides, for `from_pretrained`; nothing where there is no head."""
+        task = self.config.get("task_type")
+        if task not in ("SEQ_CLS", "TOKEN_CLS"):
             return {}
-        found = [s[0] for name, s in self.shapes.items() if _is_head(name)]
-        if not found:
+        found = [shape[0] for head in _HEADS for name, shape in self.shapes.items() if name.endswith(f".{head}.weight")]
+        count = found[0] if found else len(self.labels or ())
+        if not count:
             return {}
-        labels = self.labels
-        if labels is None or len(labels) != found[0]:
-            return {"num_labels": found[0]}
-        return {
-            "num_labels": found[0],
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: number for number, label in enumerate(labels)},
-        }
+        options: dict[str, Any] = {"num_labels": count}
+        is_named = self.labels is not None and len(self.labels) == count
+        if self.labels is not None and is_named:
+            options["id2label"] = dict(enumerate(self.labels))
+            options["label2id"] = {label: number for number, label in enumerate(self.labels)}
+        if task == "SEQ_CLS" and (is_named or count == 1):
+            # the base's own may be another, and decides how a loss is computed
+            options["problem_type"] = "single_label_classification" if is_named else "regression"
+        return options
+
+    def check_base(self) -> None:
+        """Refuse a base that is not there, or that is an adapter itself; see `check_local`."""
+        if not self.is_base_given and looks_local(self.base) and not Path(self.base).expanduser().is_dir():
+            raise InputError(f"there is no folder {self.base}{self.base_advice}")
+        check_local(self.base)
+
+    @property
+    def base_advice(self) -> str:
+        """What an error about the base ends with."""
+        named = f"; {self.folder / 'adapter_config.json'} names it as the base, pass --model with where that is now"
+        return "" if self.is_base_given else named
+
+    def sources(self) -> list[Path]:
+        """The folders that hold what is read: the adapter, the run around it, and the base where it lies here."""
+        return [self.folder, *run_around(self.folder), *local_model(self.base)]
 
 
 def read_adapter(folder: str, model: str | None = None) -> SavedAdapter:
@@ -119,22 +148,21 @@ def read_adapter(folder: str, model: str | None = None) -> SavedAdapter:
     Raises:
         InputError: no adapter there, a file cut short, no base model named, or a kind of task that lrlora cannot load.
     """
-    path = Path(folder)
+    path = Path(folder).expanduser()
     path = path / "adapter" if (path / "adapter" / "adapter_config.json").exists() else path
-    described = path / "adapter_config.json"
-    if not described.exists():
-        raise InputError(f"no adapter in {folder}: {described.name} is missing")
-    saved = read_json(described)
-    shapes = _tensor_shapes(path / "adapter_model.safetensors")
+    saved = adapter_settings(path)
+    shapes = _tensor_shapes(adapter_weights(path))
     base = model or saved.get("base_model_name_or_path")
+    described = path / "adapter_config.json"
     if not base:
         raise InputError(f"{described} names no base model; pass --model")
     if saved.get("task_type") not in AUTO_CLASSES:
         raise InputError(
             f"{described}: task_type {saved.get('task_type')!r} is not one that lrlora loads; use peft.PeftModel"
         )
+    base = absolute(model_folder(str(base)))
     labels = read_json(path / LABELS) if (path / LABELS).exists() else None
-    return SavedAdapter(path, saved, base, shapes, labels)
+    return SavedAdapter(path, saved, base, shapes, labels, model is not None)
 
 
 def base_config(base: str) -> dict[str, Any] | None:
@@ -158,15 +186,9 @@ def names_in_config(described: dict[str, Any]) -> list[str]:
     return [str(number) for number in range(len(ordered))] if is_default else ordered
 
 
-def _is_head(name: str) -> bool:
-    return name.endswith((".classifier.weight", ".score.weight", ".classifier.out_proj.weight"))
-
-
 def _tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
-    except FileNotFoundError as error:
-        raise InputError(f"no adapter file {path}") from error
     except SafetensorError as error:
         raise InputError(f"{path} is not a whole safetensors file ({error}); copy or train it again") from error

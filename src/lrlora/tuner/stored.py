@@ -21,19 +21,52 @@ from lrlora.tuner.ranks import Update, updates_of
 MARK = ".lrlora_delta."
 
 
+def adapter_settings(folder: Path) -> dict[str, Any]:
+    """adapter_config.json of an adapter folder.
+
+    Raises:
+        InputError: it is missing, or not a JSON object.
+    """
+    described = folder / "adapter_config.json"
+    if not described.is_file():
+        raise InputError(f"no adapter in {folder}: {described.name} is missing")
+    saved = read_json(described, "copy the adapter again")
+    if not isinstance(saved, dict):
+        raise InputError(f"{described} is no JSON object of fields but {type(saved).__name__}; copy the adapter again")
+    return saved
+
+
+def adapter_weights(folder: Path) -> Path:
+    """adapter_model.safetensors of an adapter folder.
+
+    Raises:
+        InputError: it is missing; where the weights are pickled, how to convert them.
+    """
+    file, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+    if file.is_file():
+        return file
+    if pickled.is_file():
+        raise InputError(
+            f"{pickled} is a pickle, which can run any code; lrlora reads {file.name} alone; convert it: python -c "
+            f'"import torch, safetensors.torch as s; '
+            f's.save_file(torch.load({str(pickled)!r}, weights_only=True), {str(file)!r})"'
+        )
+    raise InputError(f"no adapter file {file}")
+
+
 def stored_config(folder: Path) -> Any:
     """The LRLoraConfig of an adapter folder.
 
     Raises:
         InputError: no adapter there, or one of another method.
     """
-    described = folder / "adapter_config.json"
-    if not described.exists():
-        raise InputError(f"no adapter in {folder}: {described.name} is missing")
-    saved = read_json(described, "copy the adapter again")
+    saved = adapter_settings(folder)
     if saved.get("peft_type") != "LRLORA":
         raise InputError(f"{folder} is an adapter of type {saved.get('peft_type')}, not LRLORA")
-    return LRLoraConfig.from_pretrained(str(folder))
+    try:
+        return LRLoraConfig.from_pretrained(str(folder))
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"{folder}/adapter_config.json has a field of a wrong kind: {error}") from error
 
 
 def stored_updates(folder: Path) -> list[Update]:
@@ -49,11 +82,9 @@ def stored_updates(folder: Path) -> list[Update]:
         rows = [measure(update, None) for update in stored_updates(Path("runs/demo/adapter"))]
     """
     config = stored_config(folder)
-    file = folder / "adapter_model.safetensors"
+    file = adapter_weights(folder)
     try:
         tensors = load_file(file)
-    except FileNotFoundError as error:
-        raise InputError(f"no adapter file {file}") from error
     except (SafetensorError, json.JSONDecodeError) as error:
         raise InputError(f"{file} is not a whole safetensors file ({error}); copy or train it again") from error
     parts: dict[str, dict[str, torch.Tensor]] = {}

@@ -1,0 +1,84 @@
+"""What the name of a base model leads to on this machine: a folder, the hub's cache, or something that is no base."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from lrlora.errors import InputError
+
+
+def absolute(name: str) -> str:
+    """The whole path of a model that is a folder here, so that it holds in every working directory; else the name."""
+    path = Path(name).expanduser()
+    return os.path.abspath(path) if path.is_dir() else name
+
+
+def looks_local(name: str) -> bool:
+    """Whether a name of a model can be nothing but a path."""
+    return name.startswith((".", "/", "~"))
+
+
+def check_local(name: str) -> None:
+    """Refuse, as a base model, a path that is no folder, an adapter and a run; a name of the hub passes.
+
+    transformers loads the base under an adapter and the adapter with it, and a new adapter then takes its place.
+
+    Raises:
+        InputError: it says what to do.
+    """
+    folder = Path(name).expanduser()
+    if looks_local(name) and not folder.is_dir():
+        raise InputError(f"no such model folder: {name}")
+    place = folder if folder.is_dir() else _cached(name, "adapter_config.json")
+    if place is None:
+        return
+    inside = place / "adapter"
+    if not (place / "adapter_config.json").is_file():
+        is_model = "model_type" in _object(place / "config.json")
+        if is_model or not (inside / "adapter_config.json").is_file():
+            return
+        place = inside
+    method = _object(place / "adapter_config.json").get("peft_type")
+    how = f"lrlora merge {name} --out FOLDER" if method == "LRLORA" else "peft's merge_and_unload and save_pretrained"
+    raise InputError(
+        f"{name} is an adapter{' of a run' if place == inside else ''}, not a base model: what it has learned would be "
+        f"lost; merge it first ({how}) and pass the merged model as --model, or pass its own base"
+    )
+
+
+def run_around(adapter: Path) -> list[Path]:
+    """The run folder that an adapter or a checkpoint lies in, if it does."""
+    around = adapter.resolve().parents[:2]
+    return [folder for folder in around if "settings" in _object(folder / "config.json")][:1]
+
+
+def local_model(name: str) -> list[Path]:
+    """The folder of a model, or all that the hub's cache keeps of it; nothing where it is not on this machine."""
+    if Path(name).expanduser().is_dir():
+        return [Path(name).expanduser()]
+    found = _cached(name, "config.json")
+    # models--OWNER--NAME/snapshots/COMMIT
+    return [] if found is None else [found.parent.parent]
+
+
+def _cached(name: str, file: str) -> Path | None:
+    """The folder in the hub's cache that holds a file of a model."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(name, file)
+    except ValueError:  # no name of the hub at all; loading it says so
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _object(file: Path) -> dict[str, Any]:
+    """The fields of a JSON file; none where it is missing or not one, which whoever reads it for its content says."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
