@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 import lrlora
 from lrlora import InputError
 from lrlora.cli import main
-from lrlora.export import merge
+from lrlora.export import merge, merging
 from lrlora.export.base import INDEX, SINGLE, base_folder
 from lrlora.export.rounding import rounding_warnings
 from tests.conftest import disturb, rel_rms, tiny_llama
@@ -119,7 +119,7 @@ def test_the_head_of_another_task_is_left_out_and_said(tmp_path):
     assert "cls.predictions.bias" not in load_file(tmp_path / "out" / SINGLE)
 
 
-def test_names_that_match_nothing_are_merged_in_memory_and_said(tmp_path, capsys):
+def test_old_names_are_merged_and_a_weight_that_is_nowhere_is_refused(tmp_path, capsys):
     case = make("bert", tmp_path)
     tensors = load_file(case.base / SINGLE)
     # as old BERT checkpoints name them: transformers renames them while it loads
@@ -127,19 +127,31 @@ def test_names_that_match_nothing_are_merged_in_memory_and_said(tmp_path, capsys
     renamed = {key.replace("LayerNorm.bias", "LayerNorm.beta"): value for key, value in renamed.items()}
     save_file(renamed, case.base / SINGLE, metadata={"format": "pt"})
     assert merge(str(case.adapter), tmp_path / "legacy").was_streamed
-    # and a name that no one knows, with a value that the model then starts with
+    # and a name that no one knows: the weight in its place would be random
     odd = {key.replace("layer.1.attention.self.query.weight", "odd"): value for key, value in tensors.items()}
     save_file(odd, case.base / SINGLE, metadata={"format": "pt"})
-    assert main(["merge", str(case.adapter), "--out", str(tmp_path / "odd")]) == 0
-    err = capsys.readouterr().err
-    assert "no tensor of its files is bert.encoder.layer.1.attention.self.query.weight; merging the loaded model" in err
-    legacy, odd = (
-        transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / name).state_dict()
-        for name in ("legacy", "odd")
+    for command in (["merge", str(case.adapter), "--out", str(tmp_path / "odd")], ["ranks", str(case.adapter)]):
+        assert main([*command, "--model", str(case.base)]) == 2
+        said = capsys.readouterr().err
+        assert "holds bert.encoder.layer.1.attention.self.query.weight (1 such tensors): it is random" in said
+    assert not (tmp_path / "odd").exists()
+
+
+def test_names_that_cannot_be_matched_are_merged_in_memory_and_said(cases, tmp_path, monkeypatch):
+    case, said = cases["llama"], []
+    merge(str(case.adapter), tmp_path / "streamed")
+    monkeypatch.setattr(merging, "match", lambda *_: "no tensor of its files is q_proj")
+    assert not merge(str(case.adapter), tmp_path / "loaded", say=said.append).was_streamed
+    assert said == [
+        f"{case.base}: no tensor of its files is q_proj; merging the loaded model instead, which needs all of it in "
+        "memory"
+    ]
+    streamed, loaded = (
+        transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict()
+        for name in ("streamed", "loaded")
     )
-    for key, value in legacy.items():
-        if "LayerNorm" not in key and "layer.1.attention.self.query" not in key:
-            assert torch.equal(value, odd[key]), key
+    for key, value in streamed.items():
+        assert torch.equal(value, loaded[key]), key
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")

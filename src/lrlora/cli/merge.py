@@ -26,7 +26,9 @@ class MergeArguments:
     model: Optional[str] = field(
         default=None, metadata={"help": "base model; the one that the adapter names if left out"}
     )
-    overwrite: bool = field(default=False, metadata={"help": "take the place of a folder that is there"})
+    overwrite: bool = field(
+        default=False, metadata={"help": "take the place of such a folder that is there; other files are not deleted"}
+    )
     json: bool = field(default=False, metadata={"help": "print the result as JSON"})
     debug: bool = field(default=False, metadata={"help": "show a traceback on errors"})
 

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lrlora.errors import InputError
+from lrlora.training.local import check_local
+from lrlora.training.saved import LABELS
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -18,6 +20,12 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 _BASE_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json", "LICENSE*")
 _SENTENCE_FILES = ("modules.json", "*sentence*.json", "*_Pooling/config.json", "*_Normalize/config.json")
+MERGED_FILES = (
+    "config.json", "model*.safetensors", INDEX, *_TOKENIZER_FILES, *_BASE_FILES, *_SENTENCE_FILES,
+)  # fmt: skip
+"""What a merge writes: `--overwrite` deletes these and no others."""
+EXPORTED_FILES = ("adapter_config.json", "adapter_model.safetensors", LABELS, *_TOKENIZER_FILES)
+"""What an export writes."""
 
 
 def base_folder(name: str) -> Path:
@@ -27,16 +35,15 @@ def base_folder(name: str) -> Path:
     files beside them, never pickles.
 
     Raises:
-        InputError: it is not there, or holds weights that are not plain safetensors, named.
+        InputError: it is not there, is an adapter, or holds weights that are not plain safetensors, named.
     """
+    check_local(name)
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        if name.startswith((".", "/", "~")):
-            raise InputError(f"no such model folder: {name}")
         folder = _from_hub(name)
     if not (folder / "config.json").exists():
         raise InputError(f"{folder} is not a model folder: config.json is missing")
-    quantised = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+    quantised = read_config(folder).get("quantization_config")
     if quantised:
         raise InputError(
             f"the base {name} is quantised ({quantised.get('quant_method', 'unknown')}): merging into its "

@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lrlora.errors import InputError
-from lrlora.export.base import copy_tokenizer
+from lrlora.export.base import EXPORTED_FILES, copy_tokenizer
 from lrlora.export.choose import RankChoice, choose_ranks, total_error
 from lrlora.export.factor import Factors, factorise
 from lrlora.export.names import pattern_keys, target_modules
 from lrlora.export.skeleton import AdaptedLayer, Skeleton, skeleton
-from lrlora.files import new_folder
+from lrlora.files import check_folder, new_folder, write_json
 from lrlora.method.rank import singular_values
-from lrlora.training.saved import SavedAdapter, read_adapter
+from lrlora.training.saved import LABELS, SavedAdapter, read_adapter
 from lrlora.tuner.experts import ParamWrapper
 from lrlora.tuner.types import Conv, Embedding, Linear
 
@@ -81,20 +81,23 @@ def export_lora(
         out: folder to write; must be empty or missing.
         choice: how the ranks are chosen; an energy of 0.99 if left out.
         model: base model; None means the one that the adapter names.
-        overwrite: take the place of a folder that is there.
+        overwrite: take the place of a folder that is there, if it holds nothing but what an export writes.
 
     Raises:
-        InputError: an adapter, base, choice or folder that cannot work; layers that plain LoRA has no form for.
+        InputError: an adapter, base, choice or folder that cannot work; layers that plain LoRA has no form for; an
+            `out` that is, holds or lies in the adapter, its run or its base.
 
     Example:
         export_lora("runs/demo", "exported", RankChoice(energy=0.95))
     """
     choice = RankChoice() if choice is None else choice
     saved = read_adapter(adapter, model)
+    sources = saved.sources()
+    check_folder(Path(out), overwrite, EXPORTED_FILES, sources)
     built = skeleton(saved)
     layers = built.layers()
     refuse_what_lora_cannot_hold(layers)
-    with new_folder(Path(out), overwrite) as folder:
+    with new_folder(Path(out), overwrite, EXPORTED_FILES, sources) as folder:
         ranks = ranks_of(layers, choice)
         tensors, rows = {}, []
         for layer, rank in zip(layers, ranks, strict=True):
@@ -105,9 +108,11 @@ def export_lora(
         save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
         _config(saved, built, layers, ranks).save_pretrained(str(folder))
         copy_tokenizer(saved.folder, folder)
+        if saved.labels is not None:
+            write_json(folder / LABELS, saved.labels)
     errors = [row.relative_error * row.norm for row in rows]
     error = total_error(errors, [row.norm for row in rows])
-    return LoraExport(Path(out), rows, error, sum(row.parameters for row in rows))
+    return LoraExport(Path(out).expanduser(), rows, error, sum(row.parameters for row in rows))
 
 
 def refuse_what_lora_cannot_hold(layers: Sequence[AdaptedLayer]) -> None:

@@ -43,9 +43,10 @@ def match(built: Skeleton, keys: Iterable[str], is_same_architecture: bool) -> M
             dropped.append(key)
         else:
             name_of[key] = name or key
-    names = set(name_of.values())
-    if len(names) != len(name_of):
+    if len(set(name_of.values())) != len(name_of):
         return "two tensors of its files have one place in the model"
+    # what the adapter brings is in the merged checkpoint too
+    names = {*name_of.values(), *built.replaced()}
     piece_of = {}
     for layer in built.layers():
         pieces = _pieces(built, layer, names)

@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 
 from lrlora.errors import InputError
-from lrlora.export.base import base_folder, copy_small_files, read_config
+from lrlora.export.base import MERGED_FILES, base_folder, copy_small_files, read_config
 from lrlora.export.loaded import merge_loaded
 from lrlora.export.match import Matched, match, parts
 from lrlora.export.rounding import MergedLayer, Rounding
 from lrlora.export.shards import Entry, read_layout, read_tensors, write_index, write_shard
 from lrlora.export.skeleton import Skeleton, skeleton
-from lrlora.files import new_folder
+from lrlora.files import check_folder, new_folder
+from lrlora.training.model import load_base_of
+from lrlora.training.reload import refuse_random
 from lrlora.training.saved import read_adapter
 
 Say = Callable[[str], None]
@@ -67,11 +69,12 @@ def merge(
         out: folder to write; must be empty or missing.
         dtype: "float32", "float16" or "bfloat16" for all floating tensors; None keeps the base's own.
         model: base model; None means the one that the adapter names.
-        overwrite: take the place of a folder that is there.
+        overwrite: take the place of a folder that is there, if it holds nothing but what a merge writes.
         say: gets a line for what the user should know.
 
     Raises:
-        InputError: an adapter, base or folder that cannot work; tied weights; a quantised or pickled base.
+        InputError: an adapter, base or folder that cannot work; tied weights; a quantised or pickled base; an `out`
+            that is, holds or lies in the adapter, its run or its base.
 
     Example:
         merge("runs/demo", "merged", dtype="bfloat16")
@@ -82,6 +85,8 @@ def merge(
         )
     target: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
     saved = read_adapter(adapter, model)
+    sources = saved.sources()
+    check_folder(Path(out), overwrite, MERGED_FILES, sources)
     built = skeleton(saved)
     built.refuse_tied()
     base = base_folder(saved.base)
@@ -89,7 +94,9 @@ def merge(
     architecture = type(built.base).__name__
     is_same = read_config(base).get("architectures") == [architecture]
     matched = match(built, [entry.name for shard in layout.values() for entry in shard], is_same)
-    with new_folder(Path(out), overwrite) as folder:
+    # reads the names in the files and no weights
+    refuse_random(saved, load_base_of(saved, device_map="meta").new_parameters)
+    with new_folder(Path(out), overwrite, MERGED_FILES, sources) as folder:
         copy_small_files(base, saved.folder, folder, is_same)
         if isinstance(matched, str):
             say(f"{saved.base}: {matched}; merging the loaded model instead, which needs all of it in memory")
@@ -99,7 +106,7 @@ def merge(
                 first, count = matched.dropped[0], len(matched.dropped)
                 say(f"left out what {architecture} has no place for: {first} ({count} in all)")
             rows = _Stream(built, matched, target, target or _usual_dtype(layout)).write(base, layout, folder)
-    return Merge(Path(out), rows, architecture, not isinstance(matched, str))
+    return Merge(Path(out).expanduser(), rows, architecture, not isinstance(matched, str))
 
 
 class _Stream:
@@ -123,12 +130,12 @@ class _Stream:
             # the parts of one update one after another, so that it is made once
             entries = sorted((e for e in entries if e.name in self.matched.name_of), key=self._place)
             written = [self._merged_entry(entry) for entry in entries]
-            # trained tensors that the base does not have, such as a head, go into the last shard
+            # saved tensors that the base does not have, such as a head, go into the last shard
             extra = new if shard == list(layout)[-1] else []
             weights = zip(written, read_tensors(base / shard, entries), strict=True)
             tensors = itertools.chain(
                 (self._tensor(entry, W0) for entry, W0 in weights),
-                (self.replaced[entry.name].to(entry.dtype) for entry in extra),
+                (self._tensor(entry, self.replaced[entry.name]) for entry in extra),
             )
             merged[shard] = written + extra
             write_shard(folder / shard, merged[shard], tensors)
@@ -149,8 +156,8 @@ class _Stream:
         return Entry(name, self.target if is_cast and self.target is not None else entry.dtype, shape)
 
     def _tensor(self, entry: Entry, W0: Tensor) -> Tensor:
-        if entry.name in self.replaced:
-            return self.replaced[entry.name].to(entry.dtype)
+        # an embedding may be adapted and saved: then W0 is what was saved
+        W0 = self.replaced.get(entry.name, W0)
         if entry.name not in self.matched.piece_of:
             return W0.to(entry.dtype)
         layer, part = self.matched.piece_of[entry.name]

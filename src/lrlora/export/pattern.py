@@ -10,7 +10,7 @@ from lrlora.export.choose import RankChoice
 from lrlora.export.lora import common_fields, matrix_shape, ranks_of, refuse_what_lora_cannot_hold
 from lrlora.export.names import pattern_keys
 from lrlora.export.skeleton import ADAPTER, skeleton
-from lrlora.files import write_json
+from lrlora.files import check_file, write_json
 from lrlora.training.saved import read_adapter
 
 
@@ -31,12 +31,14 @@ def rank_pattern(
         r, lora_alpha, rank_pattern, alpha_pattern, target_modules and the rest, for `LoraConfig(**fields)`.
 
     Raises:
-        InputError: as `export_lora`.
+        InputError: as `export_lora`; a `file` that is a folder, or read.
 
     Example:
         peft.get_peft_model(base, peft.LoraConfig(**rank_pattern("runs/demo", RankChoice(budget=200_000))))
     """
     saved = read_adapter(adapter, model)
+    if file is not None:
+        check_file(Path(file), saved.sources())
     built = skeleton(saved)
     layers = built.layers()
     refuse_what_lora_cannot_hold(layers)
