@@ -92,6 +92,16 @@ def op_table(rows: list[dict]) -> str:
     return table(["layer", "T", "r", "K", *(f"{name}, ms" for name in methods.NAMES)], lines)
 
 
+EVALUATION = """\
+Not merged, a layer keeps its dW, a second matrix of its size, and makes it anew when A, B, c, tau or s changed in value. For 64
+rows and more W0 + dW is formed for every call, which moves three matrices through memory, and multiplied once; for fewer rows,
+as in generation, x is multiplied with W0 and with dW, so that a token reads two matrices where the base reads one (experts are
+summed whole for every token). On a GPU the comparison of values makes the host wait once per layer and call. `merge_adapter()`
+costs none of this. The table was measured while W0 + dW itself was kept, and is too good by that sum.
+
+"""
+
+
 def page() -> str:
     """The text of docs/performance.md."""
     step, op = measure.read("step"), measure.read("op")
@@ -104,6 +114,7 @@ def page() -> str:
         + "\n## K\n\nThe same step, T = 1024.\n\n"
         + basis_table(step["rows"])
         + "\n## Evaluation without merging, and merged\n\n"
+        + EVALUATION
         + evaluation_table(step["rows"])
         + "\n## One layer, forward and backward\n\nMilliseconds; \"-\": left out because it would need more memory than"
         " the machine has, or is not part of that sweep.\n\n"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,15 +16,32 @@ from lrlora import ops
 from lrlora.method.nonlinearity import Form, initial_coefficients
 from lrlora.method.rank import product_rms
 from lrlora.tuner.config import LRLoraConfig
-from lrlora.tuner.kept import KeptWeight
+from lrlora.tuner.kept import KeptUpdate, why_not_kept
+
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class _Sharers:
+    """The deltas that hold one c. A copy or a file begins empty, and each copied delta joins it again."""
+
+    def __init__(self) -> None:
+        self.members: weakref.WeakSet[LRLoraDelta] = weakref.WeakSet()
+
+    def __reduce__(self) -> tuple[type[_Sharers], tuple[()]]:
+        return _Sharers, ()
 
 
 class LRLoraDelta(nn.Module):
     """A, B, c and tau of one adapter on one layer; calling it adds the update to a product, or gives the update.
 
     All of them stand on one module without children, and are only used inside its forward: the layout that DDP, FSDP1
-    and FSDP2 can wrap. They stay in float32 whatever the base is stored in. `tau` is a buffer in the units of B A; inf
-    means that it was not calibrated yet (tau = "auto"), and phi is the identity.
+    and FSDP2 can wrap. They stay in float32 when the model is cast. `tau` is a buffer in the units of B A; inf
+    means that it was not calibrated yet (tau = "auto"), and phi is the identity. It is no parameter, because it moves
+    inside the forward pass: what FSDP and ZeRO-3 shard is a copy there, and a write into it would be lost.
+
+    A c that layers share is one parameter, registered in each of them. Whoever registers another in one of them (a
+    loader that assigns, a move away from the meta device) registers it in all.
 
     For a stack of experts A, B and tau have the experts as a first axis, and so has c unless it is shared.
     """
@@ -38,7 +59,9 @@ class LRLoraDelta(nn.Module):
         self.is_knee_followed = False
         self._kappa: float | None = None
         self.is_in_base_precision = False
-        self._kept = KeptWeight()
+        self._kept = KeptUpdate()
+        self._sharers = _Sharers()
+        self._sharers.members.add(self)
         stack = () if experts is None else (experts,)
         self.A = nn.Parameter(torch.empty(*stack, rank, in_features))
         self.B = nn.Parameter(torch.empty(*stack, out_features, rank))
@@ -91,75 +114,127 @@ class LRLoraDelta(nn.Module):
     ) -> Tensor:
         """x (W0 + dW)^T + bias, or x dW^T where W0 is None; without x, [W0 +] dW itself, or some rows of dW.
 
-        In evaluation the weight is kept for the next call, unless `keep` is off: for whoever only looks at dW.
+        In evaluation dW is kept for the next call, unless `keep` is off: for whoever only looks at it.
         """
         if self.training and self._kappa is not None:
             self._set_knee(self._kappa)
             self._kappa = None
         scale = scale * self.gain
-        is_kept = keep and not self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
-        if x is not None and is_kept:
-            device = x.device.type
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-            return linear(x, self._kept_weight(W0, scale, dtype), None if bias is None else bias.to(dtype))
+        if keep and rows is None and not self.training and why_not_kept(self.A) is None:
+            return self._from_kept(scale, x, W0, bias)
         if x is not None:
             return ops.adapted_linear(x, W0, bias, self.A, self.B, self.c, self.tau, scale, phi=self.phi)
-        if rows is None and is_kept:
-            return self._kept_weight(W0, scale, self.A.dtype if W0 is None else W0.dtype)
         if W0 is not None or self.A.ndim == 3:
-            return self._weight(W0, scale, None)
+            return self._weight(W0, scale)
         B = self.B if rows is None else self.B[rows]
         return ops.delta_weight(self.A, B, self.c, self.tau, scale, phi=self.phi)
 
-    def _kept_weight(self, W0: Tensor | None, scale: float, dtype: torch.dtype) -> Tensor:
-        def make() -> Tensor:
-            if self.A.ndim == 3:
-                return self._weight(W0, scale, dtype)
-            return ops.adapted_weight(W0, self.A, self.B, self.c, self.tau, scale, phi=self.phi, dtype=dtype)
+    def _from_kept(self, scale: float, x: Tensor | None, W0: Tensor | None, bias: Tensor | None) -> Tensor:
+        """As `forward`, with W0 as it is now and the kept dW."""
+        if x is None:
+            dW = self._kept_update(scale, torch.promote_types(self.A.dtype, torch.float32))
+            return dW if W0 is None else (W0 + dW).to(W0.dtype)
+        device = x.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+        dW = self._kept_update(scale, dtype)
+        return linear(x, dW if W0 is None else W0 + dW, None if bias is None else bias.to(dtype))
 
-        return self._kept.get([W0, self.A, self.B, self.c, self.tau], (scale, dtype), make)
+    def _kept_update(self, scale: float, dtype: torch.dtype) -> Tensor:
+        def make(sources: list[Tensor | None]) -> Tensor:
+            A, B, c, tau = sources
+            assert A is not None and B is not None and tau is not None
+            if A.ndim == 3:
+                return ops.experts_weight(None, A, B, c, tau, scale, phi=self.phi, dtype=dtype)
+            return ops.adapted_weight(None, A, B, c, tau, scale, phi=self.phi, dtype=dtype)
 
-    def _weight(self, W0: Tensor | None, scale: float, dtype: torch.dtype | None) -> Tensor:
+        return self._kept.get([self.A, self.B, self.c, self.tau], scale, dtype, make)
+
+    def _weight(self, W0: Tensor | None, scale: float) -> Tensor:
         """[W0 +] dW, differentiable in A, B and c; of a single matrix as of a stack of one."""
         A, B, tau = self.A, self.B, self.tau
         if is_single := A.ndim == 2:
             W0, A, B, tau = None if W0 is None else W0[None], A[None], B[None], tau[None]
-        weights = ops.experts_weight(W0, A, B, self.c, tau, scale, phi=self.phi, dtype=dtype)
+        weights = ops.experts_weight(W0, A, B, self.c, tau, scale, phi=self.phi)
         return weights[0] if is_single else weights
 
-    def train(self, mode: bool = True) -> LRLoraDelta:
-        """Enter training or evaluation; a weight kept for evaluation is dropped either way.
+    def share_c_with(self, other: LRLoraDelta) -> None:
+        """Hold the same parameter c as another delta from now on."""
+        self._sharers.members.discard(self)
+        self._sharers = other._sharers
+        self._sharers.members.add(self)
+        self._parameters["c"] = other._parameters["c"]
 
-        trl casts the adapters on quantised bases to bfloat16, in which c and small steps would freeze: they are put
-        back into float32 before training begins.
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter; a shared c in all that share it."""
+        super().register_parameter(name, param)
+        if name == "c" and param is not None:
+            self._spread_c()
+
+    def _spread_c(self) -> None:
+        sharers = self.__dict__.get("_sharers")
+        for other in () if sharers is None else list(sharers.members):
+            if other._parameters.get("c") is not None:
+                other._parameters["c"] = self._parameters["c"]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Join the copies of those that shared c with the original."""
+        super().__setstate__(state)
+        self._sharers.members.add(self)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LRLoraDelta:
+        # what .to(), .half(), .cuda() and to_empty() call
+        super()._apply(fn if _is_cast_by_deepspeed() else lambda tensor: self._cast(fn, tensor), recurse)
+        if self._parameters.get("c") is not None:
+            self._spread_c()
+        return self
+
+    def _cast(self, fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
+        """`fn` of a tensor, but in float32 where that is half precision, in which c and small steps would freeze."""
+        found = fn(tensor)
+        if found.dtype not in _HALF or (self.is_in_base_precision and tensor is not self.tau):
+            return found
+        return (found if tensor.device.type == "meta" else tensor.to(found.device)).float()
+
+    def train(self, mode: bool = True) -> LRLoraDelta:
+        """Enter training or evaluation; an update kept for evaluation is freed either way.
+
+        trl casts the adapters on quantised bases to bfloat16 through `.data`: they are put back into float32 before
+        training begins.
         """
         self._kept.drop()
-        if mode and not self.is_in_base_precision:
+        if mode and not self.is_in_base_precision and not _is_cast_by_deepspeed():
             for parameter in self.parameters():
-                if parameter.dtype in (torch.float16, torch.bfloat16):
+                if parameter.dtype in _HALF:
                     parameter.data, parameter.grad = parameter.data.float(), None
         return super().train(mode)
 
-    def drop_kept_weight(self) -> None:
-        """Free the weight kept for evaluation, if there is one."""
+    def drop_kept_update(self) -> None:
+        """Free the update kept for evaluation, if there is one."""
         self._kept.drop()
 
     def follow_knee(self, kappa: float | None) -> None:
         """Set tau = kappa RMS(B A) at the beginning of the next forward pass in training; None leaves it as it is.
 
-        Not at once: where a library shards A and B (FSDP, ZeRO-3), they are whole inside the forward pass alone.
+        Where B A is 0 still, tau becomes inf, which changes no update; kappa = inf does that alone. Not at once: where
+        a library shards A and B (FSDP, ZeRO-3), they are whole inside the forward pass alone.
         """
         self.is_knee_followed = True
         self._kappa = kappa
 
     @torch.no_grad()
     def _set_knee(self, kappa: float) -> None:
-        # left as it is while B A is still 0
         rms = product_rms(self.A, self.B)
-        self.tau.copy_(torch.where(rms > 0, kappa * rms, self.tau))
+        moved = self.tau if math.isinf(kappa) else kappa * rms
+        self.tau.copy_(torch.where(rms > 0, moved, math.inf))
 
     def extra_repr(self) -> str:
         """The line that print(model) shows."""
         (rank, in_features), out_features = self.A.shape[-2:], self.B.shape[-2]
         experts = f", experts={len(self.A)}" if self.A.ndim == 3 else ""
         return f"r={rank}, in={in_features}, out={out_features}{experts}, phi={self.phi}"
+
+
+def _is_cast_by_deepspeed() -> bool:
+    """Whether DeepSpeed trains here: it casts all of a model, and keeps float32 copies of its own."""
+    deepspeed = sys.modules.get("deepspeed")
+    return deepspeed is not None and deepspeed.comm.is_initialized()

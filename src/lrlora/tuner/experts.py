@@ -8,6 +8,7 @@ tensor of the size of the parameter, kept until the backward pass unless gradien
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,16 @@ from torch import Tensor, nn
 from lrlora.errors import InputError
 from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.layer import LRLoraLayer
+
+
+class _Turns:
+    """A lock that a copy or a file of the model begins anew."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[type[_Turns], tuple[()]]:
+        return _Turns, ()
 
 
 class ParamWrapper(nn.Module, LRLoraLayer):
@@ -36,6 +47,7 @@ class ParamWrapper(nn.Module, LRLoraLayer):
         self.experts = shape[0] if len(shape) == 3 else None
         out_features, in_features = (shape[-1], shape[-2]) if self.is_transposed else shape[-2:]
         LRLoraLayer.__init__(self, base_layer, out_features, in_features)
+        self._turns = _Turns()
 
     def update_layer(self, adapter_name: str, rank: int, alpha: float, config: LRLoraConfig) -> None:
         """Add an adapter to this parameter, or replace the one of the same name."""
@@ -57,10 +69,12 @@ class ParamWrapper(nn.Module, LRLoraLayer):
         if self.disable_adapters and self.merged:
             self.unmerge()
         active = self.active_here()
-        if self.disable_adapters or self.merged or not active:
-            return self.base_layer(*args, **kwargs)
-        with self._adapted_parameter(active):
-            return self.base_layer(*args, **kwargs)
+        # all threads read one attribute of the module, so they take turns, those without an adapter as well
+        with contextlib.nullcontext() if torch.compiler.is_compiling() else self._turns.lock:
+            if self.disable_adapters or self.merged or not active:
+                return self.base_layer(*args, **kwargs)
+            with self._adapted_parameter(active):
+                return self.base_layer(*args, **kwargs)
 
     @contextlib.contextmanager
     def _adapted_parameter(self, active: list[str]) -> Iterator[None]:

@@ -67,8 +67,8 @@ def hotswap_adapter(model: PeftModel, adapter: str, adapter_name: str = "default
             continue
         rank, alpha = tuner.rank_and_alpha(config, name.removeprefix("base_model.model."))
         if config.share == before.share and _is_alike(layer.delta(adapter_name), tensors, config):
-            layer.lora_alpha[adapter_name], layer.scaling[adapter_name] = alpha, config.scale_of(rank, alpha)
-            layer.delta(adapter_name).drop_kept_weight()
+            layer.set_alpha(adapter_name, rank, alpha, config)
+            layer.delta(adapter_name).drop_kept_update()
         else:
             layer.update_layer(adapter_name, rank, alpha, config)
     set_peft_model_state_dict(model, state, adapter_name)

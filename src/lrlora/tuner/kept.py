@@ -1,84 +1,89 @@
-"""The adapted weight of a layer, kept between calls in evaluation: generation does not make it anew for every token."""
+"""The update of a layer, kept between calls in evaluation: generation does not make it anew for every token."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 SPARED_SHARE = 0.1
-"""A weight is kept only if this share of the device's memory stays free beside it."""
+"""An update is kept only if this share of the device's memory stays free beside it."""
 
 
-class KeptWeight:
-    """Holds at most one weight, with what it was made from.
+class _Kept(NamedTuple):
+    sources: list[Tensor]
+    scale: float
+    update: Tensor
 
-    It is dropped when its layer enters a mode (train, eval), and made anew when what it was made from has changed. On a
-    CPU the small factors are compared by value. Elsewhere that would make the host wait, so a change is noticed by
-    autograd's version counters, which writing through `.data` leaves alone: call `model.eval()` after doing that.
+
+class KeptUpdate:
+    """Holds one update per precision, each with copies of what it was made from.
+
+    An update is used again only where A, B, c and tau are equal to these copies, entry by entry, on any device and
+    however they were written; the base weight is no part of it. On a GPU that makes the host wait once per layer and
+    call. An entry is never changed after it was made, so that threads can share it.
     """
 
     def __init__(self) -> None:
-        self._sources: list[_Source] = []
-        self._rest: tuple[object, ...] = ()
-        self._weight: Tensor | None = None
+        self._entries: dict[torch.dtype, _Kept] = {}
 
-    def __deepcopy__(self, memo: dict[int, object]) -> KeptWeight:
-        return KeptWeight()
-
-    def __getstate__(self) -> dict[str, object]:
+    def __reduce__(self) -> tuple[type[KeptUpdate], tuple[()]]:
         """Nothing is kept in a copy, or in a file."""
-        return KeptWeight().__dict__
+        return KeptUpdate, ()
 
     def drop(self) -> None:
-        """Forget the weight."""
-        self._sources, self._rest, self._weight = [], (), None
+        """Free the updates."""
+        self._entries = {}
 
-    def get(self, sources: Sequence[Tensor | None], rest: tuple[object, ...], make: Callable[[], Tensor]) -> Tensor:
-        """The weight made from these tensors and these other settings: the kept one, or a new one from `make`."""
-        present = [tensor for tensor in sources if tensor is not None]
-        is_same = len(present) == len(self._sources) and rest == self._rest
-        if (
-            self._weight is not None
-            and is_same
-            and all(s.is_still(t) for s, t in zip(self._sources, present, strict=True))
-        ):
-            return self._weight
-        self.drop()
-        weight = make()
-        if _has_room_beside(weight):
-            self._sources, self._rest, self._weight = [_Source.of(t, weight) for t in present], rest, weight
-        return weight
-
-
-@dataclass
-class _Source:
-    tensor: Tensor
-    address: int
-    version: int
-    value: Tensor | None
-
-    @classmethod
-    def of(cls, tensor: Tensor, weight: Tensor) -> _Source:
-        # W0 is as large as the weight: comparing it by value would cost as much as the product
-        is_small = tensor.numel() < weight.numel() and tensor.device.type == "cpu"
-        return cls(tensor, tensor.data_ptr(), _version(tensor), tensor.detach().clone() if is_small else None)
-
-    def is_still(self, tensor: Tensor) -> bool:
-        is_same = tensor is self.tensor and tensor.data_ptr() == self.address and _version(tensor) == self.version
-        return is_same and (self.value is None or torch.equal(tensor, self.value))
+    def get(
+        self,
+        sources: Sequence[Tensor | None],
+        scale: float,
+        dtype: torch.dtype,
+        make: Callable[[list[Tensor | None]], Tensor],
+    ) -> Tensor:
+        """The update in this precision: the kept one, or a new one that `make` makes from the sources."""
+        present = [tensor.detach() for tensor in sources if tensor is not None]
+        entry = self._entries.get(dtype)
+        if entry is not None and entry.scale == scale and _are_equal(entry.sources, present):
+            return entry.update
+        # from the copies, not from the tensors: another thread may write into these
+        copies = iter([tensor.clone() for tensor in present])
+        held = [None if tensor is None else next(copies) for tensor in sources]
+        update = make(held)
+        if _has_room_beside(update):
+            self._entries = {
+                **self._entries,
+                dtype: _Kept([tensor for tensor in held if tensor is not None], scale, update),
+            }
+        return update
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def why_not_kept(tensor: Tensor) -> str | None:
+    """Why nothing can be kept of a layer with this factor A now; None where it can."""
+    if torch.is_grad_enabled():
+        return "gradients are wanted"
+    if torch.compiler.is_compiling():
+        return "the model is being compiled"
+    if tensor.device.type == "meta":
+        return "the factors hold no values"
+    if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
+        return "a CUDA graph is being recorded, which cannot branch on values"
+    return None
 
 
-def _has_room_beside(weight: Tensor) -> bool:
-    if weight.device.type != "cuda":
+def _are_equal(held: list[Tensor], present: list[Tensor]) -> bool:
+    return len(held) == len(present) and all(
+        a.device == b.device and a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(held, present, strict=True)
+    )
+
+
+def _has_room_beside(update: Tensor) -> bool:
+    if update.device.type != "cuda":
         return True
-    free, total = torch.cuda.mem_get_info(weight.device)
+    free, total = torch.cuda.mem_get_info(update.device)
     # what torch's allocator holds in reserve is free as well
-    free += torch.cuda.memory_reserved(weight.device) - torch.cuda.memory_allocated(weight.device)
+    free += torch.cuda.memory_reserved(update.device) - torch.cuda.memory_allocated(update.device)
     return free > SPARED_SHARE * total

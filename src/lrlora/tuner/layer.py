@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lrlora.errors import InputError
 from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.delta import LRLoraDelta
 from lrlora.tuner.internals import BaseTunerLayer, check_adapters_to_merge
@@ -22,7 +23,7 @@ class LRLoraLayer(BaseTunerLayer):
     """Adapters on one layer. A subclass says what matrix dW is [out, in] and how an update acts on an input."""
 
     adapter_layer_names = ("lrlora_delta",)
-    other_param_names = ("r", "lora_alpha", "scaling", "lrlora_dropout")
+    other_param_names = ("r", "lora_alpha", "scaling", "configured_scaling", "lrlora_dropout")
     base_layer: nn.Module
     experts: int | None = None
     parameter_name = "weight"
@@ -34,6 +35,7 @@ class LRLoraLayer(BaseTunerLayer):
         self.r: dict[str, int] = {}
         self.lora_alpha: dict[str, float] = {}
         self.scaling: dict[str, float] = {}
+        self.configured_scaling: dict[str, float] = {}
         self.lrlora_dropout = nn.ModuleDict()
         self.lrlora_delta = nn.ModuleDict()
         self._disable_adapters = False
@@ -42,13 +44,18 @@ class LRLoraLayer(BaseTunerLayer):
 
     def update_layer(self, adapter_name: str, rank: int, alpha: float, config: LRLoraConfig) -> None:
         """Add an adapter to this layer, or replace the one of the same name."""
-        self.r[adapter_name], self.lora_alpha[adapter_name] = rank, alpha
-        self.scaling[adapter_name] = config.scale_of(rank, alpha)
+        self.r[adapter_name] = rank
+        self.set_alpha(adapter_name, rank, alpha, config)
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
         self.lrlora_dropout[adapter_name] = dropout
         self.lrlora_delta[adapter_name] = LRLoraDelta(self.in_features, self.out_features, rank, config, self.experts)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def set_alpha(self, adapter_name: str, rank: int, alpha: float, config: LRLoraConfig) -> None:
+        """Set s of an adapter as its configuration says."""
+        self.lora_alpha[adapter_name] = alpha
+        self.scaling[adapter_name] = self.configured_scaling[adapter_name] = config.scale_of(rank, alpha)
 
     def delta(self, adapter_name: str) -> LRLoraDelta:
         """The module that holds A, B, c and tau of an adapter."""
@@ -77,15 +84,22 @@ class LRLoraLayer(BaseTunerLayer):
         return True
 
     def set_scale(self, adapter: str, scale: float) -> None:
-        """Set s to `scale` times its value in the config's terms, alpha / r."""
+        """Set s to `scale` times what the configuration says: alpha / r, or alpha / sqrt(r) with rsLoRA."""
         if adapter in self.scaling:
-            self.scaling[adapter] = scale * self.lora_alpha[adapter] / self.r[adapter]
+            self.scaling[adapter] = scale * self.configured_scaling[adapter]
 
     def scale_layer(self, scale: float) -> None:
         """Multiply s of the active adapters."""
-        for adapter in self.active_adapters:
-            if adapter in self.scaling:
-                self.scaling[adapter] *= scale
+        for adapter in self.active_here():
+            self.scaling[adapter] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Divide s of the active adapters; None, or 0, which cannot be divided by, gives the configured s back."""
+        for adapter in self.active_here():
+            if scale:
+                self.scaling[adapter] /= scale
+            else:
+                self.scaling[adapter] = self.configured_scaling[adapter]
 
     def _move_adapter_to_device_of_base_layer(self, adapter_name: str, device: torch.device | None = None) -> None:
         # PEFT would cast the adapter to the base's dtype and later only the parameters back: tau would be rounded
@@ -149,6 +163,7 @@ class LRLoraLayer(BaseTunerLayer):
         Raises:
             ValueError: with safe_merge, where the merged weight is not finite.
             TypeError: a quantisation whose weights cannot be read back.
+            InputError: a weight that is computed anew for every call, by a parametrization or a pruning mask.
         """
         names = [n for n in check_adapters_to_merge(self, adapter_names) if n in self.lrlora_delta]
         if not names:
@@ -159,6 +174,7 @@ class LRLoraLayer(BaseTunerLayer):
                 f"cannot merge into a weight that is quantised by {method}: it cannot be read back; use the adapter "
                 "without merging, or put it on the base that is not quantised and merge there"
             )
+        self._check_writable()
         wanted = [*self.merged_adapters, *names]
         update = sum_of(self.get_delta_weight(name) for name in wanted)
         merged_before = list(self.merged_adapters)
@@ -175,10 +191,19 @@ class LRLoraLayer(BaseTunerLayer):
                 "its update holds NaN or inf"
             )
         for name in names:
-            self.delta(name).drop_kept_weight()
+            self.delta(name).drop_kept_update()
         self._before_merge = snapshot
         self._write_weight(total, update)
         self.merged_adapters.extend(wanted)
+
+    def _check_writable(self) -> None:
+        base = self.get_base_layer()
+        if self.quantization_backend is None and self.parameter_name not in base._parameters:
+            raise InputError(
+                f"cannot merge into {self.parameter_name} of {type(base).__name__}: it is no parameter, but computed "
+                "from others (weight_norm, spectral_norm, a parametrization, pruning), which would undo the merge; "
+                "make it plain first, with torch.nn.utils.parametrize.remove_parametrizations or prune.remove"
+            )
 
     def unmerge(self) -> None:
         """Put the base weight back, bit for bit as it was before `merge`."""

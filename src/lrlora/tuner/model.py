@@ -31,11 +31,6 @@ class LRLoraModel(BaseTuner):
     tuner_layer_cls = LRLoraLayer
     target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # loading with low_cpu_mem_usage assigns new tensors, which would part the layers that share one phi
-        self.register_load_state_dict_post_hook(lambda module, _: module.tie_coefficients())
-
     def _create_and_replace(
         self,
         peft_config: Any,
@@ -113,22 +108,38 @@ class LRLoraModel(BaseTuner):
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Wrap the target modules, then tie the coefficients of those that share one phi."""
         super().inject_adapter(model, adapter_name, *args, **kwargs)
-        self.tie_coefficients(model)
+        self.tie_coefficients(model, adapter_name)
+        self._take_over_buffers(model, adapter_name)
 
-    def tie_coefficients(self, model: nn.Module | None = None) -> None:
+    def tie_coefficients(self, model: nn.Module, adapter_name: str) -> None:
         """Let the layers of one group (config.share) hold the same parameter c."""
-        model = self.model if model is None else model
-        first_of_group: dict[tuple[str, object], nn.Parameter] = {}
+        config: Any = self.peft_config[adapter_name]
+        first_of_group: dict[object, LRLoraDelta] = {}
         for name, layer in model.named_modules():
-            if not isinstance(layer, LRLoraLayer):
+            if not isinstance(layer, LRLoraLayer) or adapter_name not in layer.lrlora_delta:
                 continue
-            for adapter_name, delta in layer.lrlora_delta.items():
-                config: Any = self.peft_config[adapter_name]
-                share = config.share
-                if share in ("matrix", "frozen") or not isinstance(delta.c, nn.Parameter):
-                    continue
-                group = {"type": type_of(name), "block": block_of(name), "global": None}[share]
-                delta.c = first_of_group.setdefault((adapter_name, group), delta.c)
+            delta = layer.delta(adapter_name)
+            if delta.is_c_shared:
+                group = {"type": type_of(name), "block": block_of(name), "global": None}[config.share]
+                delta.share_c_with(first_of_group.setdefault(group, delta))
+
+    def _take_over_buffers(self, model: nn.Module, adapter_name: str) -> None:
+        """Let a new adapter begin with tau, and with a frozen c, of an adapter whose phi has the same configuration.
+
+        trl makes its reference so: a second adapter, into which it copies the first one's parameters by their names.
+        What no optimizer moves is no parameter, and would be missing. A fresh update of 0 stays 0 with any phi.
+        """
+        config: Any = self.peft_config[adapter_name]
+        others = [name for name in self.peft_config if name != adapter_name and _have_one_phi(self, name, config)]
+        # the very same object first: that is what trl passes
+        others.sort(key=lambda name: self.peft_config[name] is not config)
+        for _, layer, _, delta in deltas(model, adapter_name):
+            source = next((layer.delta(name) for name in others if name in layer.lrlora_delta), None)
+            if source is None:
+                continue
+            for mine, its in zip(delta.buffers(), source.buffers(), strict=True):
+                if "meta" not in (mine.device.type, its.device.type):
+                    mine.copy_(its)
 
     def _check_merge_allowed(self) -> None:
         super()._check_merge_allowed()
@@ -169,6 +180,9 @@ class LRLoraModel(BaseTuner):
     ) -> dict[str, Tensor]:
         prefixes = tuner_key_prefixes(model)
         selected = {key: value for key, value in state_dict.items() if _is_under(key, prefixes)}
+        if config.share in _SHARING:
+            # safetensors, as transformers calls it, refuses tensors that share their memory
+            selected = {key: value.clone() if key.endswith(".c") else value for key, value in selected.items()}
         selected.update(cls._get_learnable_bias_state_dict(model, state_dict, config))
         if config.tau == "auto" and _is_knee_forgotten(model, adapter_name):
             warnings.warn(
@@ -209,6 +223,15 @@ def deltas(model: nn.Module, adapter_name: str | None = None) -> list[tuple[str,
             # a delta may stand behind a wrapper of FSDP or torch.compile, so no isinstance here
             found += [(name, layer, a, d) for a, d in layer.lrlora_delta.items() if adapter_name in (None, a)]
     return found
+
+
+_SHARING = ("type", "block", "global")
+_OF_PHI = ("phi", "num_basis", "tau", "kappa", "share", "omega")
+
+
+def _have_one_phi(tuner: LRLoraModel, name: str, config: Any) -> bool:
+    other = tuner.peft_config[name]
+    return all(getattr(other, field, None) == getattr(config, field) for field in _OF_PHI)
 
 
 def _is_knee_forgotten(model: nn.Module, adapter_name: str) -> bool:

@@ -28,10 +28,10 @@ class WeightSnapshot:
         self._state = dict(vars(base.state)) if hasattr(base, "state") else {}
 
     def restore(self) -> nn.Module:
-        """Put the weight back; returns the base layer, which some backends have exchanged for another."""
+        """Put the weight back, in the present precision of a plain one; returns the base layer, which some backends have exchanged for another."""
         if not self._is_quantised:
             weight = getattr(self._base, self._name)
-            weight.data = self._weight.to(weight.device)
+            weight.data = self._weight.to(weight.device, weight.dtype)
             return self._base
         self._base.weight = self._weight
         self._weight.data = self._data

@@ -14,6 +14,13 @@ from lrlora.tuner.internals import quantization_extra_repr, resolve_quantization
 from lrlora.tuner.layer import LRLoraLayer
 
 
+ROWS_WORTH_A_SUM = 64
+"""Adding W0 and dW writes a matrix and reads three, a second product reads one: it pays from some tens of rows on."""
+
+# as it was before anybody exchanged it for all layers at once
+_LINEAR_FORWARD = nn.Linear.forward
+
+
 class Linear(nn.Module, LRLoraLayer):
     """nn.Linear, GPT-2's Conv1D (the same with a transposed weight), and quantised linear layers."""
 
@@ -34,7 +41,7 @@ class Linear(nn.Module, LRLoraLayer):
         """y = x (W0 + sum of the active adapters' dW)^T + bias."""
         active = self.active_here()
         is_plain = not args and not kwargs and active and not self.disable_adapters and not self.merged
-        if is_plain and self.why_not_combined(x) is None:
+        if is_plain and self._is_worth_a_sum(x) and self.why_not_combined(x) is None:
             base: Any = self.base_layer
             return self.delta(active[0])(self.scaling[active[0]], x, base.weight, base.bias)
         return self.adapted(x, *args, **kwargs)
@@ -55,8 +62,9 @@ class Linear(nn.Module, LRLoraLayer):
             return f"{len(active)} adapters are active"
         if self.quantization_backend is not None:
             return f"W0 is quantised ({self.quantization_backend.backend_name})"
-        if self.is_transposed or not isinstance(base, nn.Linear):
-            return f"the base layer is a {type(base).__name__}"
+        reason = why_not_bypassed(base)
+        if reason is not None:
+            return reason
         if base.weight.dtype != torch.float32 or x.dtype != torch.float32:
             return f"W0 is {base.weight.dtype} and x {x.dtype}: small updates would be rounded away in W0 + dW"
         if torch.is_autocast_enabled(x.device.type):
@@ -65,9 +73,13 @@ class Linear(nn.Module, LRLoraLayer):
             return "dropout acts on the input of the update alone"
         if base.weight.requires_grad:
             return "W0 is trained as well"
-        if base._forward_hooks or base._forward_pre_hooks or hasattr(base, "_hf_hook"):
-            return "the base layer has forward hooks"
         return None
+
+    def _is_worth_a_sum(self, x: Tensor) -> bool:
+        """Not for few rows in evaluation: reading W0 and the kept dW costs less there than adding them."""
+        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return True
+        return x.numel() >= ROWS_WORTH_A_SUM * self.in_features
 
     def __repr__(self) -> str:
         return "lrlora." + super().__repr__()
@@ -122,6 +134,19 @@ class Conv(nn.Module, LRLoraLayer):
 
     def __repr__(self) -> str:
         return "lrlora." + super().__repr__()
+
+
+def why_not_bypassed(base: nn.Module) -> str | None:
+    """Why a base layer must be called; None for a plain nn.Linear to which nobody has attached anything."""
+    # parametrizations make a subclass; pruning and the older weight_norm are hooks
+    if type(base) is not nn.Linear:
+        return f"the base layer is a {type(base).__name__}"
+    if "forward" in vars(base) or nn.Linear.forward is not _LINEAR_FORWARD:
+        return "the base layer's forward was exchanged"
+    own = (base._forward_hooks, base._forward_pre_hooks, base._backward_hooks, base._backward_pre_hooks)
+    if any(own) or torch.nn.modules.module._has_any_global_hook():
+        return "the base layer has hooks"
+    return None
 
 
 # dt_proj on every path, the others where the kernels of mamba-ssm are installed
