@@ -93,11 +93,12 @@ def op_table(rows: list[dict]) -> str:
 
 
 EVALUATION = """\
-Not merged, a layer keeps its dW, a second matrix of its size, and makes it anew when A, B, c, tau or s changed in value. For 64
-rows and more W0 + dW is formed for every call, which moves three matrices through memory, and multiplied once; for fewer rows,
-as in generation, x is multiplied with W0 and with dW, so that a token reads two matrices where the base reads one (experts are
-summed whole for every token). On a GPU the comparison of values makes the host wait once per layer and call. `merge_adapter()`
-costs none of this. The table was measured while W0 + dW itself was kept, and is too good by that sum.
+Not merged, a layer keeps its dW, a second matrix of its size, and makes it anew when A, B, c, tau or s changed in
+value. For 64 rows and more W0 + dW is formed for every call, which moves three matrices through memory, and multiplied
+once; for fewer rows, as in generation, x is multiplied with W0 and with dW, so that a token reads two matrices where
+the base reads one (experts are summed whole for every token). On a GPU the comparison of values makes the host wait
+once or more per layer and call. `merge_adapter()` costs none of this. The table was measured while W0 + dW itself was
+kept, and is too good by that sum.
 
 """
 

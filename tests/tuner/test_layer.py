@@ -142,6 +142,36 @@ def test_both_ways_give_the_same():
     torch.testing.assert_close(combined, apart)
 
 
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_layers_are_scaled_and_put_back(use_rslora):
+    model, layer = adapted(use_rslora=use_rslora, lora_alpha=3)
+    configured = 3 / 4**0.5 if use_rslora else 3 / 4
+    assert layer.scaling["default"] == configured
+    layer.set_scale("default", 0.5)
+    assert layer.scaling["default"] == 0.5 * configured
+    layer.set_scale("unknown", 7.0)
+    for scale in (0.25, 3.0):
+        layer.scale_layer(scale)
+        assert layer.scaling["default"] == 0.5 * configured * scale
+        layer.unscale_layer(scale)
+        assert layer.scaling["default"] == 0.5 * configured
+    layer.unscale_layer()
+    assert layer.scaling["default"] == configured
+    # as diffusers calls it, and what cannot be divided by gives the configured scale
+    layer.scale_layer(0)
+    assert layer.scaling["default"] == 0
+    layer.unscale_layer(0)
+    assert layer.scaling["default"] == configured
+    model.add_adapter("second", LRLoraConfig(r=2, target_modules=["layer"]))
+    layer.scale_layer(2.0)
+    assert layer.scaling == {"default": 2 * configured, "second": 2.0}, "the active ones alone"
+    model.base_model.set_adapter(["default", "second"])
+    layer.unscale_layer(2.0)
+    assert layer.scaling == {"default": configured, "second": 1.0}
+    model.delete_adapter("second")
+    assert layer.configured_scaling == {"default": configured}
+
+
 def test_two_active_adapters_add_up():
     model, layer = adapted()
     model.add_adapter("second", LRLoraConfig(r=2, target_modules=["layer"], phi="residual"))

@@ -83,6 +83,38 @@ def test_the_trackers_of_the_trainer_get_the_means(tmp_path):
     assert [entry["step"] for entry in entries] == [1, 2]
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_the_trainer_logs_its_losses_as_without_it(tmp_path, every, strategy):
+    def losses(with_ranks: bool) -> dict[int, float]:
+        trainer = trainer_for(
+            adapted(), tmp_path, steps=6, logging_steps=2, logging_strategy=strategy, logging_first_step=True
+        )
+        if with_ranks:
+            trainer.add_callback(lrlora.RankCallback(every=every, log=trainer.log))
+        trainer.train()
+        history = trainer.state.log_history
+        ranks = [entry["step"] for entry in history if "ranks/mlp/stable_rank" in entry]
+        assert ranks == (sorted({*range(every, 7, every), 6}) if with_ranks else [])
+        return {entry["step"]: entry["loss"] for entry in history if "loss" in entry}
+
+    alone = losses(False)
+    assert set(alone) == {1, 2, 4, 6}
+    assert losses(True) == alone
+
+
+def test_ranks_and_losses_are_logged_whatever_the_order_of_the_callbacks(tmp_path):
+    trainer = trainer_for(adapted(tau="auto", tau_warmup_steps=1), tmp_path, steps=4, logging_steps=2)
+    callback = lrlora.RankCallback(every=2, log=trainer.log)
+    trainer.callback_handler.callbacks.insert(0, callback)
+    trainer.add_callback(lrlora.TauCallback())
+    trainer.train()
+    history = trainer.state.log_history
+    assert [entry["step"] for entry in history if "loss" in entry] == [2, 4]
+    assert [entry["step"] for entry in history if "ranks/mlp/stable_rank" in entry] == [2, 4]
+    assert all(delta.tau.isfinite() for *_, delta in deltas(trainer.model))
+
+
 def test_a_resumed_training_goes_on_without_a_step_twice(tmp_path):
     trainer = trainer_for(adapted(), tmp_path, steps=6)
     trainer.add_callback(lrlora.RankCallback(every=1))

@@ -1,4 +1,4 @@
-"""trl makes a reference by adding a second adapter and copying parameters by their names: it must be the same function."""
+"""trl makes a reference by copying parameters by their names: it must be the same function."""
 
 import copy
 

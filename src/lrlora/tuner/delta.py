@@ -18,7 +18,6 @@ from lrlora.method.rank import product_rms
 from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.kept import KeptUpdate, why_not_kept
 
-
 _HALF = (torch.float16, torch.bfloat16)
 
 

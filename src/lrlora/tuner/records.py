@@ -146,11 +146,11 @@ class RankCallback(TrainerCallback):
         if self._is_off or state.global_step % every or state.global_step >= state.max_steps:
             return
         if self.every is not None:
-            self._record(kwargs["model"], state, is_quick=False)
+            self._record(kwargs["model"], state, control, is_quick=False)
             return
         is_quick = self._is_quick(kwargs["model"])
         if is_quick is not None:
-            self._record(kwargs["model"], state, is_quick)
+            self._record(kwargs["model"], state, control, is_quick)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -158,7 +158,7 @@ class RankCallback(TrainerCallback):
         """Record the end."""
         if not self._is_off and state.global_step and self._last_step != state.global_step:
             is_whole = self.every is not None or self._is_quick(kwargs["model"], at_end=True) is False
-            self._record(kwargs["model"], state, is_quick=not is_whole)
+            self._record(kwargs["model"], state, control, is_quick=not is_whole)
 
     def _is_quick(self, model: nn.Module, at_end: bool = False) -> bool | None:
         """Which record time allows: a whole one (False), a quick one (True), or none (None)."""
@@ -187,7 +187,7 @@ class RankCallback(TrainerCallback):
         self._costs = {True: quick, False: WHOLE * quick}
         self.seconds_spent += _now(model) - before
 
-    def _record(self, model: nn.Module, state: TrainerState, is_quick: bool) -> None:
+    def _record(self, model: nn.Module, state: TrainerState, control: TrainerControl, is_quick: bool) -> None:
         started = _now(model)
         notes = {"elapsed_s": round(started - self._started, 3)}
         try:
@@ -201,7 +201,10 @@ class RankCallback(TrainerCallback):
             return
         self._last_step = state.global_step
         if self.log is not None:
+            # logging clears the Trainer's wish to log the loss of this step, which it does after the callbacks
+            is_loss_due = control.should_log
             self.log(means(rows, self.log_layers))
+            control.should_log = is_loss_due
         seconds = _now(model) - started
         self.seconds_spent += seconds
         # the longest, not the last: one that met a quiet moment promises nothing

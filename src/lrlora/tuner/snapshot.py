@@ -28,7 +28,7 @@ class WeightSnapshot:
         self._state = dict(vars(base.state)) if hasattr(base, "state") else {}
 
     def restore(self) -> nn.Module:
-        """Put the weight back, in the present precision of a plain one; returns the base layer, which some backends have exchanged for another."""
+        """Put the weight back, a plain one in its present precision; returns the base layer, which may be another."""
         if not self._is_quantised:
             weight = getattr(self._base, self._name)
             weight.data = self._weight.to(weight.device, weight.dtype)

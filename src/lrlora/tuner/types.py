@@ -13,7 +13,6 @@ from lrlora.errors import InputError
 from lrlora.tuner.internals import quantization_extra_repr, resolve_quantization
 from lrlora.tuner.layer import LRLoraLayer
 
-
 ROWS_WORTH_A_SUM = 64
 """Adding W0 and dW writes a matrix and reads three, a second product reads one: it pays from some tens of rows on."""
 
