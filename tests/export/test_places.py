@@ -218,3 +218,27 @@ def test_a_base_that_is_gone_is_one_line_and_a_local_one_is_written_whole(tmp_pa
         assert f"there is no folder {tmp_path / 'base'}; adapter/adapter_config.json names it" in said
         assert main([command[0], "adapter", *command[1:], "--model", "moved", "--overwrite"]) == 0
         shutil.rmtree("out")
+
+
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_trained_token_vectors_are_merged_and_exported(tmp_path, is_tied):
+    base = tiny_llama()
+    config = base.config
+    config.tie_word_embeddings = is_tied
+    base = type(base)(config)
+    base.save_pretrained(tmp_path / "base")
+    fields = {"target_modules": ["q_proj"], "task_type": "CAUSAL_LM", "trainable_token_indices": [5, 9]}
+    model: Any = peft.get_peft_model(causal(tmp_path / "base"), lrlora.LRLoraConfig(r=2, **fields)).eval()
+    disturb(model)
+    trained = [p for name, p in model.named_parameters() if "token_adapter" in name and p.requires_grad]
+    assert trained
+    trained[0].data += 0.5
+    ids = torch.tensor([[5, 9, 3, 5]])
+    with torch.no_grad():
+        expected = model(input_ids=ids).logits
+        model.save_pretrained(tmp_path / "adapter")
+        merge(str(tmp_path / "adapter"), tmp_path / "merged", model=str(tmp_path / "base"))
+        torch.testing.assert_close(causal(tmp_path / "merged")(input_ids=ids).logits, expected)
+        export_lora(str(tmp_path / "adapter"), tmp_path / "lora", RankChoice(energy=1.0), model=str(tmp_path / "base"))
+        exported = peft.PeftModel.from_pretrained(causal(tmp_path / "base"), tmp_path / "lora").eval()
+        torch.testing.assert_close(exported(input_ids=ids).logits, expected)

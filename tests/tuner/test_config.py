@@ -1,6 +1,12 @@
+import dataclasses
+import inspect
+import json
+
+import peft
 import pytest
 
 from lrlora import InputError, LRLoraConfig
+from lrlora.tuner.lora_fields import NOT_HERE
 
 
 def test_defaults():
@@ -34,8 +40,15 @@ def test_defaults():
         ("omega", -200, "omega"),
         ("phi", "gelu", "phi must be one of 'sinc'"),
         ("share", "nobody", "share must be one of"),
-        ("bias", "lora_only", "bias must be one of"),
+        ("bias", "some", "bias must be one of"),
         ("init_weights", "pissa", "init_weights"),
+        ("init_lora_weights", "pissa", "init_weights must be True, False or 'gaussian', got 'pissa'"),
+        ("use_dora", True, "LRLoraConfig has no use_dora, got True: .* leave it out, or train peft.LoraConfig"),
+        ("layer_replication", [(0, 2)], "LRLoraConfig has no layer_replication"),
+        ("lora_bias", True, "LRLoraConfig has no lora_bias"),
+        ("use_qalora", True, "LRLoraConfig has no use_qalora"),
+        ("ensure_weight_tying", True, "load the base with tie_word_embeddings=False"),
+        ("alora_invocation_tokens", [1], "LRLoraConfig has no alora_invocation_tokens"),
         ("rank_pattern", {"query": 0}, "rank_pattern"),
         ("alpha_pattern", {"query": -1}, "alpha_pattern"),
         ("layers_pattern", "layers", "layers_pattern needs layers_to_transform"),
@@ -66,3 +79,64 @@ def test_saved_and_read_again(tmp_path):
     assert isinstance(read, LRLoraConfig)
     assert read.to_dict() == config.to_dict()
     assert read.config_version == 1
+
+
+def test_it_takes_the_names_of_lora_config():
+    config = LRLoraConfig(fan_in_fan_out=True, init_lora_weights="gaussian", bias="lora_only", use_dora=False)
+    assert (config.init_weights, config.init_lora_weights, config.bias) == ("gaussian", None, "lrlora_only")
+    assert LRLoraConfig(init_weights=False, init_lora_weights=False).init_weights is False
+    with pytest.raises(InputError, match="two names for one field, got 'gaussian' and False"):
+        LRLoraConfig(init_weights="gaussian", init_lora_weights=False)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'rankk'"):
+        LRLoraConfig(rankk=3)
+
+
+def test_every_field_of_lora_config_is_here_or_named_as_not_here():
+    ours = set(inspect.signature(LRLoraConfig).parameters)
+    assert {field.name for field in dataclasses.fields(peft.LoraConfig)} - ours == set(NOT_HERE)
+
+
+def test_from_lora_keeps_what_a_lora_config_says():
+    lora = peft.LoraConfig(
+        r=4,
+        lora_alpha=12,
+        lora_dropout=0.1,
+        target_modules=["query", "value"],
+        exclude_modules=["x"],
+        modules_to_save=["classifier"],
+        bias="lora_only",
+        rank_pattern={"query": 2},
+        alpha_pattern={"query": 5},
+        use_rslora=True,
+        task_type="SEQ_CLS",
+        init_lora_weights=False,
+        layers_to_transform=[0],
+        layers_pattern="layer",
+    )
+    config = LRLoraConfig.from_lora(lora, tau=0.1)
+    for name in ("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules", "modules_to_save", "task_type",
+                 "rank_pattern", "alpha_pattern", "use_rslora", "layers_to_transform", "layers_pattern"):  # fmt: skip
+        assert getattr(config, name) == getattr(lora, name), name
+    assert (config.bias, config.init_weights, config.tau) == ("lrlora_only", False, 0.1)
+    # the scale of the default is LoraConfig's, not ours
+    assert LRLoraConfig.from_lora(peft.LoraConfig()).lora_alpha == 8
+    assert LRLoraConfig.from_lora(peft.LoraConfig(target_modules="all-linear")).target_modules == "all-linear"
+
+
+def test_from_lora_refuses_what_would_be_lost():
+    with pytest.raises(InputError, match="LRLoraConfig has no use_dora"):
+        LRLoraConfig.from_lora(peft.LoraConfig(use_dora=True))
+    with pytest.raises(InputError, match="init_weights must be True, False or 'gaussian', got 'olora'"):
+        LRLoraConfig.from_lora(peft.LoraConfig(init_lora_weights="olora"))
+    with pytest.raises(InputError, match=r"takes a peft.LoraConfig, got LoHaConfig"):
+        LRLoraConfig.from_lora(peft.LoHaConfig())
+
+
+def test_a_config_without_the_newer_fields_is_read(tmp_path):
+    LRLoraConfig(r=4, target_modules=["query"]).save_pretrained(tmp_path)
+    file = tmp_path / "adapter_config.json"
+    saved = json.loads(file.read_text())
+    for name in ("fan_in_fan_out", "init_lora_weights", "trainable_token_indices"):
+        del saved[name]
+    file.write_text(json.dumps(saved))
+    assert peft.PeftConfig.from_pretrained(tmp_path).to_dict() == LRLoraConfig(r=4, target_modules=["query"]).to_dict()

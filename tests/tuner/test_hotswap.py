@@ -4,6 +4,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils.hotswap import hotswap_adapter as hotswap_of_peft
+from safetensors.torch import load_file, save_file
 
 from lrlora import InputError, LRLoraConfig, hotswap_adapter
 from lrlora.tuner import deltas
@@ -99,6 +100,99 @@ def test_a_trained_head_comes_along(tmp_path):
     model = make(2)
     hotswap_adapter(model, str(tmp_path))
     torch.testing.assert_close(model(token_ids()).logits, make(1)(token_ids()).logits)
+
+
+def state_of(model: PeftModel) -> dict:
+    """Everything that a swap could change: values, what is trained, scales, and the configuration."""
+    return {
+        **{name: (value.clone(), value.requires_grad) for name, value in model.state_dict(keep_vars=True).items()},
+        "scales": {name: dict(layer.scaling) for name, layer, _, _ in deltas(model)},
+        "config": model.peft_config["default"].to_dict(),
+    }
+
+
+def assert_same_state(model: PeftModel, before: dict) -> None:
+    after = state_of(model)
+    assert after.keys() == before.keys()
+    for name, value in before.items():
+        if isinstance(value, tuple):
+            assert torch.equal(after[name][0], value[0]) and after[name][1] == value[1], name
+        else:
+            assert after[name] == value, name
+
+
+def bert_with(seed: int, **fields) -> PeftModel:
+    model = get_peft_model(tiny_bert(), LRLoraConfig(r=2, target_modules=["query", "value"], **fields)).eval()
+    disturb(model)
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and ("modules_to_save" in name or name.endswith("bias") or name.endswith(".B")):
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+@pytest.mark.parametrize(
+    "fields", [{"modules_to_save": ["classifier"]}, {"bias": "all"}, {"bias": "lrlora_only"}], ids=str
+)
+def test_what_is_trained_beside_it_comes_along(tmp_path, fields):
+    model, other = bert_with(1, **fields), bert_with(2, lora_alpha=32, **fields)
+    other.save_pretrained(tmp_path / "other")
+    expected = other(token_ids()).logits
+    hotswap_adapter(model, str(tmp_path / "other"))
+    torch.testing.assert_close(model(token_ids()).logits, expected)
+    model.save_pretrained(tmp_path / "again")
+    again = PeftModel.from_pretrained(tiny_bert(), tmp_path / "again").eval()
+    torch.testing.assert_close(again(token_ids()).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ({"modules_to_save": ["classifier"]}, {}),
+        ({}, {"modules_to_save": ["classifier"]}),
+        ({"bias": "all"}, {}),
+        ({}, {"bias": "lrlora_only"}),
+        ({"modules_to_save": ["classifier"]}, {"modules_to_save": ["pooler"]}),
+    ],
+    ids=str,
+)
+def test_what_one_of_them_alone_trains_is_refused_and_nothing_changes(tmp_path, ours, theirs):
+    bert_with(2, lora_alpha=32, **theirs).save_pretrained(tmp_path)
+    model = bert_with(1, **ours)
+    before = state_of(model)
+    with pytest.raises(InputError, match=r"load it with model.load_adapter instead, or begin with an adapter"):
+        hotswap_adapter(model, str(tmp_path))
+    assert_same_state(model, before)
+
+
+@pytest.mark.parametrize("fault", ["nan", "tau", "cut", "missing"])
+def test_a_damaged_file_changes_nothing(tmp_path, fault):
+    folder = saved(tmp_path, lora_alpha=32)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    first = next(name for name in tensors if name.endswith(".tau" if fault == "tau" else ".B"))
+    if fault == "missing":
+        del tensors[first]
+    elif fault == "tau":
+        tensors[first].zero_()
+    else:
+        tensors[first][0, 0] = float("nan") if fault == "nan" else 0.0
+    save_file(tensors, file)
+    if fault == "cut":
+        file.write_bytes(file.read_bytes()[:-20])
+    model = model_with()
+    before = state_of(model)
+    with pytest.raises(InputError, match=r"is broken|is not whole|holds no whole"):
+        hotswap_adapter(model, folder)
+    assert_same_state(model, before)
+
+
+def test_a_shared_phi_stays_one_parameter(tmp_path):
+    model = model_with(share="block")
+    hotswap_adapter(model, saved(tmp_path, share="global"))
+    assert len({id(delta.c) for *_, delta in deltas(model)}) == 1
+    hotswap_adapter(model, saved(tmp_path / "other", share="block"))
+    assert len({id(delta.c) for *_, delta in deltas(model)}) == 2
 
 
 class TestRefused:

@@ -15,6 +15,9 @@ CHEAP_BELOW = 8
 ACCEPTED_LOSS = 0.01
 """Share of the squared error that one more power step may still take away."""
 
+ROUNDINGS = 16
+"""So many roundings of the squared norm hide what a randomised decomposition leaves out."""
+
 DOUBLE_UP_TO = 1024
 
 
@@ -81,6 +84,10 @@ def _randomised(dW: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor] | None:
         U, S, V = torch.svd_lowrank(dW, q=rank + OVERSAMPLING, niter=POWER_STEPS)
     U, S, Vh = U[:, :rank], S[:rank], V[:, :rank].T
     kept = (S.double() ** 2).sum()
-    error = torch.linalg.vector_norm(dW, dtype=torch.float64) ** 2 - kept
+    whole = torch.linalg.vector_norm(dW, dtype=torch.float64) ** 2
+    error = whole - kept
+    # the singular values come in the precision of dW: a smaller error than that is noise, and so is its check
+    if error <= ROUNDINGS * torch.finfo(dW.dtype).eps * whole:
+        return None
     gain = (torch.linalg.svdvals(dW @ Vh.T).double() ** 2).sum() - kept
     return (U, S, Vh) if gain <= ACCEPTED_LOSS * error else None

@@ -198,6 +198,7 @@ def common_fields(saved: SavedAdapter, built: Skeleton, layers: Sequence[Adapted
         "base_model_name_or_path": saved.base,
         "target_modules": target_modules([layer.name for layer in layers], built.modules),
         "modules_to_save": saved.config.get("modules_to_save"),
+        "trainable_token_indices": saved.config.get("trainable_token_indices"),
         "bias": "lora_only" if bias == "lrlora_only" else bias,
         "fan_in_fan_out": any(_is_conv1d(layer.layer) for layer in layers),
     }

@@ -21,7 +21,7 @@ from lrlora.export.skeleton import Skeleton, skeleton
 from lrlora.files import check_folder, new_folder
 from lrlora.training.model import load_base_of
 from lrlora.training.reload import refuse_random
-from lrlora.training.saved import read_adapter
+from lrlora.training.saved import SavedAdapter, read_adapter
 
 Say = Callable[[str], None]
 """Where to send a line for the user."""
@@ -105,16 +105,18 @@ def merge(
             if matched.dropped:
                 first, count = matched.dropped[0], len(matched.dropped)
                 say(f"left out what {architecture} has no place for: {first} ({count} in all)")
-            rows = _Stream(built, matched, target, target or _usual_dtype(layout)).write(base, layout, folder)
+            rows = _Stream(built, saved, matched, target, target or _usual_dtype(layout)).write(base, layout, folder)
     return Merge(Path(out).expanduser(), rows, architecture, not isinstance(matched, str))
 
 
 class _Stream:
     """Goes through the shards of a base, one tensor at a time."""
 
-    def __init__(self, built: Skeleton, matched: Matched, target: torch.dtype | None, usual: torch.dtype) -> None:
+    def __init__(
+        self, built: Skeleton, saved: SavedAdapter, matched: Matched, target: torch.dtype | None, usual: torch.dtype
+    ) -> None:
         self.built, self.matched, self.target, self.usual = built, matched, target, usual
-        self.replaced = built.replaced()
+        self.replaced, self.tokens = built.replaced(), built.tokens(saved)
         layers = built.layers()
         self.rounding = Rounding([layer.name for layer in layers])
         self.place_of = {layer.name: number for number, layer in enumerate(layers)}
@@ -158,6 +160,9 @@ class _Stream:
     def _tensor(self, entry: Entry, W0: Tensor) -> Tensor:
         # an embedding may be adapted and saved: then W0 is what was saved
         W0 = self.replaced.get(entry.name, W0)
+        if entry.name in self.tokens:
+            rows, values = self.tokens[entry.name]
+            W0 = W0.index_copy(0, torch.tensor(rows), values.to(W0.dtype))
         if entry.name not in self.matched.piece_of:
             return W0.to(entry.dtype)
         layer, part = self.matched.piece_of[entry.name]

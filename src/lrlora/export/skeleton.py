@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -20,6 +21,7 @@ from lrlora.training.saved import SavedAdapter
 from lrlora.tuner import deltas
 from lrlora.tuner.experts import ParamWrapper
 from lrlora.tuner.layer import LRLoraLayer
+from lrlora.tuner.stored import adapter_weights
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,19 @@ class Skeleton:
             name = name.removeprefix("base_model.model.").replace(".base_layer", "")
             found[name.replace(f".modules_to_save.{ADAPTER}", "")] = value
         return {name: value for name, value in found.items() if name in self.shapes}
+
+    def tokens(self, saved: SavedAdapter) -> dict[str, tuple[list[int], Tensor]]:
+        """Token vectors that were trained (`trainable_token_indices`), by the name of their table: rows and values."""
+        found = {}
+        for name, module in self.model.named_modules():
+            held = getattr(module, "token_adapter", None)
+            key = f"{name}.token_adapter.trainable_tokens_delta"
+            # of tied tables one is in the file
+            if held is not None and key in saved.shapes:
+                with safe_open(adapter_weights(saved.folder), framework="pt") as file:
+                    values = file.get_tensor(key)
+                found[f"{name.removeprefix('base_model.model.')}.weight"] = (list(held.token_indices[ADAPTER]), values)
+        return found
 
     def refuse_tied(self) -> None:
         """Refuse to change a weight that another module, which was not trained, holds as well.

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
-from peft import PeftConfig
+from peft import LoraConfig, PeftConfig
 
 from lrlora.errors import InputError
 from lrlora.method.nonlinearity import FORMS, Form
 from lrlora.tuner.internals import PeftType
+from lrlora.tuner.lora_fields import fields_of_lora, refuse_what_is_not_here
 
 CONFIG_VERSION = 1
 SHARES = ("matrix", "type", "block", "global", "frozen")
@@ -32,13 +35,15 @@ class LRLoraConfig(PeftConfig):
         target_parameters: names of parameters to adapt that no linear layer holds, such as the 3-D weights of experts
             ("mlp.experts.gate_up_proj"); every expert gets an update and, unless shared, a phi of its own.
         modules_to_save: other modules that are trained and saved whole, such as a new head.
-        bias: which biases are trained: "none", "all" or "lrlora_only".
+        bias: which biases are trained: "none", "all" or "lrlora_only" ("lora_only" means the same).
+        trainable_token_indices: tokens whose vectors are trained, of the input embeddings, or by name of the module.
+        fan_in_fan_out: taken for LoraConfig's sake and without effect: a layer's type says how its weight lies.
         layers_to_transform: indices of the blocks to adapt; None means all.
         layers_pattern: name of the list of blocks, needed where PEFT does not know it.
         rank_pattern: other ranks for some modules, {"q_proj": 16}.
         alpha_pattern: other alphas for some modules.
         init_weights: True: A Kaiming-uniform, B zero, so that dW = 0. "gaussian": A normal with deviation 1 / r,
-            B zero. False: B random as well, for tests.
+            B zero. False: B random as well, for tests. `init_lora_weights` is another name for it.
         phi: "sinc" (the paper's basis), "residual" (ours: z + sincs, exactly LoRA until c moves) or "sine" (fixed:
             Sine-LoRA, arXiv:2403.19243, s sin(omega B A) / sqrt(in)).
         num_basis: K, how many sincs: odd, at least 3. The middle one has no effect.
@@ -77,7 +82,14 @@ class LRLoraConfig(PeftConfig):
     layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of blocks"})
     rank_pattern: dict = field(default_factory=dict, metadata={"help": "other ranks for some modules"})
     alpha_pattern: dict = field(default_factory=dict, metadata={"help": "other alphas for some modules"})
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
+        default=None, metadata={"help": "tokens whose vectors are trained"}
+    )
+    fan_in_fan_out: bool = field(default=False, metadata={"help": "without effect: the layer's type says it"})
     init_weights: bool | Literal["gaussian"] = field(default=True, metadata={"help": "how A and B start"})
+    init_lora_weights: bool | Literal["gaussian"] | None = field(
+        default=None, metadata={"help": "another name for init_weights"}
+    )
     phi: Form = field(default="sinc", metadata={"help": "which nonlinearity"})
     num_basis: int = field(default=11, metadata={"help": "K, number of sincs, odd"})
     tau: float | Literal["auto"] = field(default=0.05, metadata={"help": "knee in units of 1/sqrt(in), or 'auto'"})
@@ -93,6 +105,7 @@ class LRLoraConfig(PeftConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.peft_type = PeftType("LRLORA")
+        self._take_names_of_lora()
         if self.config_version > CONFIG_VERSION:
             raise InputError(
                 f"this adapter has config_version {self.config_version}, this lrlora reads up to {CONFIG_VERSION}; "
@@ -105,6 +118,40 @@ class LRLoraConfig(PeftConfig):
             self.target_modules = set(self.target_modules)  # pyright: ignore[reportAttributeAccessIssue]
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # pyright: ignore[reportAttributeAccessIssue]
+
+    @classmethod
+    def from_lora(cls, config: LoraConfig, **fields: Any) -> LRLoraConfig:
+        """The configuration of LR-LoRA with the rank, scale, placement and the rest of a LoraConfig.
+
+        Args:
+            config: of plain LoRA.
+            fields: of LR-LoRA, such as tau.
+
+        Raises:
+            InputError: the config asks for something that LR-LoRA has not, by name.
+
+        Example:
+            >>> import peft
+            >>> LRLoraConfig.from_lora(peft.LoraConfig(r=4, bias="lora_only"), tau=0.1).bias
+            'lrlora_only'
+        """
+        return cls(**{**fields_of_lora(config), **fields})
+
+    def _take_names_of_lora(self) -> None:
+        """Bring LoraConfig's other names and values into ours.
+
+        Raises:
+            InputError: init_weights and init_lora_weights that contradict each other.
+        """
+        if self.bias == "lora_only":
+            self.bias = "lrlora_only"
+        if self.init_lora_weights is not None:
+            if self.init_weights is not True and self.init_weights != self.init_lora_weights:
+                raise InputError(
+                    f"init_weights and init_lora_weights are two names for one field, got {self.init_weights!r} and "
+                    f"{self.init_lora_weights!r}; pass one of them"
+                )
+            self.init_weights, self.init_lora_weights = self.init_lora_weights, None
 
     def alpha_of(self, rank: int) -> float:
         """lora_alpha, or its default for a module of this rank."""
@@ -128,7 +175,10 @@ class LRLoraConfig(PeftConfig):
             raise InputError(f"lora_dropout must be in [0, 1), got {self.lora_dropout!r}")
         _check_choice(self.bias, "bias", ("none", "all", "lrlora_only"))
         if not isinstance(self.init_weights, bool) and self.init_weights != "gaussian":
-            raise InputError(f"init_weights must be True, False or 'gaussian', got {self.init_weights!r}")
+            raise InputError(
+                f"init_weights must be True, False or 'gaussian', got {self.init_weights!r}: A and B start at random "
+                "and at 0, because dW = 0 is where phi is known; leave it out"
+            )
 
     def _check_phi_fields(self) -> None:
         _check_choice(self.phi, "phi", FORMS)
@@ -179,3 +229,17 @@ def _check_positive(value: object, name: str) -> None:
 def _check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def _take_fields_of_lora(init: Callable[..., None]) -> Callable[..., None]:
+    """Let a config's constructor name the fields of LoraConfig that it has not, instead of calling them unexpected."""
+
+    # inspect.signature follows to the constructor inside: PEFT reads from it which fields there are
+    @functools.wraps(init)
+    def wrapped(self: LRLoraConfig, *args: Any, **fields: Any) -> None:
+        init(self, *args, **refuse_what_is_not_here(fields))
+
+    return wrapped
+
+
+LRLoraConfig.__init__ = _take_fields_of_lora(LRLoraConfig.__init__)

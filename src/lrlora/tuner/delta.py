@@ -94,6 +94,12 @@ class LRLoraDelta(nn.Module):
         else:
             nn.init.zeros_(self.B)
 
+    def use_precision_of_base(self, dtype: torch.dtype) -> None:
+        """Hold A, B and c in the base's precision from now on: for who switches PEFT's autocast off."""
+        self.is_in_base_precision = True
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+
     @property
     def weight(self) -> Tensor | None:
         """A, under the name by which PEFT's FSDP wrapping policy finds trainable leaf modules to shard on their own.

@@ -45,17 +45,28 @@ class LRLoraLayer(BaseTunerLayer):
     def update_layer(self, adapter_name: str, rank: int, alpha: float, config: LRLoraConfig) -> None:
         """Add an adapter to this layer, or replace the one of the same name."""
         self.r[adapter_name] = rank
-        self.set_alpha(adapter_name, rank, alpha, config)
-        dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
-        self.lrlora_dropout[adapter_name] = dropout
-        self.lrlora_delta[adapter_name] = LRLoraDelta(self.in_features, self.out_features, rank, config, self.experts)
+        self.configure(adapter_name, rank, alpha, config)
+        delta = LRLoraDelta(self.in_features, self.out_features, rank, config, self.experts)
+        is_training: bool = self.training  # pyright: ignore[reportAttributeAccessIssue]
+        self.lrlora_delta[adapter_name] = delta.train(is_training)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
-    def set_alpha(self, adapter_name: str, rank: int, alpha: float, config: LRLoraConfig) -> None:
-        """Set s of an adapter as its configuration says."""
+    def configure(self, adapter_name: str, rank: int, alpha: float, config: LRLoraConfig) -> None:
+        """Set s and the dropout of an adapter as its configuration says."""
         self.lora_alpha[adapter_name] = alpha
         self.scaling[adapter_name] = self.configured_scaling[adapter_name] = config.scale_of(rank, alpha)
+        held: Any = self.lrlora_dropout[adapter_name] if adapter_name in self.lrlora_dropout else None
+        if held is None or getattr(held, "p", 0.0) != config.lora_dropout:
+            dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout > 0 else nn.Identity()
+            self.lrlora_dropout[adapter_name] = dropout.train(self.training)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def take_out(self, adapter_name: str) -> None:
+        """Forget an adapter, and leave it to others which ones are active."""
+        for name in self.adapter_layer_names + self.other_param_names:
+            held = getattr(self, name)
+            if adapter_name in held:
+                del held[adapter_name]
 
     def delta(self, adapter_name: str) -> LRLoraDelta:
         """The module that holds A, B, c and tau of an adapter."""

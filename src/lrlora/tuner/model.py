@@ -91,10 +91,7 @@ class LRLoraModel(BaseTuner):
             super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
             return
         for _, layer, _, delta in deltas(self.model, adapter_name):
-            delta.is_in_base_precision = True
-            dtype = layer.float_weight().dtype
-            for parameter in delta.parameters():
-                parameter.data = parameter.data.to(dtype)
+            delta.use_precision_of_base(layer.float_weight().dtype)
 
     @contextlib.contextmanager
     def _enable_peft_forward_hooks(self, *args: Any, **kwargs: Any) -> Iterator[None]:
