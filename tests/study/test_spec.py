@@ -129,6 +129,8 @@ def test_a_study_is_read(tmp_path):
         ("study: mine", "study: mine\nreference: lroa", "reference 'lroa' is none of the arms: lora, ours"),
         ("study: mine", "study: mine\nsmallest_effect: -1", "smallest_effect must be at least 0, got -1"),
         # grids
+        ("method: lora, r: 4}", "method: [lora, dora], r: 4}", "line 7: "),
+        ("{name: lora,", "{name: [a, b],", "line 7: "),
         ("r: 4}", "r: []}", "line 7: 'r' of arm 'lora' is an empty list"),
         ("r: 4}", "r: [4, 4]}", "line 7: arms holds 'lora-r4' twice, first at "),
         (

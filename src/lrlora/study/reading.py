@@ -48,8 +48,10 @@ def _expanded(piece: Marked) -> list[Marked]:
     """The arms that a mapping stands for: one for every combination of the values in its lists."""
     keys = piece.value if isinstance(piece.value, dict) else {}
     method, name = (keys[key].value if key in keys else None for key in ("method", "name"))
+    if not isinstance(method, str) or not isinstance(name, str):
+        return [piece]
     grids = {key: each for key, each in keys.items() if isinstance(each.value, list) and is_grid(method, key)}
-    if not grids or not isinstance(name, str):
+    if not grids:
         return [piece]
     for key, each in grids.items():
         if not each.value:
@@ -67,7 +69,8 @@ def _label(key: str, value: Any) -> str:
     """What tells an arm of a grid from the others: r8, tau0.02, share-block, use_rslora-true."""
     if isinstance(value, bool):
         return f"{key}-{str(value).lower()}"
-    return f"{key}{value:g}" if isinstance(value, float) else f"{key}{'' if isinstance(value, int) else '-'}{value}"
+    # in full: two values that are nearly the same must not get one name
+    return f"{key}{value!r}" if isinstance(value, int | float) else f"{key}-{value}"
 
 
 def _arm(piece: Marked) -> Arm:
@@ -108,4 +111,4 @@ def _listed(whole: Marked, key: str) -> list[Marked]:
 
 def _name_in(piece: Marked) -> str:
     named = piece.value.get("name") if isinstance(piece.value, dict) else None
-    return repr(named.value) if named is not None else "without a name"
+    return repr(named.plain()) if named is not None else "without a name"
