@@ -16,6 +16,7 @@ from lrlora import InputError
 from lrlora.cli import main
 from lrlora.export import RankChoice, export_lora, merge
 from lrlora.training import load_adapter
+from lrlora.training.model import load_base, put_on
 from tests.conftest import disturb, tiny_llama, token_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
@@ -242,3 +243,24 @@ def test_trained_token_vectors_are_merged_and_exported(tmp_path, is_tied):
         export_lora(str(tmp_path / "adapter"), tmp_path / "lora", RankChoice(energy=1.0), model=str(tmp_path / "base"))
         exported = peft.PeftModel.from_pretrained(causal(tmp_path / "base"), tmp_path / "lora").eval()
         torch.testing.assert_close(exported(input_ids=ids).logits, expected)
+
+
+@pytest.mark.parametrize("config", [peft.PromptTuningConfig, peft.PrefixTuningConfig, peft.PromptEncoderConfig])
+def test_a_learned_prompt_has_its_place(tmp_path, config):
+    # such an adapter lies before the base and not within it: its head has other names in the file
+    tiny_llama().save_pretrained(tmp_path / "base")
+    for task, fields in (("CAUSAL_LM", {}), ("SEQ_CLS", {"num_labels": 3, "pad_token_id": 0})):
+        base = load_base(str(tmp_path / "base"), task, **fields)
+        model = put_on(base, config(task_type=task, num_virtual_tokens=3)).eval()
+        expected = says(model)
+        model.save_pretrained(tmp_path / task)
+        torch.testing.assert_close(says(load_adapter(str(tmp_path / task))), expected)
+
+
+def test_tokens_trained_in_a_resized_vocabulary_go_along(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "base")
+    base = causal(tmp_path / "base")
+    base.resize_token_embeddings(70, mean_resizing=False)
+    fields = {"target_modules": ["q_proj"], "trainable_token_indices": [1, 66]}
+    expected = saved_adapter(base, tmp_path / "adapter", peft.LoraConfig, **fields)
+    torch.testing.assert_close(says(load_adapter(str(tmp_path / "adapter"))), expected)

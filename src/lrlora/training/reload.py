@@ -48,7 +48,8 @@ def _resize(base: Any, saved: SavedAdapter) -> None:
 
 def _saved_rows(base: Any, module: Any, saved: SavedAdapter) -> int | None:
     name = next((name for name, inside in base.named_modules() if inside is module), None)
-    keys = (f"{_PREFIX}{name}.weight", f"{_PREFIX}{name}.base_layer.weight")
+    holders = ("", ".base_layer", ".token_adapter.base_layer")
+    keys = [f"{_PREFIX}{name}{holder}.weight" for holder in holders]
     return next((saved.shapes[key][0] for key in keys if key in saved.shapes), None)
 
 
@@ -64,7 +65,12 @@ def refuse_random(saved: SavedAdapter, lacking: Sequence[str]) -> None:
     """
     if saved.config.get("task_type") in (None, "FEATURE_EXTRACTION"):
         return
-    held = {key.removeprefix(_PREFIX).replace(".base_layer", "") for key in saved.shapes}
+    # a prompt is put before the base itself, any other method on a tuner's model around it
+    held = {
+        key.removeprefix(prefix).replace(".base_layer", "")
+        for key in saved.shapes
+        for prefix in (_PREFIX, "base_model.")
+    }
     random = [name for name in lacking if name not in held]
     if random:
         raise InputError(
@@ -103,7 +109,9 @@ def put_saved_on(base: Any, saved: SavedAdapter, is_sparing: bool = False) -> Pe
     # bias="all" makes PEFT save the biases of a head twice
     mark = ".modules_to_save."
     twice = {key for key in found.unexpected_keys if mark in key and key.replace(mark, ".") in saved.shapes}
-    if names := [key.removeprefix(_PREFIX) for key in found.unexpected_keys if key not in twice]:
+    # PEFT puts a learned prompt in its place itself
+    placed = {"prompt_embeddings"} if config.is_prompt_learning else set()
+    if names := [key.removeprefix(_PREFIX) for key in found.unexpected_keys if key not in twice | placed]:
         raise InputError(
             f"{len(names)} tensors of {saved.folder} have no place in {saved.base}, the first is {names[0]}: they "
             "would be dropped; pass the base that it was trained on as --model, or restore its adapter_config.json"
