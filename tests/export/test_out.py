@@ -123,9 +123,11 @@ def test_a_folder_whose_successor_did_not_come_is_put_back(tmp_path, monkeypatch
 def test_a_file_that_is_read_is_not_written_over(run, tmp_path, capsys, flags):
     (tmp_path / "link.json").symlink_to(run / "adapter" / "adapter_config.json")
     before = contents(run)
-    for out in ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.json", "../../link.json"):
-        assert main([flags[0], str(run), flags[1], str(run / out)]) == 2
-        assert "is there already, in" in capsys.readouterr().err
+    read = ("adapter/adapter_config.json", "adapter/adapter_model.safetensors", "config.json", "../../link.json")
+    for out in (*read, "../../llama-base/config.json"):
+        for folder in (run, run / "adapter"):
+            assert main([flags[0], str(folder), flags[1], str(run / out)]) == 2
+            assert "is there already, in" in capsys.readouterr().err
     assert main([flags[0], str(run), flags[1], str(run)]) == 2
     assert "is a folder, needed a file" in capsys.readouterr().err
     assert contents(run) == before
@@ -133,3 +135,20 @@ def test_a_file_that_is_read_is_not_written_over(run, tmp_path, capsys, flags):
         suffix = "json" if flags[1] == "--rank_pattern" else "html"
         assert main([flags[0], str(run), flags[1], str(tmp_path / f"result.{suffix}")]) == 0
     assert contents(run) == before
+
+
+def test_a_tilde_is_the_home_folder_in_every_path(tiny_encoder, sentences, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    flags = ["--model", str(tiny_encoder), "--data", str(sentences), "--max_steps", "2", "--r", "2"]
+    assert main(["train", *flags, "--out", "~/run"]) == 0
+    for command in (
+        ["merge", "~/run", "--out", "~/merged"], ["export", "~/run", "--out", "~/lora"], ["evaluate", "~/run"],
+        ["evaluate", "~/merged", "--data", str(sentences)], ["ranks", "~/run", "--csv", "~/ranks.csv"],
+        ["ranks", "~/run", "--rank_pattern", "~/fields.json"], ["report", "~/run"],
+    ):  # fmt: skip
+        assert main(command) == 0, command
+    assert (tmp_path / "run" / "report.html").exists() and (tmp_path / "ranks.csv").exists()
+    assert list(elsewhere.iterdir()) == []

@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> None:
         print(f"{chosen.rank_pattern}: for peft.LoraConfig(**fields)")
         return
     runs = [read_run(folder, chosen.model) for folder in chosen.adapters]
-    read = [place for run in runs for place in (run.folder, run.adapter)]
+    read = [place for run in runs for place in run.sources(chosen.model)]
     for file in filter(None, (chosen.csv, chosen.html)):
         check_file(Path(file), read)
     found = findings(runs)

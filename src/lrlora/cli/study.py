@@ -90,7 +90,7 @@ def _run(chosen: StudyArguments, files: list[Path]) -> int:
         _dry_run(study, chosen.json)
         return 0
     workers = chosen.workers if chosen.workers is not None else (0 if chosen.ray else 1)
-    out = Path(chosen.out or f"runs/{study.study}")
+    out = Path(chosen.out or f"runs/{study.study}").expanduser()
     files.append(out / RESULTS)
     rows = run_study(study, out, Machines(workers, chosen.threads, chosen.ray), chosen.retry_failed)
     results = summary(rows, study.reference_arm(), study.smallest_effect)

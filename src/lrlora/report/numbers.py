@@ -23,10 +23,11 @@ from lrlora.statistics import (
     mean_interval,
     paired_difference,
 )
+from lrlora.training.local import read_for
 from lrlora.training.model import load_adapter
 from lrlora.tuner.ranks import UNMOVED, LayerRank, Update, layer_ranks, measure, rank_warnings
 from lrlora.tuner.records import read_records
-from lrlora.tuner.stored import stored_config, stored_updates
+from lrlora.tuner.stored import adapter_settings, stored_config, stored_updates
 
 MEASURES = (
     "stable_rank", "stable_rank_ba", "stable_rank_initial", "effective_rank", "rms_over_tau", "outside_grid",
@@ -68,6 +69,11 @@ class Run:
         """A, B, c and tau of every layer."""
         return stored_updates(self.adapter)
 
+    def sources(self, model: str | None = None) -> list[Path]:
+        """The folders that hold what it was read from, and those of its base, or of `model` in the place of that."""
+        base = model or adapter_settings(self.adapter).get("base_model_name_or_path")
+        return [self.folder, *read_for(self.adapter, base)]
+
     @property
     def warnings(self) -> list[str]:
         """What is wrong with the learned ranks, in words."""
@@ -87,7 +93,7 @@ def read_run(folder: str | Path, model: str | None = None) -> Run:
     Raises:
         InputError: no adapter there, one of another method, a file cut short, or a base of other shapes.
     """
-    path = Path(folder)
+    path = Path(folder).expanduser()
     if not path.is_dir():
         raise InputError(f"no such folder: {folder}; pass a run folder or an adapter folder")
     adapter = path / "adapter" if (path / "adapter" / "adapter_config.json").exists() else path

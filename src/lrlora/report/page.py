@@ -51,9 +51,10 @@ def write_report(folders: Sequence[str | Path], out: str | Path, model: str | No
     Example:
         write_report(["runs/seed0", "runs/seed1", "runs/seed2"], "report.html")
     """
-    check_file(Path(out), [Path(folder) for folder in folders])
+    folders = [Path(folder).expanduser() for folder in folders]
     studies = [section for section in map(study_section, folders) if section is not None]
     runs = [read_run(folder, model) for folder in folders if not (Path(folder) / FILE).exists() or _is_run(folder)]
+    check_file(Path(out), [*folders, *(place for run in runs for place in run.sources(model))])
     if not runs and not studies:
         raise InputError("nothing to report: pass folders of `lrlora train`, adapters, or a study with results.jsonl")
     found = findings(runs) if runs else None

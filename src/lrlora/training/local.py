@@ -49,6 +49,11 @@ def check_local(name: str) -> None:
     )
 
 
+def read_for(adapter: Path, base: str | None) -> list[Path]:
+    """The folders of an adapter, of the run around it, and of its base where that lies on this machine."""
+    return [adapter, *run_around(adapter), *(local_model(base) if base else ())]
+
+
 def run_around(adapter: Path) -> list[Path]:
     """The run folder that an adapter or a checkpoint lies in, if it does."""
     around = adapter.resolve().parents[:2]

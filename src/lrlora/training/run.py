@@ -71,7 +71,7 @@ def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = ()) -> Run
     Raises:
         InputError: settings, data, model or folder that cannot work; a NaN in the loss.
     """
-    out = Path(config.out_folder())
+    out = Path(config.out_folder()).expanduser()
     if not run_folder.check(out, dataclasses.asdict(config), config.overwrite):
         _train_one(config, out, callbacks)
     compared = None

@@ -21,7 +21,7 @@ from lrlora.data import Kind
 from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError
 from lrlora.files import read_json
-from lrlora.training.local import absolute, check_local, local_model, looks_local, run_around
+from lrlora.training.local import absolute, check_local, looks_local, read_for
 from lrlora.tuner.stored import adapter_settings, adapter_weights
 
 AUTO_CLASSES: dict[str | None, Any] = {
@@ -135,7 +135,7 @@ class SavedAdapter:
 
     def sources(self) -> list[Path]:
         """The folders that hold what is read: the adapter, the run around it, and the base where it lies here."""
-        return [self.folder, *run_around(self.folder), *local_model(self.base)]
+        return read_for(self.folder, self.base)
 
 
 def read_adapter(folder: str, model: str | None = None) -> SavedAdapter:
