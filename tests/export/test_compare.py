@@ -1,6 +1,8 @@
 import json
 
 import pytest
+import transformers
+from transformers import AutoTokenizer
 
 from lrlora import InputError
 from lrlora.cli import main
@@ -217,3 +219,12 @@ def test_an_encoder_is_not_asked_commonsense_questions(trained, tmp_path, capsys
     write_rows(tmp_path / "obqa_test.jsonl", [{"question": "is it ?", "choices": ["a", "b", "c", "d"], "label": 0}])
     assert main(["evaluate", str(folder / "run"), "--data", str(tmp_path), "--commonsense", "obqa"]) == 2
     assert "obqa needs a causal model" in capsys.readouterr().err
+
+
+def test_a_model_whose_head_would_be_random_is_not_scored(tiny_encoder, tmp_path, capsys):
+    rows = [{"sentence": f"day {number}", "label": str(number % 2)} for number in range(8)]
+    file = write_rows(tmp_path / "rows.jsonl", rows)
+    transformers.AutoModel.from_pretrained(tiny_encoder).save_pretrained(tmp_path / "bare")
+    AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(tmp_path / "bare")
+    assert main(["evaluate", str(tmp_path / "bare"), "--data", str(file)]) == 2
+    assert "lacks classifier.bias (2 such tensors), which would be random" in capsys.readouterr().err

@@ -135,7 +135,8 @@ def score_model(
         say: gets a line for what the user should know.
 
     Raises:
-        InputError: classes that the model does not know; whatever `load_task` and transformers refuse.
+        InputError: a model without the head that the task needs, or with other classes; whatever `load_task` and
+            transformers refuse.
     """
     described = read_json(Path(folder).expanduser() / "config.json")
     is_causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in described.get("architectures") or ())
@@ -143,6 +144,11 @@ def score_model(
     kind: Kind = "causal" if is_causal else "regression" if names is not None and len(names) == 1 else "classification"
     measure = _measure_of(config, suite, kind, names, folder, say)
     loaded = load_base(folder, "CAUSAL_LM" if measure.kind == "causal" else "SEQ_CLS").eval()
+    if loaded.new_parameters:
+        raise InputError(
+            f"{folder} lacks {loaded.new_parameters[0]} ({len(loaded.new_parameters)} such tensors), which would be "
+            "random; pass a model with the head that the task needs, such as lrlora merge writes"
+        )
     scores = measure.of(loaded, load_tokenizer(folder))
     return Comparison(measure.task, measure.source, measure.metric, measure.rows, {"model": scores})
 
