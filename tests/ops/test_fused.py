@@ -81,6 +81,20 @@ def test_nothing_but_x_and_the_factors_is_kept_for_the_backward_pass(phi):
     assert sorted(kept) == sorted(t.data_ptr() for t in leaves.values())
 
 
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_output_may_be_changed_in_place(bias):
+    # as Longformer does with its queries
+    given = inputs(8, "sinc", dtype=torch.float32)
+    given["bias"] = given["bias"] if bias else None
+    expected = adapted_linear(**given)
+    given["A"].requires_grad_()
+    y = adapted_linear(**given)
+    y /= 2
+    y.sum().backward()
+    assert given["A"].grad is not None
+    torch.testing.assert_close(2 * y, expected)
+
+
 def test_without_w0_it_is_the_share_of_the_update():
     given = inputs(20, "sinc")
     alone = adapted_linear(**{**given, "W0": None, "bias": None})

@@ -180,7 +180,9 @@ class _AdaptedLinear(torch.autograd.Function):
         with torch.autocast(x.device.type, enabled=False):
             factors = factors_in_precision(A, B, c, tau, scale, phi)
             weight = backend.weight(W0, *factors, phi, x.dtype)
-            return linear(x, weight, None if bias is None else bias.to(x.dtype))
+            y = linear(x, weight, None if bias is None else bias.to(x.dtype))
+            # of a batch of sequences it is a view, which a model could not change in place
+            return y if y._base is None or torch.compiler.is_compiling() else y.view_as(y).detach()
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
