@@ -15,9 +15,10 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return status, out, err
 
 
-def quick(model, data, out) -> list[str]:
-    """Flags of a run of two steps."""
-    return ["train", "--model", str(model), "--data", str(data), "--out", str(out), "--max_steps", "2", "--r", "2"]
+def quick(model, data, out, *more: str) -> list[str]:
+    """Words of a run of two steps; flags in `more` take the place of those here."""
+    flags = {"--model": str(model), "--data": str(data), "--out": str(out), "--max_steps": "2", "--r": "2"}
+    return ["train", *(word for flag in flags.items() if flag[0] not in more for word in flag), *more]
 
 
 def test_without_a_verb_it_says_what_there_is(capsys):
@@ -71,7 +72,7 @@ def test_json_is_alone_on_stdout(capsys, tiny_encoder, sentences, tmp_path):
     ],
 )
 def test_bad_input_is_one_line_and_status_2(capsys, tiny_encoder, sentences, tmp_path, flags, word):
-    status, out, err = run(capsys, *quick(tiny_encoder, sentences, tmp_path / "run"), *flags)
+    status, out, err = run(capsys, *quick(tiny_encoder, sentences, tmp_path / "run", *flags))
     assert status == 2
     assert out == ""
     lines = [line for line in err.splitlines() if line.startswith("lrlora: ")]
@@ -108,8 +109,8 @@ def test_nan_in_the_loss_is_one_line(tiny_encoder, tmp_path):
     rows = [{"sentence": str(n), "label": 1e38 if n == 7 else n / 4} for n in range(24)]
     write_rows(tmp_path / "train.jsonl", rows)
     write_rows(tmp_path / "dev.jsonl", rows[:4])
-    flags = [*quick(tiny_encoder, tmp_path, tmp_path / "run"), "--kind", "regression", "--max_steps", "9"]
-    flags += ["--batch_size", "4", "--save_steps", "1"]
+    more = ["--kind", "regression", "--max_steps", "9", "--batch_size", "4", "--save_steps", "1"]
+    flags = quick(tiny_encoder, tmp_path, tmp_path / "run", *more)
     ended = subprocess.run([sys.executable, "-m", "lrlora", *flags], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 2, ended.stderr
     assert ended.stdout == ""

@@ -7,12 +7,23 @@ import errno
 import fnmatch
 import json
 import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lrlora.errors import InputError
+
+_NOT_WRITTEN = {
+    (errno.ENOSPC, errno.EDQUOT): "no space left on the disk while writing {}; {}",
+    (errno.EACCES, errno.EPERM): "not allowed to write {}; pass a place that is yours",
+    (errno.EROFS,): "{} lies on a file system that is read-only; pass another place",
+    (errno.EISDIR,): "{} is a folder, needed a file; pass another place",
+    (errno.ENAMETOOLONG,): "the name {} is too long for the file system; pass a shorter one",
+    (errno.ELOOP,): "{} leads through links that lead to each other; pass another place",
+}
 
 
 @contextlib.contextmanager
@@ -24,7 +35,7 @@ def new_file(path: Path, read: Iterable[Path] = ()) -> Iterator[Path]:
         read: folders that what is written was read from; see `check_file`.
 
     Raises:
-        InputError: `path` is a folder or a file that is read, or the disk is full.
+        InputError: `path` is a folder or a file that is read, may not be written, or the disk is full.
 
     Example:
         with new_file(Path("ranks.csv")) as beside:
@@ -33,16 +44,17 @@ def new_file(path: Path, read: Iterable[Path] = ()) -> Iterator[Path]:
     check_file(path, read)
     path = path.expanduser()
     beside = path.with_name(f".{path.name}.tmp")
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        make_folder(path.parent)
         with explained(path):
             yield beside
             with beside.open("rb") as written:
                 os.fsync(written.fileno())
             beside.replace(path)
     finally:
-        beside.unlink(missing_ok=True)
+        # where nothing may be written nothing can be deleted
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -157,21 +169,64 @@ def _put_back(path: Path, old: Path) -> None:
 
 
 @contextlib.contextmanager
-def explained(path: Path) -> Iterator[None]:
-    """Turn the errors of a full or forbidden disk into one line about `path`.
+def explained(path: Path, left: str = "nothing was written there") -> Iterator[None]:
+    """Turn what the system says of a disk or a path that cannot be written into one line about `path`.
+
+    Args:
+        path: what is written.
+        left: what is there when the disk is full.
 
     Raises:
-        InputError: the disk is full, or `path` may not be written.
+        InputError: the disk is full or read-only, or `path` may not be written or cannot be there.
     """
     try:
         yield
     except Exception as error:
-        # safetensors has an error of its own for what the system says
-        if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
-            raise InputError(f"no space left on the disk while writing {path}; nothing was written there") from error
-        if isinstance(error, PermissionError):
-            raise InputError(f"not allowed to write {path}; pass a place that is yours") from error
-        raise
+        reason = _why_not_written(error, path, left)
+        if reason is None:
+            raise
+        raise InputError(reason) from error
+
+
+def _why_not_written(error: BaseException, path: Path, left: str) -> str | None:
+    number, name = getattr(error, "errno", None), getattr(error, "filename", None)
+    if isinstance(name, str):
+        whole, file = Path(os.path.abspath(path)), os.path.abspath(name)
+        if not (Path(file).is_relative_to(whole.parent) or whole.is_relative_to(file)):
+            return None  # it is about another file, which was read
+    # safetensors has errors of its own for what the system says
+    said = re.search(r"os error (\d+)", str(error))
+    if number is None and said:
+        number = int(said.group(1))
+    return next((text.format(path, left) for numbers, text in _NOT_WRITTEN.items() if number in numbers), None)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those around it, where they are not there yet.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}; pass another place") from error
+
+
+def check_cache(folder: Path, variable: str) -> None:
+    """Refuse a cache that cannot be written, before a library blames what it reads.
+
+    Raises:
+        InputError: names the folder, and the environment variable that says where it is.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"cannot write to the cache {folder}: {error.strerror}; set {variable} to a folder that is yours"
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -202,11 +257,21 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         InputError: the disk is full, or `path` may not be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     with explained(path), path.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def drop_lines_after(path: Path, step: int) -> int | None:
+    """Keep the lines of JSON up to a "step", whole lines alone; the last step kept, None where there is none."""
+    if not path.exists():
+        return None
+    kept = [line for line in read_json_lines(path) if line["step"] <= step]
+    with new_file(path) as beside:
+        beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    return kept[-1]["step"] if kept else None
 
 
 def read_json_lines(path: Path) -> list[Any]:

@@ -47,6 +47,7 @@ def test_a_run_folder_holds_what_it_promises(tiny_encoder, sentences, tmp_path):
         "adapter",
         "checkpoints",
         "config.json",
+        "log.jsonl",
         "metrics.json",
         "ranks.json",
         "ranks.jsonl",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict, dataclass, field
 from typing import Optional
 
@@ -13,6 +12,7 @@ from lrlora.errors import InputError
 from lrlora.evaluation.commonsense import Suite, load_suite
 from lrlora.export.choose import RankChoice
 from lrlora.export.compare import MODELS, Comparison, compare, is_model, run_config, score_model
+from lrlora.training import processes
 from lrlora.training.config import TrainConfig
 
 
@@ -69,9 +69,9 @@ def run(arguments: list[str]) -> None:
     config = run_config(chosen.adapter, **{name: getattr(chosen, name) for name in names})
     suite = _suite(chosen, config) if chosen.commonsense else None
     if is_model(chosen.adapter):
-        found = score_model(chosen.adapter, config, suite, _say)
+        found = score_model(chosen.adapter, config, suite, processes.tell)
     else:
-        found = compare(chosen.adapter, config, chosen.models, choice, chosen.model, _say, suite)
+        found = compare(chosen.adapter, config, chosen.models, choice, chosen.model, processes.tell, suite)
     if chosen.json:
         print(json.dumps(asdict(found), indent=2))
         return
@@ -84,10 +84,6 @@ def run(arguments: list[str]) -> None:
         ("model", *metrics),
         ((name, *(f"{scores[metric]:.4f}" for metric in metrics)) for name, scores in found.results.items()),
     )
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 def _suite(chosen: EvaluateArguments, config: TrainConfig) -> Suite:

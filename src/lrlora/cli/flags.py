@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
 from lrlora.errors import InputError
@@ -22,7 +25,7 @@ def parse(
         positional: field that takes the words before the first flag.
 
     Raises:
-        InputError: a flag or a value that does not exist.
+        InputError: a flag or a value that does not exist, or a flag that is there twice.
     """
     from transformers import HfArgumentParser
 
@@ -41,22 +44,57 @@ def parse(
         raise InputError(f"{message}; see lrlora {verb} --help")
 
     parser.error = refuse
-    chosen, unknown = parser.parse_args_into_dataclasses(arguments, return_remaining_strings=True)
+    if not {"-h", "--help"} & set(arguments):
+        names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+        check_flags(names, arguments, refuse)
+    # no file of flags beside the program: a command is what was typed
+    chosen, unknown = parser.parse_args_into_dataclasses(
+        arguments, return_remaining_strings=True, look_for_args_file=False
+    )
     if unknown:
-        refuse(f"no such flag: {unknown[0]}")
+        refuse(f"not a flag, nor a value of one: {unknown[0]!r}")
     return chosen
 
 
+def check_flags(names: list[str], arguments: list[str], refuse: Callable[[str], NoReturn]) -> None:
+    """Refuse a flag that does not exist, with the one that was perhaps meant, and one that is there twice."""
+    given = [word[2:].split("=")[0] for word in arguments if word.startswith("--") and len(word) > 2]
+    flags = [flag.replace("-", "_") for flag in given]
+    for flag, name in zip(given, flags, strict=True):
+        if name not in names:
+            meant = _meant(name, names)
+            refuse(f"no such flag: --{flag}" + (f"; did you mean --{meant}?" if meant else ""))
+        if flags.count(name) > 1:
+            refuse(f"--{flag} is there twice; pass it once")
+
+
+def _meant(name: str, names: list[str]) -> str | None:
+    """The flag that a misspelt one stands for: by its beginning, by its initials, or by its letters."""
+    near = [n for n in names if n.startswith(name) or "".join(word[:1] for word in n.split("_")) == name]
+    return next(iter(near or difflib.get_close_matches(name, names, n=1)), None)
+
+
 def quiet_libraries() -> None:
-    """Keep what transformers, datasets and the like say about themselves out of the verb's output."""
+    """Keep what transformers, datasets and the like say about themselves out of the verb's output.
+
+    Of several processes that torchrun has started the first one alone gives warnings.
+    """
+    import importlib.util
     import logging
     import warnings
 
-    import datasets
     import transformers
 
+    from lrlora.training import processes
+
     transformers.logging.set_verbosity_error()
-    datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
+    if importlib.util.find_spec("datasets"):
+        import datasets
+
+        datasets.disable_progress_bars()
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("httpx").setLevel(logging.ERROR)
+    if not processes.is_first():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import importlib
+import importlib.util
+import io
 import os
+import signal
 import sys
+import time
 import traceback
 
 from lrlora.errors import InputError
@@ -26,22 +32,73 @@ USAGE = (
     + "\n`lrlora VERB --help` lists the flags of a verb. Without any, `lrlora train` runs the demo:\n\n  lrlora train\n"
 )
 
-# verbs whose result is there at the end or not at all
-_WHOLE_OR_NOTHING = ("merge", "export", "evaluate", "ranks")
-
 # import names of what an extra brings
 _EXTRA_OF = {
-    **dict.fromkeys(("accelerate", "datasets", "matplotlib", "rich", "scipy", "sklearn"), "train"),
+    **dict.fromkeys(("datasets", "matplotlib", "rich", "scipy", "sklearn"), "train"),
     **dict.fromkeys(("jinja2", "plotly"), "report"),
     **dict.fromkeys(("lm_eval", "yaml"), "study"),
     "ray": "cluster",
 }
+_TASKS = ("datasets", "rich", "scipy", "sklearn")
+_NEEDS = {
+    "train": (*_TASKS, "matplotlib"),
+    "ranks": ("rich", "scipy"),
+    "evaluate": _TASKS,
+    "merge": ("rich",),
+    "export": ("rich",),
+    "report": ("scipy", "jinja2", "plotly"),
+    "study": (*_TASKS, "lm_eval", "yaml"),
+}
+"""What a verb needs beside the package's own dependencies; some flags need more."""
+
+# files of our own come to an error with their name, by lrlora.files
+_NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
+
+_OUT_OF_MEMORY = {
+    "train": "lower --batch_size (and raise --gradient_accumulation by as much), or --max_length, or pass "
+    "--gradient_checkpointing",
+    "evaluate": "lower --batch_size",
+    "study": "lower batch_size in the study file, or --workers",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run a verb; the exit status is 0, or the verb's; 2 for an error of the user's input, 1 for one of ours, 130 for
-    Ctrl-C."""
+    """Run a verb.
+
+    Returns:
+        The exit status: 0, or the verb's; 2 for an error of the user's input, 1 for one of ours; 130 for Ctrl-C, 143
+        for SIGTERM.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
+    if sys.stderr is None:
+        # else print would send warnings to stdout
+        sys.stderr = open(os.devnull, "w")
+    if sys.stdout is None:
+        return _complain(InputError("stdout is closed, so that no result could be shown; send it to a file"), 2, False)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # names of files may hold what the terminal cannot show
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        try:
+            return _status_of(arguments)
+        finally:
+            # what is still in the buffer would fail after the last line of Python
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # the reader of our output, `head` say, has left
+        _drop_output()
+        return 0
+    except OSError as error:
+        _drop_output()
+        return _complain(InputError(f"cannot write to stdout: {error.strerror}"), 2, False)
+
+
+def _drop_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _status_of(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
         return 0
@@ -50,41 +107,90 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(__version__)
         return 0
-    is_debugging = "--debug" in arguments
+    verb, is_debugging = arguments[0], "--debug" in arguments
     try:
-        if arguments[0] not in VERBS:
-            raise InputError(f"no verb {arguments[0]!r}; there are: {', '.join(VERBS)}")
+        if verb not in VERBS:
+            raise InputError(f"no verb {verb!r}; there are: {', '.join(VERBS)}")
+        _check_surroundings(verb, arguments)
         # a verb is imported when it is asked for: another one's extras need not be installed
-        return importlib.import_module(f"lrlora.cli.{arguments[0]}").run(arguments[1:]) or 0
+        return importlib.import_module(f"lrlora.cli.{verb}").run(arguments[1:]) or 0
     except InputError as error:
         return _complain(error, 2, is_debugging)
-    except KeyboardInterrupt:
-        left = (
-            "nothing was written"
-            if arguments[0] in _WHOLE_OR_NOTHING
-            else "the same command goes on from the last checkpoint"
-        )
-        print(f"lrlora: interrupted; {left}", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as error:
+        return _interrupted(verb, error)
     except BrokenPipeError:
-        # the reader of our output, `head` say, has left
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except ModuleNotFoundError as error:
-        extra = _EXTRA_OF.get(error.name or "")
-        if extra is None:
-            return _complain(error, 1, is_debugging)
-        needed = f'lrlora {arguments[0]} needs {error.name}: pip install "lrlora[{extra}]"'
-        return _complain(InputError(needed), 2, is_debugging)
+        raise
     except Exception as error:
-        return _complain(error, 1, is_debugging)
+        if isinstance(error, OSError) and error.filename is None and error.errno in _NO_OUTPUT:
+            # a full disk under stdout, met in the middle; main says so
+            raise
+        return _explain(verb, error, is_debugging)
 
 
-def _complain(error: Exception, status: int, is_debugging: bool) -> int:
+def _check_surroundings(verb: str, arguments: list[str]) -> None:
+    """Refuse before any work what would fail at its end.
+
+    Raises:
+        InputError: an extra is not installed, or a verb of one process is started in several.
+    """
+    if {"-h", "--help"} & set(arguments):
+        return
+    if verb != "train" and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(f"lrlora {verb} runs in one process; start it without torchrun")
+    for module in _NEEDS[verb]:
+        if importlib.util.find_spec(module) is None:
+            raise InputError(_missing(verb, module))
+
+
+def _missing(verb: str, module: str) -> str:
+    return f'lrlora {verb} needs {module}, which is not installed: pip install "lrlora[{_EXTRA_OF[module]}]"'
+
+
+def _interrupted(verb: str, error: KeyboardInterrupt) -> int:
+    left = "nothing was written"
+    if verb == "study":
+        left = "the same command goes on with the cells that are not finished"
+    number = getattr(error, "number", signal.SIGINT)
+    _print_error(f"stopped by {signal.Signals(number).name}; {error if str(error) else left}")
+    return _once_the_first_has_spoken(128 + number)
+
+
+def _explain(verb: str, error: Exception, is_debugging: bool) -> int:
+    """An error that is not an InputError: the machine's, or ours."""
+    module = getattr(error, "name", None)
+    if isinstance(error, ModuleNotFoundError) and module in _EXTRA_OF:
+        return _complain(InputError(_missing(verb, module)), 2, is_debugging)
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or "allocate memory" in str(error):
+        advice = _OUT_OF_MEMORY.get(verb, "run it where there is more")
+        first = str(error).strip().split("\n")[0][:200]
+        return _complain(InputError(f"out of memory{': ' + first if first else ''}; {advice}"), 2, is_debugging, True)
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
+        return _complain(InputError(f"{error.filename}: {error.strerror}"), 2, is_debugging)
+    return _complain(error, 1, is_debugging)
+
+
+def _complain(error: Exception, status: int, is_debugging: bool, is_of_one: bool = False) -> int:
+    """Print an error; what every process of several meets is said by the first alone."""
     if is_debugging:
         traceback.print_exc()
     message = " ".join(str(error).split()) or type(error).__name__
     hint = "" if status == 2 or is_debugging else " (an error of lrlora or below it: run again with --debug)"
     name = "" if status == 2 else f"{type(error).__name__}: "
-    print(f"lrlora: {name}{message}{hint}", file=sys.stderr)
+    _print_error(f"{name}{message}{hint}", status == 1 or is_of_one)
+    return _once_the_first_has_spoken(status)
+
+
+def _print_error(message: str, is_of_one: bool = False) -> None:
+    rank = os.environ.get("RANK", "0")
+    if rank == "0" or is_of_one:
+        process = "" if rank == "0" else f"process {rank}: "
+        # where stderr is full there is nobody to tell
+        with contextlib.suppress(OSError):
+            print(f"lrlora: {process}{message}", file=sys.stderr, flush=True)
+
+
+def _once_the_first_has_spoken(status: int) -> int:
+    if os.environ.get("RANK", "0") != "0":
+        # torchrun ends all processes once one has failed: the first shall be the one that says why
+        time.sleep(5)
     return status

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -12,6 +11,7 @@ from lrlora.cli.show import print_table, print_warnings
 from lrlora.errors import InputError
 from lrlora.export.merging import merge
 from lrlora.export.rounding import rounding_warnings
+from lrlora.training import processes
 
 
 @dataclass
@@ -33,10 +33,6 @@ class MergeArguments:
     debug: bool = field(default=False, metadata={"help": "show a traceback on errors"})
 
 
-def _say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def run(arguments: list[str]) -> None:
     """Merge, and print what rounding lost."""
     chosen = parse(MergeArguments, "merge", arguments, "lrlora merge runs/demo --out merged", positional="adapter")
@@ -49,7 +45,7 @@ def run(arguments: list[str]) -> None:
         chosen.dtype,
         chosen.model,
         chosen.overwrite,
-        lambda line: print(line, file=sys.stderr),
+        processes.tell,
     )
     if chosen.json:
         print(json.dumps(made.as_dict(), indent=2))

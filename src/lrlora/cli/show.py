@@ -6,14 +6,15 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from lrlora.tuner.ranks import LayerRank
 
 
 def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> None:
     """Print a table on stdout; the first `words` columns are text, the others numbers."""
+    # here, so that --help needs no extra
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(title=title)
     for number, heading in enumerate(headings):
         table.add_column(heading, justify="left" if number < words else "right")

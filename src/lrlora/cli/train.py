@@ -7,7 +7,7 @@ from typing import Any
 
 from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.show import print_ranks, print_table, print_warnings
-from lrlora.training import RunResult, TrainConfig, train
+from lrlora.training import RunResult, TrainConfig, processes, train
 
 
 def run(arguments: list[str]) -> None:
@@ -15,6 +15,8 @@ def run(arguments: list[str]) -> None:
     config = parse(TrainConfig, "train", arguments, "lrlora train --data ./rows --task sst2 --out runs/sst2")
     quiet_libraries()
     result = train(config)
+    if not processes.is_first():
+        return
     if config.json:
         print(json.dumps(_as_json(result), indent=2))
     else:
@@ -47,5 +49,5 @@ def _print_result(result: RunResult) -> None:
         ),
     )
     print_warnings(result.warnings)
-    names = ["adapter/", "metrics.json", *(["ranks.json", "ranks.png"] if result.ranks else [])]
+    names = ["adapter/", "metrics.json", "log.jsonl", *(["ranks.json", "ranks.png"] if result.ranks else [])]
     print(f"{result.folder}: {', '.join(names)}")

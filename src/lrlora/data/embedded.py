@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from lrlora.errors import InputError
-from lrlora.files import new_folder
+from lrlora.files import check_cache, new_folder
 
 TOPICS: tuple[str, ...] = ("business", "entertainment", "politics", "sports", "tech")
 TRAIN_ROWS, EVALUATION_ROWS = 800, 1000
@@ -50,7 +50,7 @@ def decoder_folder() -> Path:
             raise InputError("the embedded causal model is a GGUF file, which needs gguf to be read: pip install gguf")
         from filelock import FileLock
 
-        cache.mkdir(parents=True, exist_ok=True)
+        check_cache(cache, "XDG_CACHE_HOME")
         # of several processes that start together one does the work, and the others wait for it
         with FileLock(cache / f".{folder.name}.lock"):
             if not folder.is_dir():

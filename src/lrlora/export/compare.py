@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from lrlora.data import Kind, load_evaluation, load_task
+from lrlora.data import Kind, TaskData, load_evaluation, load_task
 from lrlora.errors import InputError
 from lrlora.evaluation.commonsense import Suite
 from lrlora.evaluation.metric import evaluate_model
@@ -21,6 +21,8 @@ from lrlora.export.lora import export_lora
 from lrlora.export.merging import Say, merge
 from lrlora.files import read_json
 from lrlora.training.config import TrainConfig
+from lrlora.training.identity import digest_of_rows
+from lrlora.training.local import run_around
 from lrlora.training.model import load_adapter, load_base, load_base_of, load_tokenizer
 from lrlora.training.saved import SavedAdapter, names_in_config, read_adapter
 
@@ -181,6 +183,7 @@ def _measure_of(
         task = load_evaluation(dataclasses.replace(source, data=config.eval_data), kind, labels)
     else:
         task = load_task(source, labels)
+        _tell_of_changes(whose, config, task, say)
     for note in task.notes:
         say(note)
     return _Measure(
@@ -191,6 +194,16 @@ def _measure_of(
         len(task.evaluation),
         lambda model, tokenizer: evaluate_model(model, tokenizer, task, config, say),
     )
+
+
+def _tell_of_changes(whose: str, config: TrainConfig, task: TaskData, say: Say) -> None:
+    """Say it where a run's own rows are no longer those that it was trained on and measured on."""
+    runs = [] if is_model(whose) else run_around(read_adapter(whose).folder)
+    for run in runs:
+        before = (read_json(run / "config.json").get("inputs") or {}).get("data")
+        is_its_own = run_config(whose).data_source() == config.data_source()
+        if is_its_own and before is not None and before != digest_of_rows(task):
+            say(f"the rows of {config.data or task.name} have changed since {run} was trained; these are new numbers")
 
 
 def _load(name: str, saved: SavedAdapter, scratch: Path, choice: RankChoice | None, say: Say) -> Any:

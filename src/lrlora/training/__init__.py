@@ -3,8 +3,10 @@
 from lrlora.training.config import TrainConfig
 from lrlora.training.model import load_adapter
 from lrlora.training.run import RunResult, read_result, train
+from lrlora.training.stop import Interrupted
 
 __all__ = [
+    "Interrupted",
     "RunResult",
     "TrainConfig",
     "load_adapter",

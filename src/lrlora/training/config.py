@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
 from lrlora.data import DataSource
 from lrlora.errors import InputError
 from lrlora.training.placement import ALL_LINEAR
+from lrlora.training.ranges import check_numbers, check_scheduler
 from lrlora.tuner import LRLoraConfig
+
+PLACES = ("model", "data", "eval_data")
+"""Settings that may name a place on this machine, or something on the hub."""
 
 
 def _flag(default: Any, help: str) -> Any:
@@ -59,7 +66,9 @@ class TrainConfig:
     eval_rows: Optional[int] = _flag(None, "evaluate on at most so many rows")
     max_length: Optional[int] = _flag(None, "tokens of a row at most; as many as the model takes if left out")
 
-    out: Optional[str] = _flag(None, "run folder; runs/demo or runs/TASK if left out")
+    out: Optional[str] = _flag(
+        None, "run folder; runs/demo, or runs/ and the name of the task or the data, if left out"
+    )
     overwrite: bool = _flag(False, "start afresh in a folder that holds another run, deleting that run")
     method: Literal["lrlora", "lora"] = _flag("lrlora", "adapter to train; lora is PEFT's own, for comparison")
     compare: Optional[bool] = _flag(None, "train plain LoRA with the same settings beside it; on in the demo only")
@@ -115,23 +124,20 @@ class TrainConfig:
     debug: bool = _flag(False, "show a traceback on errors")
 
     def __post_init__(self) -> None:
-        for name, least in (("batch_size", 1), ("gradient_accumulation", 1), ("save_steps", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.max_length is not None and self.max_length < 1:
-            raise InputError(f"max_length must be at least 1, got {self.max_length}; leave it out for the model's own")
-        for name in ("train_rows", "eval_rows"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}; leave it out for all rows")
-        if self.rank_steps is not None and self.rank_steps < 0:
-            raise InputError(f"rank_steps must be at least 0, got {self.rank_steps}; 0 records nothing")
-        for name in ("learning_rate", "c_learning_rate"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
-        if self.epochs <= 0 and self.max_steps < 1:
+        for name in (*PLACES, "out"):
+            place = getattr(self, name)
+            if place is not None and not place.strip():
+                raise InputError(f"{name} is empty; leave it out for its default")
+            if place is not None:
+                setattr(self, name, os.path.expanduser(place))
+        check_numbers(self)
+        if self.max_steps != -1 and self.max_steps < 1:
+            raise InputError(f"max_steps must be at least 1, got {self.max_steps}; leave it out to train for epochs")
+        if self.epochs == 0 and self.max_steps < 1:
             raise InputError(f"epochs must be above 0, got {self.epochs}; or pass max_steps")
         if self.text_columns is not None and len(self.text_columns) not in (1, 2):
             raise InputError(f"text_columns takes one or two names, got {self.text_columns}")
+        check_scheduler(self.lr_scheduler)
         self.adapter_config("SEQ_CLS")
 
     @property
@@ -144,12 +150,23 @@ class TrainConfig:
         """Whether plain LoRA is trained beside the run."""
         return self.method != "lora" and (self.is_demo if self.compare is None else self.compare)
 
+    def with_absolute_paths(self) -> TrainConfig:
+        """The same settings for a process in any folder; a name of the hub stays one unless it is a path here."""
+        places = {name: getattr(self, name) for name in PLACES}
+        local = {name: os.path.abspath(p) for name, p in places.items() if p is not None and os.path.exists(p)}
+        return dataclasses.replace(self, **local, out=os.path.abspath(self.out_folder()))
+
     def out_folder(self) -> str:
-        """The run folder, with its default."""
+        """The run folder; without `out` one of its own in runs/, named after the task or the data."""
         if self.out is not None:
             return self.out
-        name = self.task or (self.data or "demo").rstrip("/").split("/")[-1].split(".")[0]
-        return "runs/demo" if self.is_demo else f"runs/{name}"
+        if self.data is None:
+            return "runs/demo"
+        # whatever way leads to it ("." or "data/"), a place has one name
+        place = os.path.realpath(self.data) if os.path.exists(self.data) else self.data
+        name = self.task or re.sub(r"(\.jsonl?|\.csv|\.parquet)?(\.gz)?$", "", place.rstrip("/").split("/")[-1])
+        name = re.sub(r"[^\w.-]+", "-", name).strip(".-")
+        return f"runs/{name or 'data'}"
 
     def data_source(self) -> DataSource:
         """Where the rows come from."""

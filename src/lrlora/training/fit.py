@@ -15,7 +15,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from lrlora.data import TaskData
 from lrlora.training.config import TrainConfig
-from lrlora.training.run import make_trainer
+from lrlora.training.trainer import make_trainer
 
 
 @dataclass(frozen=True)

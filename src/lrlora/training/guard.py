@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lrlora.errors import InputError
-from lrlora.training.folder import last_checkpoint
+from lrlora.training.folder import whole_checkpoints
 
 
 class NonFiniteGuard(TrainerCallback):
@@ -52,8 +52,8 @@ class NonFiniteGuard(TrainerCallback):
         self._losses.clear()
         if args.fp16 or not numbers or torch.isfinite(torch.stack([n.float().mean() for n in numbers])).all():
             return
-        kept = last_checkpoint(Path(args.output_dir)) if args.output_dir else None
-        where = f"the last good checkpoint is {kept}" if kept else "no checkpoint was written yet"
+        kept = whole_checkpoints(Path(args.output_dir)) if args.output_dir else []
+        where = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
         raise InputError(
             f"the loss became NaN or inf at step {state.global_step + 1}; training stopped, {where}; "
             "lower --learning_rate or --c_learning_rate, or look for bad rows"

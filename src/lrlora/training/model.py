@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any, Literal
 
 import torch
@@ -12,9 +11,10 @@ from safetensors import SafetensorError
 from lrlora.data import TaskData
 from lrlora.data.embedded import encoder_folder, model_folder
 from lrlora.errors import InputError, first_lines
+from lrlora.training import processes
 from lrlora.training.config import TrainConfig
 from lrlora.training.local import absolute, check_local
-from lrlora.training.placement import check_names, trained_whole
+from lrlora.training.placement import check_names, said_of_expressions, trained_whole
 from lrlora.training.reload import put_saved_on, refuse_random, settle
 from lrlora.training.saved import AUTO_CLASSES, SavedAdapter, read_adapter
 from lrlora.training.tokens import load_tokenizer, settle_padding
@@ -56,7 +56,9 @@ def adapt(base: Any, config: TrainConfig, task_type: str) -> PeftModel:
     adapter_config = config.adapter_config(task_type)
     if whole := trained_whole(base, adapter_config):
         more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
-        print(f"trained and saved whole, new in this base or a head: {', '.join(whole[:3])}{more}", file=sys.stderr)
+        processes.tell(f"trained and saved whole, new in this base or a head: {', '.join(whole[:3])}{more}")
+    for line in said_of_expressions(base, adapter_config):
+        processes.tell(line)
     return put_on(base, adapter_config)
 
 

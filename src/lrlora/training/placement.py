@@ -76,6 +76,17 @@ def check_names(base: Any, config: Any) -> None:
             raise InputError(f"layers_to_transform {lost} are no blocks of {_name_of(base)}, which has {len(there)}")
 
 
+def said_of_expressions(base: Any, config: Any) -> list[str]:
+    """A line for each field that was taken as a regular expression, with how many modules it matches."""
+    lines = []
+    for field in ("target_modules", "exclude_modules"):
+        word = getattr(config, field, None)
+        if isinstance(word, str) and word != ALL_LINEAR:
+            matched = [name for name, _ in base.named_modules() if name and _is_chosen(name, word)]
+            lines.append(f"{field} {word!r} is taken as a regular expression, which matches {len(matched)} modules")
+    return lines
+
+
 def _check_targets(base: Any, config: Any, modules: dict[str, Any]) -> None:
     targets = getattr(config, "target_modules", None)
     if targets is None or targets == ALL_LINEAR:

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import platform
+import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState, set_seed
 
 import lrlora
 from lrlora.data import TaskData, load_task
 from lrlora.data.encode import encode
 from lrlora.data.length import length_of_rows
 from lrlora.errors import InputError
-from lrlora.files import write_json
+from lrlora.files import explained, write_json
 from lrlora.training import folder as run_folder
+from lrlora.training import processes
 from lrlora.training.config import TrainConfig
-from lrlora.training.figure import rank_heatmap
-from lrlora.training.guard import NonFiniteGuard
+from lrlora.training.identity import digest_of_model, digest_of_rows
+from lrlora.training.log import LogFile, mean_loss
 from lrlora.training.model import build, precision_of
-from lrlora.training.scoring import results_of, scoring_parts
-from lrlora.tuner.callback import TauCallback
+from lrlora.training.scoring import results_of
+from lrlora.training.stop import Interrupted, Stop
+from lrlora.training.trainer import check_trackers, make_trainer
 from lrlora.tuner.explain import computation_of
-from lrlora.tuner.optimize import param_groups
 from lrlora.tuner.ranks import LayerRank, layer_ranks, rank_warnings
 from lrlora.tuner.records import RankCallback
 
@@ -55,11 +57,12 @@ class RunResult:
 
 
 def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = ()) -> RunResult:
-    """Train an adapter and write a run folder; a run that was killed goes on where its last checkpoint stands.
+    """Train an adapter and write a run folder; a run that was stopped goes on where its last checkpoint stands.
 
-    The folder holds adapter/ (as PEFT saves it), config.json (settings, versions), metrics.json, ranks.json, ranks.png,
-    ranks.jsonl (the ranks while training), checkpoints/, and lora/ (the same for plain LoRA) where the config compares.
-    A finished run is not trained again.
+    The folder holds adapter/ (as PEFT saves it), config.json (settings, versions, and what was read, as numbers),
+    metrics.json, ranks.json, ranks.png, log.jsonl (losses while training), ranks.jsonl (the ranks while training),
+    checkpoints/, and lora/ (the same for plain LoRA) where the config compares. A finished run is not trained again.
+    SIGTERM and Ctrl-C end the training with a checkpoint.
 
     Args:
         config: the settings.
@@ -70,15 +73,29 @@ def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = ()) -> Run
 
     Raises:
         InputError: settings, data, model or folder that cannot work; a NaN in the loss.
+        Interrupted: a KeyboardInterrupt that says what is left; on SIGTERM and on Ctrl-C.
     """
-    out = Path(config.out_folder()).expanduser()
-    if not run_folder.check(out, dataclasses.asdict(config), config.overwrite):
-        _train_one(config, out, callbacks)
-    compared = None
-    if config.compares:
-        beside = dataclasses.replace(config, method="lora", out=str(out / "lora"), compare=False, overwrite=False)
-        compared = train(beside, callbacks)
-    return dataclasses.replace(read_result(out), compared=compared)
+    check_trackers(config.report_to)
+    stop = Stop()
+    with stop.listening():
+        result = _train(config, [*callbacks, stop], stop, config.overwrite)
+        if config.compares:
+            beside = dataclasses.replace(
+                config, method="lora", out=str(result.folder / "lora"), compare=False, overwrite=False
+            )
+            result.compared = _train(beside, [*callbacks, stop], stop, config.overwrite)
+    return result
+
+
+def _train(config: TrainConfig, callbacks: Sequence[TrainerCallback], stop: Stop, starts_again: bool) -> RunResult:
+    out, config = Path(config.out_folder()), config.with_absolute_paths()
+    with _told_what_is_left(config, out, starts_again):
+        if _is_finished(config, out):
+            ended = datetime.fromtimestamp((out / "metrics.json").stat().st_mtime)
+            processes.tell(f"{out} finished before, on {ended:%Y-%m-%d at %H:%M}; shown again")
+        else:
+            _train_one(config, out, callbacks, stop)
+    return read_result(out)
 
 
 def read_result(out: Path) -> RunResult:
@@ -89,20 +106,101 @@ def read_result(out: Path) -> RunResult:
     return RunResult(out, metrics, rows, metrics.get("warnings", []))
 
 
-def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallback]) -> None:
+@contextlib.contextmanager
+def _told_what_is_left(config: TrainConfig, out: Path, starts_again: bool) -> Iterator[None]:
+    """Let an interruption say what it leaves, and what the same command will do."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        number = error.number if isinstance(error, Interrupted) else signal.SIGINT
+        raise Interrupted(number, run_folder.what_is_left(out, dataclasses.asdict(config), starts_again)) from error
+
+
+def _is_finished(config: TrainConfig, out: Path) -> bool:
+    """Whether this very run is there, with the same rows and base as now, as far as they can be read."""
+    settings = dataclasses.asdict(config)
+    if not run_folder.check(out, settings, config.overwrite):
+        return False
+    if not run_folder.inputs_are_known(out):
+        processes.tell(
+            f"{out} is of an earlier version: whether its rows or its base model have changed since is not known"
+        )
+        return True
+    try:
+        inputs = inputs_of(config, load_task(config.data_source()))
+    except InputError as error:
+        processes.tell(f"whether what {out} was trained on has changed since is not known: {error}")
+        return True
+    return run_folder.check(out, settings, config.overwrite, inputs)
+
+
+def inputs_of(config: TrainConfig, task: TaskData) -> dict[str, str]:
+    """What a run reads, as numbers: a changed row or weight gives another one."""
+    return {"data": digest_of_rows(task), "model": digest_of_model(config.model)}
+
+
+def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallback], stop: Stop) -> None:
     set_seed(config.seed)
     task = load_task(config.data_source())
     for note in task.notes:
-        _say(note)
+        _warn(note)
     model, tokenizer = build(config, task)
     if config.verbose and config.method == "lrlora":
         for line in computation_of(model, torch.bfloat16 if precision_of(config.precision) == "bf16" else None):
-            print(line, file=sys.stderr)
-    if _is_first_process():
-        run_folder.start(out, dataclasses.asdict(config), versions(), config.overwrite)
-    length = length_of_rows(config.max_length, tokenizer, model, _say)
-    train_rows, evaluation_rows = encode(task, tokenizer, length, config.template, _say)
-    trainer = make_trainer(config, task, model, tokenizer, train_rows, evaluation_rows, out / "checkpoints")
+            processes.tell(line)
+    length = length_of_rows(config.max_length, tokenizer, model, _warn)
+    train_rows, evaluation_rows = encode(task, tokenizer, length, config.template, _warn)
+    with _begun(config, out, task) as checkpoint:
+        if checkpoint is not None and not run_folder.inputs_are_known(out):
+            processes.tell(
+                f"{out} was begun by an earlier version: whether its rows or base have changed since is not known"
+            )
+        trainer = make_trainer(config, task, model, tokenizer, train_rows, evaluation_rows, out / "checkpoints")
+        _add_callbacks(trainer, config, out, callbacks)
+        # the Trainer prints its log lines on stdout, which is for the result
+        goes_on = explained(out, "the same command goes on from the last checkpoint, if there is one")
+        with contextlib.redirect_stdout(sys.stderr), _ended_bars(trainer), goes_on:
+            started = time.perf_counter()
+            with stop.at_the_next_step():
+                _run(trainer, checkpoint)
+            wall_s = time.perf_counter() - started
+            evaluated = trainer.evaluate()
+        metrics = {
+            "method": config.method,
+            "task": task.name,
+            "source": task.source,
+            "train_rows": len(task.train),
+            "eval_rows": len(task.evaluation),
+            "metric": task.metrics[0] if task.metrics else "loss",
+            **results_of(evaluated),
+            "train_loss": mean_loss(trainer.state.log_history),
+            "steps": trainer.state.global_step,
+            "wall_s": wall_s,
+            "was_resumed": checkpoint is not None,
+            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        }
+        processes.in_first(lambda: _write_results(config, trainer, metrics, out))
+
+
+@contextlib.contextmanager
+def _begun(config: TrainConfig, out: Path, task: TaskData) -> Iterator[Path | None]:
+    """The run folder, for this training alone while it lasts; gives the checkpoint to go on from."""
+    settings, inputs = dataclasses.asdict(config), inputs_of(config, task)
+    run_folder.check(out, settings, config.overwrite, inputs)
+    held: list[Any] = []
+
+    def begin() -> Path | None:
+        held.append(run_folder.lock(out))
+        return run_folder.start(out, settings, versions(), inputs, config.overwrite)
+
+    try:
+        yield processes.in_first(begin)
+    finally:
+        for lock in held:
+            run_folder.unlock(lock)
+
+
+def _add_callbacks(trainer: Trainer, config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallback]) -> None:
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise InputError(
             "lrlora train runs in one process or under DDP, got FSDP or DeepSpeed; give transformers.Trainer the model "
@@ -110,47 +208,45 @@ def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallba
         )
     if config.method == "lrlora" and config.rank_steps != 0:
         trainer.add_callback(RankCallback(out, config.rank_steps, log=_tracked(trainer, config)))
-    for callback in callbacks:
+    factor = 10.0 if config.c_learning_rate is None else config.c_learning_rate / config.learning_rate
+    # the last: what others want saved has a line in the log
+    for callback in (*callbacks, LogFile(out, factor if config.method == "lrlora" else None)):
         trainer.add_callback(callback)
-    # no process looks at the folder before the first one has made it
-    trainer.accelerator.wait_for_everyone()
-    checkpoint = run_folder.last_checkpoint(out / "checkpoints")
-    started = time.perf_counter()
-    # the Trainer prints its log lines on stdout, which is for the result
-    with contextlib.redirect_stdout(sys.stderr):
-        trained = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-        wall_s = time.perf_counter() - started
-        evaluated = trainer.evaluate()
-    metrics = {
-        "method": config.method,
-        "task": task.name,
-        "source": task.source,
-        "train_rows": len(task.train),
-        "eval_rows": len(task.evaluation),
-        "metric": task.metrics[0] if task.metrics else "loss",
-        **results_of(evaluated),
-        "train_loss": trained.training_loss,
-        "steps": trainer.state.global_step,
-        "wall_s": wall_s,
-        "was_resumed": checkpoint is not None,
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-    }
-    if _is_first_process():
-        _write_results(config, trainer, metrics, out)
-    trainer.accelerator.wait_for_everyone()
 
 
-def _say(line: str) -> None:
-    if _is_first_process():
-        print(f"warning: {line}", file=sys.stderr)
+def _run(trainer: Trainer, checkpoint: Path | None) -> None:
+    """Train from the start or from a checkpoint to the end."""
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step >= state.max_steps:
+            # the Trainer would train a step more
+            cast(Any, trainer.model).load_adapter(str(checkpoint), "default", is_trainable=True)
+            trainer.state = state
+            return
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-def _is_first_process() -> bool:
-    # torchrun and accelerate say so in the environment, before anything is set up
-    return int(os.environ.get("RANK", "0")) == 0
+@contextlib.contextmanager
+def _ended_bars(trainer: Trainer) -> Iterator[None]:
+    """End the line of a progress bar that an error has left open: what is said next has a line of its own."""
+    try:
+        yield
+    finally:
+        for callback in trainer.callback_handler.callbacks:
+            if isinstance(callback, ProgressCallback):
+                for bar in (callback.training_bar, callback.prediction_bar):
+                    if bar is not None:
+                        bar.close()
+
+
+def _warn(line: str) -> None:
+    processes.tell(f"warning: {line}")
 
 
 def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any], out: Path) -> None:
+    # here, so that all else works without matplotlib
+    from lrlora.training.figure import rank_heatmap
+
     run_folder.save_adapter(trainer.model, trainer.processing_class, out / "adapter")
     if config.method == "lrlora":
         rows = layer_ranks(cast(torch.nn.Module, trainer.model))
@@ -159,76 +255,6 @@ def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any
         rank_heatmap(rows, out / "ranks.png")
     # written last: a folder with metrics.json is a finished run
     write_json(out / "metrics.json", metrics)
-
-
-def make_trainer(
-    config: TrainConfig,
-    task: TaskData,
-    model: Any,
-    tokenizer: Any,
-    train_rows: Any,
-    evaluation_rows: Any,
-    out: Path,
-    saves: bool = True,
-) -> Trainer:
-    """transformers' Trainer as `lrlora train` sets it up; also for models of other methods, and without an adapter.
-
-    Args:
-        config: the settings; those of the adapter are not read.
-        task: what is trained.
-        model: the model, adapted or not.
-        tokenizer: of the model.
-        train_rows: encoded rows.
-        evaluation_rows: encoded rows, or None.
-        out: folder of the checkpoints.
-        saves: write checkpoints.
-
-    Raises:
-        InputError: a setting that transformers refuses.
-    """
-    groups = param_groups(model, config.learning_rate, config.c_learning_rate, config.weight_decay)
-    try:
-        arguments = TrainingArguments(
-            output_dir=str(out),
-            num_train_epochs=config.epochs,
-            max_steps=config.max_steps,
-            per_device_train_batch_size=config.batch_size,
-            per_device_eval_batch_size=2 * config.batch_size,
-            gradient_accumulation_steps=config.gradient_accumulation,
-            gradient_checkpointing=config.gradient_checkpointing,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            lr_scheduler_type=config.lr_scheduler,
-            warmup_steps=config.warmup_steps,
-            max_grad_norm=config.max_grad_norm,
-            bf16=precision_of(config.precision) == "bf16",
-            # else several processes on CPUs would each train alone
-            use_cpu=not torch.accelerator.is_available(),
-            seed=config.seed,
-            save_strategy="steps" if saves else "no",
-            save_steps=config.save_steps,
-            save_total_limit=2,
-            logging_steps=20,
-            logging_nan_inf_filter=False,
-            report_to=config.report_to,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            remove_unused_columns=True,
-            label_names=["labels"],
-            prediction_loss_only=task.kind == "causal",
-            disable_tqdm=not saves,
-        )
-    except ValueError as error:
-        raise InputError(str(error).splitlines()[0]) from error
-    return Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=train_rows,
-        eval_dataset=evaluation_rows,
-        **scoring_parts(task, tokenizer),
-        # the groups travel in the optimizer's arguments: the way that the Trainer offers for its own methods
-        optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": config.learning_rate}),
-        callbacks=[TauCallback(), NonFiniteGuard()],
-    )
 
 
 def _tracked(trainer: Trainer, config: TrainConfig) -> Any:

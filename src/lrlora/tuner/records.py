@@ -15,7 +15,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lrlora.errors import InputError
-from lrlora.files import append_line, new_file, read_json_lines
+from lrlora.files import append_line, drop_lines_after, read_json_lines
 from lrlora.tuner.model import deltas
 from lrlora.tuner.ranks import LayerRank, layer_ranks, measure, updates_of
 
@@ -76,13 +76,7 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
 
 def drop_records_after(folder: str | Path, step: int) -> int | None:
     """Keep the records up to a step, whole lines alone; the last step kept, None where there is none."""
-    path = Path(folder) / FILE
-    if not path.exists():
-        return None
-    kept = [record for record in read_json_lines(path) if record["step"] <= step]
-    with new_file(path) as beside:
-        beside.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    return kept[-1]["step"] if kept else None
+    return drop_lines_after(Path(folder) / FILE, step)
 
 
 class RankCallback(TrainerCallback):

@@ -1,0 +1,162 @@
+"""Which files of a folder a run has written, by name: nothing else is ever deleted."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+from lrlora.errors import InputError
+from lrlora.files import explained
+
+LOCK = ".lock"
+"""File in a run folder that the process training there holds."""
+_LORA = "lora"
+_FILES = {"config.json", "metrics.json", "ranks.json", "ranks.jsonl", "ranks.png", "log.jsonl"}
+_FOLDERS = {"adapter", "checkpoints"}
+# what `lrlora.files` has begun beside a place, where a kill left it
+_BEGUN = re.compile(rf"\.({'|'.join(sorted(_FILES | _FOLDERS))})\.[\w.-]*(tmp|old)")
+_REPORT = "report.html"
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+_OF_ADAPTER = re.compile(
+    # PEFT's, ours, and what the tokenizers of transformers are made of
+    r"adapter_config\.json|adapter_model\.safetensors|README\.md|labels\.json|"
+    r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|normalizer\.json|"
+    r"chat_template\.(jinja|json)|vocab[\w.-]*\.(txt|json|model|bpe)|entity_vocab\.json|emoji\.json|merges\.txt|"
+    r"byte_maps\.json|prophetnet\.tokenizer|bpe\.codes|dict\.txt|(source|target)\.spm|[\w.-]*(tokenizer|sentencepiece|spiece|spm|bpe)[\w.-]*\.(model|tiktoken)"
+)
+_OF_CHECKPOINT = re.compile(
+    rf"{_OF_ADAPTER.pattern}|"
+    r"trainer_state\.json|training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth"
+)
+_TRACKED = re.compile(r"events\.out\.tfevents\..*")
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder's config.json is one that a run has written; a model has a file of that name too."""
+    try:
+        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(described, dict) and isinstance(described.get("settings"), dict) and "versions" in described
+
+
+def foreign(folder: Path) -> list[str]:
+    """What lies in a run folder, at any depth, that no run has written; paths relative to the folder."""
+    if not folder.is_dir():
+        return []
+    return [str(path.relative_to(folder)) for path in _foreign_to_run(folder)]
+
+
+def foreign_to_nobody(folder: Path) -> list[str]:
+    """As `foreign`, of a folder in which no run has begun: all but what a start that was killed has left."""
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return [name for name in names if name != LOCK and not _BEGUN.fullmatch(name)]
+
+
+def foreign_in_the_way(folder: Path) -> list[str]:
+    """As `foreign`, of what a run that goes on will replace: its adapter and its checkpoints."""
+    replaced = [
+        (folder / "adapter", _OF_ADAPTER),
+        *((path, _OF_CHECKPOINT) for path in checkpoints(folder / "checkpoints")),
+    ]
+    found = [path for where, is_mine in replaced if where.is_dir() for path in _foreign_files(where, is_mine)]
+    return [str(path.relative_to(folder)) for path in found]
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """What stands in a folder of checkpoints, whole or not, the newest last."""
+    numbered = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("checkpoint-*")]
+    return [path for _, path in sorted((int(match.group(1)), path) for match, path in numbered if match)]
+
+
+def remove(folder: Path) -> None:
+    """Delete all that a run has written into its folder, which stays.
+
+    Raises:
+        InputError: anything else lies there, named; then nothing is deleted. Or a file may not be deleted.
+    """
+    found = foreign(folder)
+    if found:
+        raise InputError(f"{folder} holds {named(found)}, which no run of lrlora wrote, so that nothing there was "
+                         "deleted; move it away, or pass another --out")  # fmt: skip
+    with explained(folder):
+        _remove_all(folder, keep=LOCK)
+
+
+def remove_checkpoint(folder: Path) -> None:
+    """Delete a checkpoint.
+
+    Raises:
+        InputError: it holds what no run has written; then nothing is deleted. Or a file may not be deleted.
+    """
+    found = [path.name for path in _foreign_files(folder, _OF_CHECKPOINT)]
+    if found:
+        raise InputError(f"{folder} is not whole and holds {named(found)}, which no run of lrlora wrote; move it away")
+    with explained(folder):
+        _remove_all(folder)
+        folder.rmdir()
+
+
+def named(found: list[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(found[:3]) + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _remove_all(folder: Path, keep: str = "") -> None:
+    for path in folder.iterdir():
+        if path.name == keep:
+            continue
+        if path.is_dir():
+            _remove_all(path)
+            path.rmdir()
+        else:
+            path.unlink()
+
+
+def _foreign_to_run(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        name = path.name
+        if path.is_symlink():
+            found.append(path)
+        elif path.is_dir():
+            found += _foreign_to_part(path)
+        elif not (name in _FILES or name == LOCK or _BEGUN.fullmatch(name) or (name == _REPORT and _is_report(path))):
+            found.append(path)
+    return found
+
+
+def _foreign_to_part(path: Path) -> list[Path]:
+    """What is not a run's in a folder inside a run folder."""
+    begun = _BEGUN.fullmatch(path.name)
+    name = begun.group(1) if begun else path.name
+    if name == "adapter":
+        return _foreign_files(path, _OF_ADAPTER)
+    if name == "checkpoints":
+        return _foreign_to_checkpoints(path)
+    if name == _LORA and (is_run(path) or not any(path.iterdir())):
+        return _foreign_to_run(path)
+    return [path]
+
+
+def _foreign_to_checkpoints(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        is_folder = path.is_dir() and not path.is_symlink()
+        if is_folder and _CHECKPOINT.fullmatch(path.name):
+            found += _foreign_files(path, _OF_CHECKPOINT)
+        elif is_folder and path.name == "runs":  # where the Trainer lets tensorboard write
+            found += [p for p in sorted(path.rglob("*")) if not p.is_dir() and not _TRACKED.fullmatch(p.name)]
+        else:
+            found.append(path)
+    return found
+
+
+def _foreign_files(folder: Path, is_mine: re.Pattern[str]) -> list[Path]:
+    return [p for p in sorted(folder.iterdir()) if p.is_dir() or p.is_symlink() or not is_mine.fullmatch(p.name)]
+
+
+def _is_report(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as page:
+        return "<footer>lrlora " in page.read()

@@ -1,0 +1,66 @@
+"""Which numbers the settings of a training may be, each checked before anything is read."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+from lrlora.errors import InputError
+
+# least value, and what to do instead of a smaller one
+_LEAST = {
+    "max_length": (1, "; leave it out for the model's own"),
+    "batch_size": (1, ""),
+    "gradient_accumulation": (1, ""),
+    "save_steps": (1, ""),
+    "train_rows": (1, "; leave it out for all rows"),
+    "eval_rows": (1, "; leave it out for all rows"),
+    "rank_steps": (0, "; 0 records nothing"),
+    "tau_warmup_steps": (0, ""),
+    "weight_decay": (0, ""),
+    "warmup_steps": (0, ""),
+    "max_grad_norm": (0, "; 0 leaves gradients as they are"),
+    "epochs": (0, ""),
+    "seed": (0, ""),
+    "split_seed": (0, ""),
+}
+_ABOVE_0 = ("learning_rate", "c_learning_rate", "lora_alpha", "kappa", "omega")
+_LARGEST_SEED = 2**32 - 1
+
+
+def check_numbers(settings: Any) -> None:
+    """Refuse numbers outside their range in a dataclass of settings.
+
+    Raises:
+        InputError: NaN, inf, or a number outside its range.
+    """
+    values = {f.name: getattr(settings, f.name) for f in dataclasses.fields(settings)}
+    numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    for name, value in numbers.items():
+        least, advice = _LEAST.get(name, (-math.inf, ""))
+        if not math.isfinite(value):
+            raise InputError(f"{name} must be a finite number, got {value}")
+        if value < least:
+            raise InputError(f"{name} must be at least {least}, got {value}{advice}")
+        if name in _ABOVE_0 and value <= 0:
+            raise InputError(f"{name} must be above 0, got {value}")
+        if name.endswith("seed") and value > _LARGEST_SEED:
+            raise InputError(f"{name} must be at most {_LARGEST_SEED}, got {value}")
+
+
+def check_scheduler(name: str) -> None:
+    """Refuse a schedule that transformers does not know, or that needs more than its name.
+
+    Raises:
+        InputError: with those that there are.
+    """
+    if name == "linear":
+        return
+    from transformers import SchedulerType
+
+    # these follow a metric while training, and the others have settings of their own
+    needy = {"reduce_lr_on_plateau", "greedy", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"}
+    known = [kind.value for kind in SchedulerType if kind.value not in needy]
+    if name not in known:
+        raise InputError(f"lr_scheduler must be one of {', '.join(known)}, got {name!r}")
