@@ -8,10 +8,11 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
-from lrlora.data import GLUE, DataSource, TaskData, load_task
+from lrlora.data import GLUE, DataSource, TaskData
 from lrlora.data.commonsense import load_commonsense
 from lrlora.errors import InputError
 from lrlora.study.spec import Study, Task
+from lrlora.training.heads import load_task_for
 
 SPLIT_SEED = 0
 """Of every draw and split of rows: they are the same whatever the seed of a cell."""
@@ -56,7 +57,8 @@ def load_splits(study: Study, task: Task) -> Parts:
     """As `load_parts`, without the rows of commonsense tasks."""
     is_held_out = task.test_from == "training"
     sizes = (task.train_rows, task.validation_rows, task.test_rows if is_held_out else 0)
-    whole = load_task(_source(study, task, None if None in sizes else sum(size or 0 for size in sizes)))
+    source = _source(study, task, None if None in sizes else sum(size or 0 for size in sizes))
+    whole = load_task_for(study.model, source)
     many = len(whole.train)
     validation = task.validation_rows or max(1, many // 10)
     test = (task.test_rows or max(1, many // 10)) if is_held_out else 0

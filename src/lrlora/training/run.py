@@ -18,7 +18,7 @@ import torch
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState, set_seed
 
 import lrlora
-from lrlora.data import TaskData, load_task
+from lrlora.data import TaskData
 from lrlora.data.encode import encode
 from lrlora.data.length import length_of_rows
 from lrlora.errors import InputError
@@ -26,6 +26,7 @@ from lrlora.files import explained, write_json
 from lrlora.training import folder as run_folder
 from lrlora.training import processes
 from lrlora.training.config import TrainConfig
+from lrlora.training.heads import load_task_for
 from lrlora.training.identity import digest_of_model, digest_of_rows
 from lrlora.training.log import LogFile, mean_loss
 from lrlora.training.model import build, precision_of
@@ -127,7 +128,7 @@ def _is_finished(config: TrainConfig, out: Path) -> bool:
         )
         return True
     try:
-        inputs = inputs_of(config, load_task(config.data_source()))
+        inputs = inputs_of(config, load_task_for(config.model, config.data_source()))
     except InputError as error:
         processes.tell(f"whether what {out} was trained on has changed since is not known: {error}")
         return True
@@ -141,7 +142,7 @@ def inputs_of(config: TrainConfig, task: TaskData) -> dict[str, str]:
 
 def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallback], stop: Stop) -> None:
     set_seed(config.seed)
-    task = load_task(config.data_source())
+    task = load_task_for(config.model, config.data_source(), _warn)
     for note in task.notes:
         _warn(note)
     model, tokenizer = build(config, task)

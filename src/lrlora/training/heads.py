@@ -1,0 +1,42 @@
+"""The rows of a task for a base model: where its head has learned classes of these names already, in its order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lrlora.data import DataSource, TaskData, load_task
+from lrlora.data.embedded import encoder_folder
+from lrlora.training.saved import base_config, names_in_config
+
+
+def load_task_for(model: str | None, source: DataSource, say: Callable[[str], None] = lambda line: None) -> TaskData:
+    """As `load_task`; the classes are numbered as the head of the base numbers them, if it knows them by name.
+
+    A model for natural language inference, say, may call class 0 CONTRADICTION where the rows have entailment first.
+    Capitals do not count.
+
+    Args:
+        model: folder or hub name of the base; None: the embedded encoder.
+        source: where the rows are.
+        say: gets a line where the base has a head for as many classes of other names.
+
+    Raises:
+        InputError: as `load_task`.
+    """
+    task = load_task(source)
+    if task.kind != "classification":
+        return task
+    described = base_config(model or str(encoder_folder())) or {}
+    has_head = any("ForSequenceClassification" in name for name in described.get("architectures") or ())
+    known = names_in_config(described) if has_head else []
+    if len(known) != len(task.labels) or all(name.isdigit() for name in known):
+        return task
+    of_name = {name.casefold(): name for name in task.labels}
+    if {name.casefold() for name in known} != set(of_name):
+        say(
+            f"the head of {model} was trained for the classes {', '.join(known)}; it is trained further for "
+            f"{', '.join(task.labels)}, in this order"
+        )
+        return task
+    ordered = [of_name[name.casefold()] for name in known]
+    return task if ordered == task.labels else load_task(source, ordered)
