@@ -194,10 +194,12 @@ def _why_not_written(error: BaseException, path: Path, left: str) -> str | None:
         whole, file = Path(os.path.abspath(path)), os.path.abspath(name)
         if not (Path(file).is_relative_to(whole.parent) or whole.is_relative_to(file)):
             return None  # it is about another file, which was read
-    # safetensors has errors of its own for what the system says
+    # safetensors and torch have errors of their own for what the system says
     said = re.search(r"os error (\d+)", str(error))
     if number is None and said:
         number = int(said.group(1))
+    if "inline_container" in str(error):
+        number = errno.ENOSPC  # torch.save says where it is in its file, and no more
     return next((text.format(path, left) for numbers, text in _NOT_WRITTEN.items() if number in numbers), None)
 
 

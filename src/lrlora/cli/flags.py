@@ -44,9 +44,12 @@ def parse(
         raise InputError(f"{message}; see lrlora {verb} --help")
 
     parser.error = refuse
-    if not {"-h", "--help"} & set(arguments):
-        names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
-        check_flags(names, arguments, refuse)
+    if {"-h", "--help"} & set(arguments):
+        # argparse would be content with a stdout that takes nothing
+        print(parser.format_help(), end="")
+        raise SystemExit(0)
+    names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+    check_flags(names, arguments, refuse)
     # no file of flags beside the program: a command is what was typed
     chosen, unknown = parser.parse_args_into_dataclasses(
         arguments, return_remaining_strings=True, look_for_args_file=False

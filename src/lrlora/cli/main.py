@@ -164,6 +164,9 @@ def _explain(verb: str, error: Exception, is_debugging: bool) -> int:
         advice = _OUT_OF_MEMORY.get(verb, "run it where there is more")
         first = str(error).strip().split("\n")[0][:200]
         return _complain(InputError(f"out of memory{': ' + first if first else ''}; {advice}"), 2, is_debugging, True)
+    if isinstance(error, UnicodeEncodeError) and "surrogates" in str(error):
+        return _complain(InputError("a path is not UTF-8, which not all files here can have; rename it, or set "
+                                    "LC_ALL=C.UTF-8"), 2, is_debugging)  # fmt: skip
     if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str):
         return _complain(InputError(f"{error.filename}: {error.strerror}"), 2, is_debugging)
     return _complain(error, 1, is_debugging)
