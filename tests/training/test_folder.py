@@ -53,6 +53,18 @@ def test_a_name_of_a_task_leads_nowhere_else(task):
     assert Path(out).parts[0] == "runs" and len(Path(out).parts) == 2 and ".." not in Path(out).parts
 
 
+def test_two_files_of_one_name_are_not_mixed(tiny_encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for n, folder in enumerate("ab"):
+        (tmp_path / folder).mkdir()
+        write_rows(tmp_path / folder / "rows.jsonl", [{"text": f"{folder} {i}", "label": i % 2} for i in range(20 + n)])
+    config = TrainConfig(model=str(tiny_encoder), data="a/rows.jsonl", max_steps=1, r=2)
+    assert train(config).folder == Path("runs/rows")
+    with pytest.raises(InputError, match=r"other settings \(data '.*/a/rows.jsonl' -> '.*/b/rows.jsonl'\)"):
+        train(replace(config, data="b/rows.jsonl"))
+    assert json.loads((tmp_path / "runs" / "rows" / "metrics.json").read_text())["train_rows"] == 18
+
+
 @pytest.fixture(scope="module")
 def finished(tiny_encoder, tmp_path_factory) -> TrainConfig:
     """A finished run with plain LoRA beside it."""
