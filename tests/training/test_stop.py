@@ -49,7 +49,7 @@ def after(function):
     return sent
 
 if phase == "loading":
-    run.load_task = after(run.load_task)
+    run.load_task_for = after(run.load_task_for)
 if phase == "evaluating":
     Trainer.evaluate = after(Trainer.evaluate)
 if phase == "writing":
