@@ -216,7 +216,7 @@ def test_a_merge_that_is_cut_short_leaves_nothing_that_looks_whole(cases, tmp_pa
         assert [p.name for p in tmp_path.iterdir()] == [".out.tmp"]
     else:
         assert ended.returncode == 130
-        assert ended.stderr.splitlines()[-1] == "lrlora: interrupted; nothing was written"
+        assert ended.stderr.splitlines()[-1] == "lrlora: stopped by SIGINT; nothing was written"
         assert list(tmp_path.iterdir()) == []
     merge(str(case.adapter), out)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
