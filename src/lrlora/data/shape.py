@@ -38,9 +38,10 @@ def kind_of(table: Table, source: DataSource) -> Kind:
     values = _labels(table, source.label_column)
     if all(_is_number(v) for v in values):
         return "regression" if any(v != int(v) for v in values) else "classification"
-    scores = [v for v in values if isinstance(v, str) and _DECIMAL.fullmatch(v.strip())]
-    if 2 * len(scores) > len(values):
-        position = values.index(scores[0]) if len(scores) == len(values) else _first_other(values)
+    is_decimal = [isinstance(v, str) and _DECIMAL.fullmatch(v.strip()) is not None for v in values]
+    if 2 * sum(is_decimal) > len(values):
+        # the first that is none, or where all are the first
+        position = 0 if all(is_decimal) else is_decimal.index(False)
         raise table.error(
             position,
             f"has the label {values[position]!r} in a column of scores; write scores as numbers with a point, and one "
@@ -121,7 +122,7 @@ def classes_of(tables: Sequence[Table], names: Sequence[Sequence[str]], column: 
         refuse_unknown_classes(tables[1], names[1], classes, f"the classes of {tables[0].where}")
     alike: dict[str, list[str]] = {}
     for name in classes:
-        alike.setdefault(" ".join(name.split()).casefold(), []).append(name)
+        alike.setdefault(_plain(name), []).append(name)
     for group in alike.values():
         if len(group) > 1:
             notes.append(
@@ -204,7 +205,7 @@ def texts(table: Table, column: str, notes: list[str], may_lack: bool = False) -
     found = []
     has_numbers = False
     for position, value in enumerate(table.columns[column]):
-        if value is None or (value == "" and table.is_text) or (isinstance(value, float) and math.isnan(value)):
+        if _is_missing(table, value):
             if not may_lack:
                 raise table.error(position, f"has no {column!r}")
             value = ""
@@ -227,7 +228,7 @@ def _labels(table: Table, column: str) -> list[Any]:
         )
     values = list(table.columns[column])
     for position, value in enumerate(values):
-        if value is None or (value == "" and table.is_text) or (isinstance(value, float) and math.isnan(value)):
+        if _is_missing(table, value):
             raise table.error(position, f"has no {column!r}")
         if not isinstance(value, str | int | float):
             advice = "; one label a row is needed" if isinstance(value, list) else ""
@@ -256,9 +257,8 @@ def _class_name(table: Table, position: int, value: Any) -> str:
     return str(int(value))
 
 
-def _first_other(values: Sequence[Any]) -> int:
-    """Position of the first label that is no decimal number."""
-    return next(i for i, v in enumerate(values) if not (isinstance(v, str) and _DECIMAL.fullmatch(v.strip())))
+def _is_missing(table: Table, value: Any) -> bool:
+    return value is None or (value == "" and table.is_text) or (isinstance(value, float) and math.isnan(value))
 
 
 def _is_number(value: Any) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lrlora.data import TaskData
 from lrlora.data.embedded import encoder_folder, model_folder
+from lrlora.training.local import cached
 
 ROW = "row"
 """Column with the number of a row in its file: where a row stands is not what it says."""
@@ -74,10 +75,6 @@ def _files_of(name: str | None) -> list[Path] | None:
 
 
 def _revision_of(name: str) -> str:
-    from huggingface_hub import try_to_load_from_cache
-
-    try:
-        found = try_to_load_from_cache(name, "config.json")
-    except ValueError:  # no name of the hub at all; loading it says so
-        return name
-    return f"{name}@{Path(found).parent.name}" if isinstance(found, str) else name
+    # models--OWNER--NAME/snapshots/COMMIT
+    found = cached(name, "config.json")
+    return name if found is None else f"{name}@{found.name}"

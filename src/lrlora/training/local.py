@@ -32,7 +32,7 @@ def check_local(name: str) -> None:
     folder = Path(name).expanduser()
     if looks_local(name) and not folder.is_dir():
         raise InputError(f"no such model folder: {name}")
-    place = folder if folder.is_dir() else _cached(name, "adapter_config.json")
+    place = folder if folder.is_dir() else cached(name, "adapter_config.json")
     if place is None:
         return
     inside = place / "adapter"
@@ -64,12 +64,12 @@ def local_model(name: str) -> list[Path]:
     """The folder of a model, or all that the hub's cache keeps of it; nothing where it is not on this machine."""
     if Path(name).expanduser().is_dir():
         return [Path(name).expanduser()]
-    found = _cached(name, "config.json")
+    found = cached(name, "config.json")
     # models--OWNER--NAME/snapshots/COMMIT
     return [] if found is None else [found.parent.parent]
 
 
-def _cached(name: str, file: str) -> Path | None:
+def cached(name: str, file: str) -> Path | None:
     """The folder in the hub's cache that holds a file of a model."""
     from huggingface_hub import try_to_load_from_cache
 
