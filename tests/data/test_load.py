@@ -14,7 +14,7 @@ ROWS = [{"sentence": f"sentence {n}", "label": n % 2} for n in range(20)]
 
 def test_the_embedded_sample(embedded_encoder):
     task = load_task(DataSource())
-    assert (task.kind, len(task.labels), task.metrics) == ("classification", 5, ("accuracy",))
+    assert (task.kind, len(task.labels), task.metrics) == ("classification", 5, ("accuracy", "macro_f1"))
     assert (len(task.train), len(task.evaluation)) == (TRAIN_ROWS, EVALUATION_ROWS)
     assert not set(task.train["text"]) & set(task.evaluation["text"])
     assert load_task(DataSource(seed=5)).train["text"] == task.train["text"]
@@ -82,6 +82,25 @@ def test_all_of_glue_has_columns_and_a_metric():
 
 def test_a_correlation_with_constant_predictions_is_zero():
     assert compute_metrics(("pearson",), [1.0, 1.0], [0.0, 3.0]) == {"pearson": 0.0}
+
+
+def test_more_than_two_classes_have_a_macro_f1_beside_the_metric_of_the_task(tmp_path):
+    def metrics(labels, **fields):
+        rows = [{"premise": f"a {n}", "hypothesis": "b", "label": labels[n % len(labels)]} for n in range(30)]
+        return load_task(DataSource(str(write_rows(tmp_path / "a.jsonl", rows)), **fields)).metrics
+
+    assert metrics("abc") == ("accuracy", "macro_f1")
+    assert metrics("ab") == ("accuracy",)
+    assert metrics("abc", task="mnli") == ("accuracy", "macro_f1")
+    assert metrics([0.5, 1.5, 2.5]) == ("pearson", "spearman")
+
+
+def test_a_macro_f1_is_the_mean_over_the_classes_that_occur():
+    found = compute_metrics(("accuracy", "macro_f1"), [0, 0, 1, 1, 2, 0], [0, 0, 1, 2, 2, 2])
+    # of class 0: 2 of 3 right, all found; of 1: 1 of 2, all found; of 2: all right, 1 of 3 found
+    assert found == {"accuracy": 4 / 6, "macro_f1": pytest.approx((4 / 5 + 2 / 3 + 1 / 2) / 3)}
+    # class 1 occurs nowhere, class 2 is predicted alone, class 3 is never predicted
+    assert compute_metrics(("macro_f1",), [0, 2], [0, 3])["macro_f1"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 from pathlib import Path
 
@@ -40,3 +41,11 @@ def test_any_other_row_is_another_identity_and_another_place_is_not(tmp_path):
     assert _digest(write_rows(tmp_path / "b.jsonl", rows)) == first
     rows[7]["text"] = "another"
     assert _digest(write_rows(tmp_path / "a.jsonl", rows)) != first
+
+
+def test_a_metric_that_came_later_leaves_the_identity_of_a_task(tmp_path):
+    rows = [{"text": f"row {n}", "label": n % 3} for n in range(30)]
+    task = load_task(DataSource(str(write_rows(tmp_path / "a.jsonl", rows))))
+    assert task.metrics == ("accuracy", "macro_f1")
+    assert digest_of_rows(dataclasses.replace(task, metrics=("accuracy",))) == digest_of_rows(task)
+    assert digest_of_rows(dataclasses.replace(task, metrics=("matthews",))) != digest_of_rows(task)

@@ -18,7 +18,7 @@ from lrlora.data.shape import (
 )
 from lrlora.data.source import DataSource, evaluation_table, name_of, training_tables
 from lrlora.data.tables import Table, shortened
-from lrlora.data.tasks import GLUE, Kind, TaskData
+from lrlora.data.tasks import GLUE, MACRO_F1, Kind, TaskData
 from lrlora.errors import InputError
 
 if TYPE_CHECKING:
@@ -125,6 +125,8 @@ def _task(
     default = ("pearson", "spearman") if kind == "regression" else ("accuracy",)
     known = GLUE[source.task] if source.task in GLUE and GLUE[source.task].kind == kind else None
     metrics = known.metrics if known else default
+    if kind == "classification" and len(labels) > 2:
+        metrics = (*metrics, MACRO_F1)
     positive = 1
     if known and "f1" in metrics:
         named = next((n for n in (known.positive, "1") if n in labels), None)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lrlora.data import TaskData
 from lrlora.data.embedded import encoder_folder, model_folder
+from lrlora.data.tasks import MACRO_F1
 from lrlora.training.local import cached
 
 ROW = "row"
@@ -21,7 +22,9 @@ _CHUNK = 1 << 22
 
 def digest_of_rows(task: TaskData) -> str:
     """A number for what is trained on and measured on: any other row, class or metric gives another one."""
-    sha = hashlib.sha256(json.dumps([task.kind, task.labels, task.metrics]).encode())
+    # the number of a task is the same as before there was a macro-F1: its classes say whether it has one
+    metrics = [name for name in task.metrics if name != MACRO_F1]
+    sha = hashlib.sha256(json.dumps([task.kind, task.labels, metrics]).encode())
     for rows in (task.train, task.evaluation):
         sha.update(b"\0")
         names = [name for name in rows.column_names if name != ROW]
