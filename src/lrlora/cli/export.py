@@ -10,6 +10,7 @@ from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.show import print_table
 from lrlora.errors import InputError
 from lrlora.export import LoraExport, RankChoice, export_lora
+from lrlora.training import processes
 
 
 @dataclass
@@ -46,7 +47,7 @@ def run(arguments: list[str]) -> None:
     if chosen.out is None:
         raise InputError("lrlora export needs --out, a folder to write to")
     quiet_libraries()
-    made = export_lora(chosen.adapter, chosen.out, choice, chosen.model, chosen.overwrite)
+    made = export_lora(chosen.adapter, chosen.out, choice, chosen.model, chosen.overwrite, processes.tell)
     if chosen.json:
         print(json.dumps(made.as_dict(), indent=2))
     else:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lrlora.errors import InputError
 from lrlora.training.local import check_local
-from lrlora.training.saved import LABELS
+from lrlora.training.saved import LABELS, POOLING
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -24,7 +24,7 @@ MERGED_FILES = (
     "config.json", "model*.safetensors", INDEX, *_TOKENIZER_FILES, *_BASE_FILES, *_SENTENCE_FILES,
 )  # fmt: skip
 """What a merge writes: `--overwrite` deletes these and no others."""
-EXPORTED_FILES = ("adapter_config.json", "adapter_model.safetensors", LABELS, *_TOKENIZER_FILES)
+EXPORTED_FILES = ("adapter_config.json", "adapter_model.safetensors", LABELS, POOLING, *_TOKENIZER_FILES)
 """What an export writes."""
 
 

@@ -24,7 +24,8 @@ from lrlora.training.config import TrainConfig
 from lrlora.training.identity import digest_of_rows
 from lrlora.training.local import run_around
 from lrlora.training.model import load_adapter, load_base, load_base_of, load_tokenizer
-from lrlora.training.saved import SavedAdapter, names_in_config, read_adapter
+from lrlora.training.pooling import why_not_plain
+from lrlora.training.saved import SavedAdapter, base_config, names_in_config, read_adapter
 
 MODELS = ("base", "adapter", "merged", "exported")
 
@@ -105,6 +106,11 @@ def compare(
     if unknown or not models:
         raise InputError(f"models must be some of {', '.join(MODELS)}, got {', '.join(unknown) or 'none'}")
     saved = read_adapter(adapter, model)
+    reason = why_not_plain(saved.pooling, base_config(saved.base) or {})
+    # asked for alone, it is refused below, by merge
+    if reason and "merged" in models and len(models) > 1:
+        say(f"merged: left out, {reason}")
+        models = [name for name in models if name != "merged"]
     measure = _measure_of(config, suite, saved.kind, saved.class_names(), adapter, say)
     tokenizer = load_tokenizer(str(saved.folder) if any(saved.folder.glob("tokenizer_config.json")) else saved.base)
     results = {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from lrlora.export.names import pattern_keys, target_modules
 from lrlora.export.skeleton import AdaptedLayer, Skeleton, skeleton
 from lrlora.files import check_folder, new_folder, write_json
 from lrlora.method.rank import singular_values
-from lrlora.training.saved import LABELS, SavedAdapter, read_adapter
+from lrlora.training.pooling import own_pooling
+from lrlora.training.saved import LABELS, POOLING, SavedAdapter, base_config, read_adapter
 from lrlora.tuner.experts import ParamWrapper
 from lrlora.tuner.types import Conv, Embedding, Linear
 
@@ -69,7 +70,12 @@ class LoraExport:
 
 
 def export_lora(
-    adapter: str, out: str | Path, choice: RankChoice | None = None, model: str | None = None, overwrite: bool = False
+    adapter: str,
+    out: str | Path,
+    choice: RankChoice | None = None,
+    model: str | None = None,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
 ) -> LoraExport:
     """Write an adapter as plain LoRA: a truncated singular value decomposition of the dW of each layer.
 
@@ -82,6 +88,7 @@ def export_lora(
         choice: how the ranks are chosen; an energy of 0.99 if left out.
         model: base model; None means the one that the adapter names.
         overwrite: take the place of a folder that is there, if it holds nothing but what an export writes.
+        say: gets a line for what the user should know.
 
     Raises:
         InputError: an adapter, base, choice or folder that cannot work; layers that plain LoRA has no form for; an
@@ -110,6 +117,13 @@ def export_lora(
         copy_tokenizer(saved.folder, folder)
         if saved.labels is not None:
             write_json(folder / LABELS, saved.labels)
+        if saved.pooling != "auto":
+            write_json(folder / POOLING, saved.pooling)
+    if saved.pooling not in ("auto", own_pooling(base_config(saved.base) or {})):
+        say(
+            f"warning: it was trained with --pooling {saved.pooling}, which peft does not know: lrlora reads it from "
+            f"{POOLING}; elsewhere call lrlora.training.set_pooling(base, {saved.pooling!r}) before peft loads it"
+        )
     errors = [row.relative_error * row.norm for row in rows]
     error = total_error(errors, [row.norm for row in rows])
     return LoraExport(Path(out).expanduser(), rows, error, sum(row.parameters for row in rows))

@@ -20,8 +20,9 @@ from lrlora.export.shards import Entry, read_layout, read_tensors, write_index, 
 from lrlora.export.skeleton import Skeleton, skeleton
 from lrlora.files import check_folder, new_folder
 from lrlora.training.model import load_base_of
+from lrlora.training.pooling import why_not_plain
 from lrlora.training.reload import refuse_random
-from lrlora.training.saved import SavedAdapter, read_adapter
+from lrlora.training.saved import SavedAdapter, base_config, read_adapter
 
 Say = Callable[[str], None]
 """Where to send a line for the user."""
@@ -73,8 +74,8 @@ def merge(
         say: gets a line for what the user should know.
 
     Raises:
-        InputError: an adapter, base or folder that cannot work; tied weights; a quantised or pickled base; an `out`
-            that is, holds or lies in the adapter, its run or its base.
+        InputError: an adapter, base or folder that cannot work; tied weights; a quantised or pickled base; a pooling
+            that the base's class cannot have; an `out` that is, holds or lies in the adapter, its run or its base.
 
     Example:
         merge("runs/demo", "merged", dtype="bfloat16")
@@ -85,6 +86,10 @@ def merge(
         )
     target: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
     saved = read_adapter(adapter, model)
+    if reason := why_not_plain(saved.pooling, base_config(saved.base) or {}):
+        raise InputError(
+            f"cannot merge {saved.folder}: {reason}; lrlora export writes a LoRA that lrlora reads rightly"
+        )
     sources = saved.sources()
     check_folder(Path(out), overwrite, MERGED_FILES, sources)
     built = skeleton(saved)

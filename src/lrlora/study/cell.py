@@ -186,6 +186,7 @@ def _train_config(study: Study, arm: Arm, task: Task, cell: Cell) -> TrainConfig
         gradient_checkpointing=training.gradient_checkpointing,
         max_length=task.max_length,
         template=task.template,
+        pooling=task.pooling,
         epochs=task.epochs,
         max_steps=task.max_steps,
         batch_size=task.batch_size,

@@ -17,6 +17,7 @@ from lrlora.study.plan import cells_of_arm
 from lrlora.study.rows import load_splits
 from lrlora.study.scales import Scale, scale_lines, scale_of
 from lrlora.study.spec import EMBEDDED, Arm, Study, Task
+from lrlora.training.pooling import set_pooling
 
 GLUE_ROWS = {
     "cola": 8551, "sst2": 67349, "mrpc": 3668, "qqp": 363846, "stsb": 5749, "mnli": 392702, "qnli": 104743,
@@ -137,6 +138,7 @@ def estimate_lines(study: Study, found: list[Estimate]) -> list[str]:
 def _estimate(study: Study, task: Task, arm: Arm, sizes: Sizes) -> Estimate:
     steps = steps_of(task, sizes.train_rows or 1)
     base = _on_meta(study, sizes.classes)
+    set_pooling(base, task.pooling)
     shape = base.config.get_text_config()
     matmul = sum(m.weight.numel() for m in base.modules() if isinstance(m, torch.nn.Linear))
     peft_config = adapter_config(study, arm, "CAUSAL_LM" if sizes.classes is None else "SEQ_CLS", steps)

@@ -96,6 +96,8 @@ def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, 
         value = settings.pop(name)
         if task.commonsense and phase == "final" and name in ("how", "prompt"):
             settings[name] = value
+    if task.pooling == "auto":
+        settings.pop("pooling")  # studies from before it could be chosen
     identity = fingerprint(
         arm=arm.name,
         method=arm.method,

@@ -35,6 +35,7 @@ class Task:
             chooses defaults and must not see the evaluation file.
         max_length: tokens of a row at most.
         template: how instructions are written.
+        pooling: what the head of an encoder reads, as in `lrlora train`.
         epochs, max_steps, batch_size, gradient_accumulation: of every cell of this task.
         commonsense: of kind "causal": commonsense tasks whose test rows give the result, as the mean of their
             accuracies. Empty: the loss on held-out answers.
@@ -56,6 +57,7 @@ class Task:
     test_from: Literal["evaluation", "training"] = "evaluation"
     max_length: int = 128
     template: Literal["auto", "chat", "plain"] = "auto"
+    pooling: Literal["auto", "mean", "cls"] = "auto"
     epochs: float = 2.0
     max_steps: int = -1
     batch_size: int = 16
@@ -74,6 +76,8 @@ class Task:
         for name in ("train_rows", "validation_rows", "test_rows", "max_length", "batch_size", "gradient_accumulation"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.kind == "causal" and self.pooling != "auto":
+            raise InputError(f"pooling is of classification and regression, task {self.name!r} is causal; leave it out")
         if self.epochs <= 0 and self.max_steps < 1:
             raise InputError(f"epochs must be above 0, got {self.epochs}; or give max_steps")
 

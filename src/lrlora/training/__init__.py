@@ -2,6 +2,7 @@
 
 from lrlora.training.config import TrainConfig
 from lrlora.training.model import load_adapter
+from lrlora.training.pooling import set_pooling
 from lrlora.training.run import RunResult, read_result, train
 from lrlora.training.stop import Interrupted
 
@@ -11,5 +12,6 @@ __all__ = [
     "TrainConfig",
     "load_adapter",
     "read_result",
+    "set_pooling",
     "train",
 ]

@@ -11,6 +11,7 @@ from typing import Any, Literal, Optional
 from lrlora.data import DataSource
 from lrlora.errors import InputError
 from lrlora.training.placement import ALL_LINEAR
+from lrlora.training.pooling import check_pooling
 from lrlora.training.ranges import check_numbers, check_scheduler
 from lrlora.tuner import LRLoraConfig
 
@@ -61,6 +62,9 @@ class TrainConfig:
     label_column: str = _flag("label", "column of the label")
     template: Literal["auto", "chat", "plain"] = _flag(
         "auto", "how instructions are written: the tokenizer's chat template, or plain headings"
+    )
+    pooling: Literal["auto", "mean", "cls"] = _flag(
+        "auto", "what the head of an encoder reads: the mean of the tokens, or the one for it; auto: the model's own"
     )
     train_rows: Optional[int] = _flag(None, "train on at most so many rows")
     eval_rows: Optional[int] = _flag(None, "evaluate on at most so many rows")
@@ -138,6 +142,7 @@ class TrainConfig:
         if self.text_columns is not None and len(self.text_columns) not in (1, 2):
             raise InputError(f"text_columns takes one or two names, got {self.text_columns}")
         check_scheduler(self.lr_scheduler)
+        check_pooling(self.pooling)
         self.adapter_config("SEQ_CLS")
 
     @property

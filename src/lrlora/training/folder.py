@@ -14,7 +14,8 @@ from lrlora.errors import InputError
 from lrlora.files import explained, make_folder, new_folder, read_json, write_json
 from lrlora.training import owned
 from lrlora.training.config import PLACES
-from lrlora.training.saved import LABELS
+from lrlora.training.pooling import Pooling
+from lrlora.training.saved import LABELS, POOLING
 
 # settings that do not change what is trained: a run may be resumed with others
 _FREE = {"json", "debug", "verbose", "overwrite", "out", "report_to", "save_steps", "rank_steps", "compare"}
@@ -146,21 +147,23 @@ def whole_checkpoints(folder: Path) -> list[Path]:
     return [checkpoint for checkpoint in owned.checkpoints(folder) if _is_whole(checkpoint)]
 
 
-def save_adapter(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Save the adapter, as PEFT saves it, its tokenizer and the names of its classes; one that is there gives way."""
+def save_adapter(model: Any, tokenizer: Any, folder: Path, pooling: Pooling = "auto") -> None:
+    """Save the adapter, as PEFT saves it, its tokenizer, classes and pooling; one that is there gives way."""
     with new_folder(folder, overwrite=True) as beside:
         model.save_pretrained(beside)
         tokenizer.save_pretrained(beside)
         if model.peft_config["default"].task_type == "SEQ_CLS" and model.config.num_labels > 1:
             write_json(beside / LABELS, list(model.config.id2label.values()))
+        if pooling != "auto":
+            write_json(beside / POOLING, pooling)
 
 
 def _changes(folder: Path, settings: dict[str, Any], inputs: dict[str, str] | None) -> dict[str, list[str]]:
     """What differs from the run that the folder holds: under "settings" as old -> new, under "inputs" in words."""
     described = read(folder / "config.json")
     before, read_before = described["settings"], described.get("inputs") or {}
-    # the first version split rows off by the seed of everything else
-    before = {"split_seed": before.get("seed"), **before}
+    # the first version split rows off by the seed of everything else, and left the pooling to the model
+    before = {"split_seed": before.get("seed"), "pooling": "auto", **before}
     other = [
         f"{name} {before[name]!r} -> {value!r}"
         for name, value in settings.items()

@@ -15,6 +15,7 @@ from lrlora.training import processes
 from lrlora.training.config import TrainConfig
 from lrlora.training.local import absolute, check_local
 from lrlora.training.placement import check_names, said_of_expressions, trained_whole
+from lrlora.training.pooling import said_of_pooling, set_pooling
 from lrlora.training.reload import put_saved_on, refuse_random, settle
 from lrlora.training.saved import AUTO_CLASSES, SavedAdapter, read_adapter
 from lrlora.training.tokens import load_tokenizer, settle_padding
@@ -27,6 +28,9 @@ def build(config: TrainConfig, task: TaskData) -> tuple[PeftModel, Any]:
         InputError: a model that is not there, or target modules that it does not have.
     """
     base, tokenizer, task_type = base_of(config, task)
+    if task.kind != "causal" and config.pooling == "auto":
+        if line := said_of_pooling(base, config.model or str(encoder_folder())):
+            processes.tell(line)
     return adapt(base, config, task_type), tokenizer
 
 
@@ -34,8 +38,12 @@ def base_of(config: TrainConfig, task: TaskData) -> tuple[Any, Any, str]:
     """The base model with a head for the task, its tokenizer, and PEFT's word for the kind of task.
 
     Raises:
-        InputError: a model that is not there.
+        InputError: a model that is not there, or that cannot be read with the pooling of the config.
     """
+    if task.kind == "causal" and config.pooling != "auto":
+        raise InputError(
+            f"--pooling is of classification and regression, {task.name} is a causal task; leave --pooling out"
+        )
     name = config.model or str(encoder_folder())
     task_type = "CAUSAL_LM" if task.kind == "causal" else "SEQ_CLS"
     head: dict[str, Any] = {}
@@ -46,6 +54,7 @@ def base_of(config: TrainConfig, task: TaskData) -> tuple[Any, Any, str]:
             head["id2label"] = dict(enumerate(task.labels))
             head["label2id"] = {label: number for number, label in enumerate(task.labels)}
     base = load_base(name, task_type, **head)
+    set_pooling(base, config.pooling)
     tokenizer = load_tokenizer(name)
     settle_padding(base, tokenizer)
     return base, tokenizer, task_type
@@ -108,7 +117,7 @@ def load_base(name: str, task_type: str | None, auto_class: Any = None, **option
 
 
 def load_base_of(saved: SavedAdapter, **options: Any) -> Any:
-    """The base of a saved adapter, with its head, vocabulary and padding; options and errors as `load_base`."""
+    """The base of a saved adapter with its head, pooling, vocabulary, padding; options and errors as `load_base`."""
     saved.check_base()
     head = saved.head_options()
     try:

@@ -20,7 +20,7 @@ _REPORT = "report.html"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _OF_ADAPTER = re.compile(
     # PEFT's, ours, and what the tokenizers of transformers are made of
-    r"adapter_config\.json|adapter_model\.safetensors|README\.md|labels\.json|"
+    r"adapter_config\.json|adapter_model\.safetensors|README\.md|labels\.json|pooling\.json|"
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|normalizer\.json|"
     r"chat_template\.(jinja|json)|vocab[\w.-]*\.(txt|json|model|bpe)|entity_vocab\.json|emoji\.json|merges\.txt|"
     r"byte_maps\.json|prophetnet\.tokenizer|bpe\.codes|dict\.txt|(source|target)\.spm|[\w.-]*(tokenizer|sentencepiece|spiece|spm|bpe)[\w.-]*\.(model|tiktoken)"

@@ -9,6 +9,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel, get_peft_model
 
 from lrlora.errors import InputError, first_lines
+from lrlora.training.pooling import set_pooling
 from lrlora.training.saved import SavedAdapter
 from lrlora.training.tokens import load_tokenizer, settle_padding
 
@@ -17,11 +18,13 @@ _PREFIX = "base_model.model."
 
 
 def settle(base: Any, saved: SavedAdapter) -> None:
-    """Give a base what the run changed of it: the length of its vocabulary, and the token that it pads with.
+    """Give a base what the run changed of it: its pooling, the length of its vocabulary, the token to pad with.
 
     Raises:
-        InputError: a vocabulary of another length whose weights the adapter holds in part.
+        InputError: a base that cannot have this pooling; a vocabulary of another length whose weights the adapter holds
+            in part.
     """
+    set_pooling(base, saved.pooling)
     _resize(base, saved)
     if (saved.folder / "tokenizer_config.json").exists():
         settle_padding(base, load_tokenizer(str(saved.folder)))

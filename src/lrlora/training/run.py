@@ -248,7 +248,7 @@ def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any
     # here, so that all else works without matplotlib
     from lrlora.training.figure import rank_heatmap
 
-    run_folder.save_adapter(trainer.model, trainer.processing_class, out / "adapter")
+    run_folder.save_adapter(trainer.model, trainer.processing_class, out / "adapter", config.pooling)
     if config.method == "lrlora":
         rows = layer_ranks(cast(torch.nn.Module, trainer.model))
         metrics["warnings"] = rank_warnings(rows, config.phi)

@@ -21,7 +21,8 @@ from lrlora.data import Kind
 from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError
 from lrlora.files import read_json
-from lrlora.training.local import absolute, check_local, looks_local, read_for
+from lrlora.training.local import absolute, check_local, looks_local, read_for, run_around
+from lrlora.training.pooling import Pooling, check_pooling
 from lrlora.tuner.stored import adapter_settings, adapter_weights
 
 AUTO_CLASSES: dict[str | None, Any] = {
@@ -35,6 +36,8 @@ AUTO_CLASSES: dict[str | None, Any] = {
 }
 LABELS = "labels.json"
 """File beside an adapter with the names of its classes, which PEFT does not save."""
+POOLING = "pooling.json"
+"""File beside an adapter with the pooling that it was trained with, where that was chosen."""
 
 # what transformers calls the last layer of its classifiers; XLNet has a sequence_summary of another width as well
 _HEADS = (
@@ -54,6 +57,7 @@ class SavedAdapter:
         shapes: of the tensors in adapter_model.safetensors.
         labels: names of the classes; None where nobody wrote them down.
         is_base_given: whether the user named the base, and not adapter_config.json.
+        pooling: that it was trained with.
     """
 
     folder: Path
@@ -62,6 +66,7 @@ class SavedAdapter:
     shapes: dict[str, tuple[int, ...]]
     labels: list[str] | None
     is_base_given: bool = False
+    pooling: Pooling = "auto"
 
     @property
     def method(self) -> str:
@@ -162,7 +167,19 @@ def read_adapter(folder: str, model: str | None = None) -> SavedAdapter:
         )
     base = absolute(model_folder(str(base)))
     labels = read_json(path / LABELS) if (path / LABELS).exists() else None
-    return SavedAdapter(path, saved, base, shapes, labels, model is not None)
+    return SavedAdapter(path, saved, base, shapes, labels, model is not None, _pooling(path))
+
+
+def _pooling(folder: Path) -> Pooling:
+    """What stands beside an adapter; of a checkpoint, which has no such file, the setting of the run around it."""
+    pooling = "auto"
+    if (folder / POOLING).exists():
+        pooling = read_json(folder / POOLING)
+        check_pooling(pooling, str(folder / POOLING))
+    elif runs := run_around(folder):
+        pooling = read_json(runs[0] / "config.json")["settings"].get("pooling", "auto")
+        check_pooling(pooling, f"pooling in {runs[0] / 'config.json'}")
+    return pooling
 
 
 def base_config(base: str) -> dict[str, Any] | None:
