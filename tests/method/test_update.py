@@ -11,7 +11,8 @@ def test_gradcheck_of_every_factor(phi):
     W0 = torch.randn(5, 4, dtype=torch.float64)
     A = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
     B = torch.randn(5, 2, dtype=torch.float64, requires_grad=True)
-    c = None if phi == "sine" else torch.randn(7, dtype=torch.float64, requires_grad=True)
+    many = 1 if phi == "linear" else 7
+    c = None if phi == "sine" else torch.randn(many, dtype=torch.float64, requires_grad=True)
     bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
 
     def call(*tensors):

@@ -21,7 +21,8 @@ def inputs(phi: str, is_shared: bool) -> dict:
 
     c = None
     if phi != "sine":
-        c = initial_coefficients(11, phi) + 0.1 * (random(11) if is_shared else random(EXPERTS, 11))
+        c = initial_coefficients(11, phi)
+        c = c + 0.1 * (random(len(c)) if is_shared else random(EXPERTS, len(c)))
     tau = torch.tensor([0.3, 0.5, 0.9])
     return dict(A=random(EXPERTS, RANK, IN), B=random(EXPERTS, OUT, RANK), c=c, tau=tau, scale=1.5, phi=phi)
 

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -6,8 +7,9 @@ import pytest
 import torch
 
 from lrlora.method import update as definition
+from lrlora.method.carrier import Carrier, starting_coefficients
 from lrlora.method.nonlinearity import FORMS, initial_coefficients
-from lrlora.ops import IMPLEMENTATIONS, adapted_linear, choose, compiled, delta_weight
+from lrlora.ops import IMPLEMENTATIONS, adapted_linear, choose, compiled, delta_weight, eager, fused, tiles
 from tests.conftest import rel_rms
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
@@ -27,10 +29,22 @@ def inputs(size: int, phi: str, rank: int = 4, num_basis: int = 11, dtype: torch
     A[0], B[0] = torch.randint(-7, 8, (size,), generator=generator), tau * torch.eye(rank, dtype=torch.float64)[0]
     c = None
     if phi != "sine":
-        c = initial_coefficients(num_basis, phi).double() + 0.1 * random(num_basis)
+        c = initial_coefficients(num_basis, phi).double()
+        c = c + 0.1 * random(len(c))
     given = dict(x=random(2, 5, size), W0=random(size + 3, size), bias=random(size + 3), A=A, B=B, c=c, tau=tau)
     cast = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
     return {**cast, "scale": 1.5, "phi": phi}
+
+
+CARRIERS = [None, Carrier(0.5, seed=3)]
+
+
+def carried(given: dict, carrier: Carrier | None) -> dict:
+    """The same layer with a carrier, half open; entries then lie on grid points and between them."""
+    if carrier is None:
+        return given
+    c = starting_coefficients(len(given["c"]), given["phi"], carrier.offset, "half").to(given["c"])
+    return {**given, "c": c + 0.1 * torch.sin(torch.arange(len(c))).to(c), "carrier": carrier}
 
 
 def with_gradients(given: dict, impl: str) -> dict[str, torch.Tensor]:
@@ -42,28 +56,57 @@ def with_gradients(given: dict, impl: str) -> dict[str, torch.Tensor]:
     return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}
 
 
-@pytest.mark.parametrize("phi", FORMS)
+KINDS = [(phi, carrier) for phi in FORMS for carrier in CARRIERS if phi != "sine" or carrier is None]
+
+
+@pytest.mark.parametrize(("phi", "carrier"), KINDS)
 @pytest.mark.parametrize("size", [1, 63, 100, 1000])
 @pytest.mark.parametrize("impl", FAST)
-def test_output_and_every_gradient_are_as_exact_as_the_definition(size, phi, impl):
-    exact = inputs(size, phi)
+def test_output_and_every_gradient_are_as_exact_as_the_definition(size, phi, carrier, impl):
+    exact = carried(inputs(size, phi), carrier)
     truth = with_gradients(exact, "definition")
-    single = inputs(size, phi, dtype=torch.float32)
+    single = carried(inputs(size, phi, dtype=torch.float32), carrier)
     reference, fast = with_gradients(single, "definition"), with_gradients(single, impl)
     for name in truth:
-        # 1e-7: where the definition happens to hit the truth exactly, one rounding is still allowed
-        assert rel_rms(fast[name], truth[name]) <= 1.5 * rel_rms(reference[name], truth[name]) + 1e-7, name
+        # the error of few numbers is luck, the definition's as well: four roundings of one, none of very many
+        allowed = 1.5 * rel_rms(reference[name], truth[name]) + 5e-7 / truth[name].numel() ** 0.5
+        assert rel_rms(fast[name], truth[name]) <= allowed, name
 
 
-@pytest.mark.parametrize("phi", FORMS)
 @pytest.mark.parametrize("impl", FAST)
-def test_float64_equals_the_definition_and_passes_gradcheck(phi, impl):
-    given = inputs(63, phi)
+@pytest.mark.parametrize("phi", ["sinc", "residual"])
+@pytest.mark.parametrize("size", [1, 63, 200])
+def test_with_a_carrier_nothing_moves_where_B_is_zero(size, phi, impl):
+    given = carried(inputs(size, phi, dtype=torch.float32), CARRIERS[1])
+    given |= {"B": torch.zeros_like(given["B"]), "W0": None, "bias": None}
+    found = with_gradients(given, impl)
+    for name in ("y", "A", "c", "x"):
+        assert torch.equal(found[name], torch.zeros_like(found[name])), name
+    assert found["B"].abs().max() > 0
+
+
+@pytest.mark.parametrize("entries", [1, 1000, 1 << 20])
+def test_the_tiles_do_not_change_the_signs(entries):
+    given = carried(inputs(150, "sinc", dtype=torch.float32), CARRIERS[1])
+    numbers = (given[name] for name in ("A", "B", "c", "tau", "scale"))
+    signs = fused.signs_of(CARRIERS[1], given["A"], given["B"])
+    factors = *fused.factors_in_precision(*numbers, "sinc", *signs), "sinc"
+    passes = dataclasses.replace(eager.passes(torch.device("cpu")), tile_entries=entries)
+    made = tiles.weight(passes, None, *factors, torch.float32)
+    # B A of a tile is rounded otherwise, but a sign that moved would change an entry as a whole
+    plain = {name: given[name] for name in ("A", "B", "c", "tau", "scale", "phi", "carrier")}
+    torch.testing.assert_close(made, definition.delta_weight(**plain), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("phi", "carrier"), KINDS)
+@pytest.mark.parametrize("impl", FAST)
+def test_float64_equals_the_definition_and_passes_gradcheck(phi, carrier, impl):
+    given = carried(inputs(63, phi), carrier)
     truth, fast = with_gradients(given, "definition"), with_gradients(given, impl)
     for name in truth:
         assert rel_rms(fast[name], truth[name]) < 1e-12, name
-    small = inputs(4, phi, rank=2, num_basis=5)
-    leaves = {k: v.requires_grad_() for k, v in small.items() if k in ("x", "A", "B", "c", "bias") and v is not None}
+    small = carried(inputs(4, phi, rank=2, num_basis=5), carrier)
+    leaves = {k: small[k].requires_grad_() for k in ("x", "A", "B", "c", "bias") if small[k] is not None}
 
     def call(*tensors):
         return adapted_linear(**{**small, **dict(zip(leaves, tensors, strict=True))}, impl=impl)

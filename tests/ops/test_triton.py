@@ -30,26 +30,34 @@ def test_the_kernels_compute_what_the_plain_passes_compute():
     script = """
 import json, torch
 from tests.conftest import rel_rms
-from tests.ops.test_fused import inputs
-from lrlora.method.fast import knee
+from tests.ops.test_fused import carried, inputs
 from lrlora.ops import eager, triton
-for phi in ("sinc", "residual", "sine"):
+from lrlora.method.carrier import Carrier
+from lrlora.ops.fused import factors_in_precision, signs_of
+for phi, carrier in (("sinc", None), ("residual", None), ("sine", None), ("linear", None),
+    ("sinc", Carrier(0.5, 7)), ("residual", Carrier(0.3, 8)), ("linear", Carrier(0.5, 7)),
+):
     for size in (1, 63, 150):
-        given = inputs(size, phi, dtype=torch.float32)
-        for W0 in (given["W0"], None):
-            factors = given["A"], given["B"], given["c"], knee(given["tau"], given["scale"], phi, given["A"]), phi
-            weights = [m.weight(W0, *factors, torch.float32) for m in (triton, eager)]
-            G = torch.randn(weights[0].shape)
-            places = [G.clone(), G.clone()]
-            gradients = [m.gradients(place, W0, *factors) for m, place in zip((triton, eager), places)]
-            for ours, plain in zip((weights[0], places[0], *gradients[0]), (weights[1], places[1], *gradients[1])):
-                if plain is not None:
-                    print(json.dumps([phi, size, rel_rms(ours, plain.double())]))
+        G = torch.randn(size + 3, size)
+        for has_W0 in (True, False):
+            found = []
+            for module, dtype in ((triton, torch.float32), (eager, torch.float32), (eager, torch.float64)):
+                given = carried(inputs(size, phi, dtype=dtype), carrier)
+                W0 = given["W0"] if has_W0 else None
+                names = ("A", "B", "c", "tau", "scale")
+                signs = signs_of(carrier, given["A"], given["B"])
+                factors = *factors_in_precision(*(given[name] for name in names), phi, *signs), phi
+                place = G.to(dtype, copy=True)
+                gradients = module.gradients(place, W0, *factors)
+                found.append((module.weight(W0, *factors, dtype), place, *gradients))
+            for ours, plain, truth in zip(*found):
+                if truth is not None:
+                    print(json.dumps([phi, size, rel_rms(ours, truth), rel_rms(plain, truth)]))
 """
     lines = [json.loads(line) for line in run(script, TRITON_INTERPRET="1").splitlines()]
-    # three sizes, with W0 and without: weight twice, dA, dB, and dc for the two forms that have one
-    assert len(lines) == 6 * (5 + 5 + 4)
-    assert [line for line in lines if not line[2] < 2e-6] == []
+    # three sizes, with W0 and without: weight twice, dA, dB, and dc for the forms that have one, carried or not
+    assert len(lines) == 6 * (5 + 5 + 4 + 5 + 5 + 5 + 5)
+    assert [line for line in lines if not line[2] <= 1.5 * line[3] + 5e-7] == []
 
 
 def test_the_kernels_compile_for_a_gpu():
@@ -59,11 +67,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from lrlora.ops import triton as ours
-for form, half in ((0, 5), (1, 0)):
+for form, half, is_carried in ((0, 5, False), (1, 0, False), (2, 0, False), (0, 5, True), (2, 0, True)):
     for kernel in (ours._weight_kernel, ours._gradient_kernel):
         names = kernel.arg_names
         numbers = {"FORM": form, "HALF": half, "HAS_W0": True, "ROWS": ours.BLOCK_ROWS, "COLUMNS": ours.BLOCK_COLUMNS}
+        numbers["IS_CARRIED"] = is_carried
+        if kernel is ours._gradient_kernel:
+            numbers["WIDTH"] = 2 if form == 2 else 13 if is_carried else 11
         kinds = {**dict.fromkeys(("rows", "columns", "rank"), "i32"), **dict.fromkeys(numbers, "constexpr")}
+        kinds |= dict.fromkeys(("of_rows", "of_columns"), "*i32")
         signature = {name: kinds.get(name, "*fp32") for name in names}
         source = ASTSource(fn=kernel, signature=signature, constexprs=numbers)
         made = triton.compile(source, target=GPUTarget("cuda", 80, 32))

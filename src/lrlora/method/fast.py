@@ -25,10 +25,30 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from lrlora.method.nonlinearity import Form, alternating, check_form, split_tau
+from lrlora.method.carrier import is_minus
+from lrlora.method.nonlinearity import Form, check_form, split_tau
+from lrlora.method.series import TINY, cell, cosine_polynomial, sinc_polynomial, sinc_slope_polynomial
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+
+class Carried(NamedTuple):
+    """The carrier of a matrix as tensors (`carrier.py`).
+
+    Args:
+        at: the two points at which phi is used, +offset and -offset [2].
+        value: sum_k c_k sinc(at - k) [2], which phi(z) loses to be 0 where z is. For form "linear" the two slopes.
+        sincs: sinc(at - k) [2, K].
+        rows: hash of every row of the matrix, or of the tile of it that is at work.
+        columns: hash of every column.
+    """
+
+    at: Tensor
+    value: Tensor
+    sincs: Tensor
+    rows: Tensor
+    columns: Tensor
 
 
 class Knee(NamedTuple):
@@ -38,6 +58,13 @@ class Knee(NamedTuple):
     height: Tensor
     linear: Tensor
     bend: Tensor
+    carried: Carried | None = None
+
+    def of_rows(self, rows: slice) -> Knee:
+        """The same for a tile of rows of the matrix."""
+        if self.carried is None:
+            return self
+        return self._replace(carried=self.carried._replace(rows=self.carried.rows[rows]))
 
 
 def knee(tau: Tensor | float, scale: Tensor | float, form: Form, like: Tensor) -> Knee:
@@ -46,8 +73,25 @@ def knee(tau: Tensor | float, scale: Tensor | float, form: Form, like: Tensor) -
     scale = torch.as_tensor(scale, dtype=like.dtype, device=like.device)
     if form == "sine":
         return Knee(tau, scale, torch.zeros_like(tau), scale / tau)
+    if form == "linear":
+        return Knee(tau, scale, torch.zeros_like(tau), scale)
     height, linear = split_tau(tau, form)
     return Knee(tau, scale * height, scale * linear, scale * torch.isfinite(tau))
+
+
+def carried(offset: float, rows: Tensor, columns: Tensor, c: Tensor, form: Form) -> Carried:
+    """A carrier with this offset and these hashes of rows and columns, in the dtype of c and on its device."""
+    if form == "linear":
+        slopes, unused = torch.stack([c[0] + c[1], c[0] - c[1]]), c[:0]
+        return Carried(unused, slopes, unused, rows, columns)
+    at = (offset, -offset)
+    half = len(c) // 2
+    sincs = torch.tensor([[_sinc(u - k) for k in range(-half, half + 1)] for u in at], dtype=c.dtype, device=c.device)
+    return Carried(torch.tensor(at, dtype=c.dtype, device=c.device), sincs @ c, sincs, rows, columns)
+
+
+def _sinc(u: float) -> float:
+    return math.sin(math.pi * u) / (math.pi * u) if u else 1.0
 
 
 def phi(
@@ -68,15 +112,62 @@ def scaled_phi(z: Tensor, c: Tensor | None, at: Knee, form: Form) -> Tensor:
     if form == "sine":
         return at.height * torch.sin(z / at.tau)
     assert c is not None
-    j, g, sign = _cell(z / at.tau)
+    minus = None if at.carried is None else is_minus(at.carried.rows, at.carried.columns)
+    if form == "linear":
+        return at.height * _linear_slope(c, at, minus) * z
+    u = z / at.tau
+    if at.carried is not None and minus is not None:
+        u = u + _by_sign(minus, at.carried.at)
+        risen = _sum_of_sincs(u, c) - _by_sign(minus, at.carried.value)
+        return at.linear * z + at.height * torch.where(z == 0, 0, risen)
+    j, g, sign = cell(u)
     g = torch.where((g == 0) & (j != 0), TINY, g)
-    total = torch.zeros_like(z)
+    total = _pairs(j, g, c)
+    return at.linear * z + at.height * sinc_polynomial(g) * (sign * g * total)
+
+
+def _linear_slope(c: Tensor, at: Knee, minus: Tensor | None) -> Tensor:
+    return c[0] if at.carried is None or minus is None else _by_sign(minus, at.carried.value)
+
+
+def _pairs(j: Tensor, g: Tensor, c: Tensor, first: int = 1) -> Tensor:
+    """sum_{|k| >= first} (-1)^k c_k / (j + g - k)."""
+    total = torch.zeros_like(g)
     half = len(c) // 2
-    for k in range(1, half + 1):
+    for k in range(first, half + 1):
         from_plus, from_minus = (j - k) + g, (j + k) + g
         both = (c[half + k] * from_minus + c[half - k] * from_plus) / (from_plus * from_minus)
         total = total - both if k % 2 else total + both
-    return at.linear * z + at.height * _sinc_polynomial(g) * (sign * g * total)
+    return total
+
+
+def _sum_of_sincs(u: Tensor, c: Tensor) -> Tensor:
+    """sum_k c_k sinc(u - k), the middle one with the others."""
+    j, g, sign = cell(u)
+    g = torch.where(g == 0, TINY, g)
+    half = len(c) // 2
+    # the middle one and the first pair with one division
+    here, from_plus, from_minus = j + g, (j - 1) + g, (j + 1) + g
+    product = from_plus * from_minus
+    inner = c[half] * product - here * (c[half + 1] * from_minus + c[half - 1] * from_plus)
+    return sinc_polynomial(g) * (sign * g * (inner / (here * product) + _pairs(j, g, c, first=2)))
+
+
+def _inverses(j: Tensor, g: Tensor, k: int) -> tuple[Tensor | None, Tensor, Tensor]:
+    """1 / (j + g), for k = 1 alone, 1 / (j + g - k) and 1 / (j + g + k), with one division."""
+    from_plus, from_minus = (j - k) + g, (j + k) + g
+    product = from_plus * from_minus
+    if k > 1:
+        r = 1 / product
+        return None, from_minus * r, from_plus * r
+    here = j + g
+    r = 1 / (here * product)
+    return product * r, here * from_minus * r, here * from_plus * r
+
+
+def _by_sign(minus: Tensor, pair: Tensor) -> Tensor:
+    """The second of two numbers where sigma is -1, else the first."""
+    return torch.where(minus, pair[1], pair[0])
 
 
 def phi_and_gradients(
@@ -121,8 +212,12 @@ def scaled_phi_and_gradients(
         u = z / at.tau
         return at.height * torch.sin(u), upstream * at.bend * torch.cos(u), None
     assert c is not None
-    j, g, sign = _cell(z / at.tau)
-    p = _sinc_polynomial(g)
+    if form == "linear":
+        return _linear_and_gradients(z, upstream, c, at)
+    if at.carried is not None:
+        return _carried_phi_and_gradients(z, upstream, c, at, at.carried)
+    j, g, sign = cell(z / at.tau)
+    p = sinc_polynomial(g)
     near_g = torch.where((g == 0) & (j != 0), TINY, g)
     away = sign * near_g * (at.height * upstream * p)
     at_centre, total, total_of_squares = (torch.zeros_like(z) for _ in range(3))
@@ -143,47 +238,61 @@ def scaled_phi_and_gradients(
         total = total + of_k * (weighted_plus + weighted_minus)
         total_of_squares = total_of_squares + of_k * (weighted_plus * v_plus + weighted_minus * v_minus)
     value = at.linear * z + at.height * p * (at_centre + sign * g * total)
-    slope = sign * (_cosine_polynomial(g) * total - g * p * total_of_squares) + at_centre * _sinc_slope_polynomial(g)
+    slope = sign * (cosine_polynomial(g) * total - g * p * total_of_squares) + at_centre * sinc_slope_polynomial(g)
     return value, upstream * (at.linear + at.bend * slope), torch.stack(dc, dim=-1)
 
 
-TINY = 1e-18
-"""Stands for g = 0 on a centre: its square is still a float32, and v = 1 / TINY as well."""
+def _linear_and_gradients(z: Tensor, upstream: Tensor, c: Tensor, at: Knee) -> tuple[Tensor, Tensor, Tensor]:
+    """As `scaled_phi_and_gradients`, of form "linear"."""
+    minus = None if at.carried is None else is_minus(at.carried.rows, at.carried.columns)
+    slope = at.height * _linear_slope(c, at, minus)
+    share = at.height * upstream * z
+    dc = [share.sum(-1)]
+    if minus is not None:
+        dc.append(torch.where(minus, -share, share).sum(-1))
+    return slope * z, upstream * slope, torch.stack(dc, dim=-1)
 
 
-def _cell(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest whole number j, the distance g = u - j, and (-1)^j."""
-    j = torch.round(u)
-    return j, u - j, alternating(j)
+def _carried_phi_and_gradients(
+    z: Tensor, upstream: Tensor, c: Tensor, at: Knee, by: Carried
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `scaled_phi_and_gradients`, with a carrier: the middle sinc counts, and each loses what it is at delta.
 
-
-def _sinc_polynomial(g: Tensor) -> Tensor:
-    """P(g^2) = sinc(g)."""
-    return _polynomial(SINC_SERIES[g.dtype], g * g)
-
-
-def _cosine_polynomial(g: Tensor) -> Tensor:
-    """C(g^2) = cos(pi g), the derivative of g P(g^2)."""
-    return _polynomial(_COSINE[g.dtype], g * g)
-
-
-def _sinc_slope_polynomial(g: Tensor) -> Tensor:
-    """d P(g^2) / dg = 2 g P'(g^2)."""
-    return 2 * g * _polynomial(_SINC_SLOPE[g.dtype], g * g)
-
-
-# worked out here and not where they are used: torch.compile would work them out again for every entry
-_TERMS = {torch.float32: 7, torch.float64: 11}
-SINC_SERIES = {
-    dtype: tuple((-1) ** n * math.pi ** (2 * n) / math.factorial(2 * n + 1) for n in range(terms))
-    for dtype, terms in _TERMS.items()
-}
-_COSINE = {dtype: tuple((2 * n + 1) * a for n, a in enumerate(series)) for dtype, series in SINC_SERIES.items()}
-_SINC_SLOPE = {dtype: tuple(n * a for n, a in enumerate(series))[1:] for dtype, series in SINC_SERIES.items()}
-
-
-def _polynomial(coefficients: tuple[float, ...], x: Tensor) -> Tensor:
-    value = torch.full_like(x, coefficients[-1])
-    for a in reversed(coefficients[:-1]):
-        value = value * x + a
-    return value
+    What they are at delta is taken from the sums over a row, by sign, instead of from every entry. Entries with z = 0
+    have no part in dL/dc: there both sides of the difference are the same, and only their roundings would be left.
+    """
+    minus = is_minus(by.rows, by.columns)
+    j, g, sign = cell(z / at.tau + _by_sign(minus, by.at))
+    p = sinc_polynomial(g)
+    near_g = torch.where(g == 0, TINY, g)
+    lifted = torch.where(z == 0, 0, at.height * upstream)
+    away = sign * near_g * (lifted * p)
+    of_minus = torch.where(minus, lifted, 0).sum(-1)
+    of_plus = lifted.sum(-1) - of_minus
+    half = len(c) // 2
+    is_here = j == 0
+    at_centre = torch.where(is_here, c[half], 0)
+    total = total_of_squares = torch.zeros_like(z)
+    dc = [total.sum(-1)] * len(c)
+    for k in range(1, half + 1):
+        plus, minus_c = c[half + k], c[half - k]
+        is_plus, is_minus_k = j == k, j == -k
+        v, v_plus, v_minus = _inverses(j, near_g, k)
+        if v is not None:
+            dc[half] = (away * v).sum(-1)
+            v = torch.where(is_here, 0, v)
+            total = c[half] * v
+            total_of_squares = total * v
+        of_k = -1 if k % 2 else 1
+        dc[half + k], dc[half - k] = (of_k * away * v_plus).sum(-1), (of_k * away * v_minus).sum(-1)
+        at_centre = torch.where(is_plus, plus, torch.where(is_minus_k, minus_c, at_centre))
+        # the slope near a centre has a formula of its own: this one would cancel there
+        v_plus, v_minus = torch.where(is_plus, 0, v_plus), torch.where(is_minus_k, 0, v_minus)
+        weighted_plus, weighted_minus = plus * v_plus, minus_c * v_minus
+        total = total + of_k * (weighted_plus + weighted_minus)
+        total_of_squares = total_of_squares + of_k * (weighted_plus * v_plus + weighted_minus * v_minus)
+    risen = p * (at_centre + sign * g * total) - _by_sign(minus, by.value)
+    value = at.linear * z + at.height * torch.where(z == 0, 0, risen)
+    slope = sign * (cosine_polynomial(g) * total - g * p * total_of_squares) + at_centre * sinc_slope_polynomial(g)
+    base = of_plus[..., None] * by.sincs[0] + of_minus[..., None] * by.sincs[1]
+    return value, upstream * (at.linear + at.bend * slope), torch.stack(dc, dim=-1) - base

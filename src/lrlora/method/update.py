@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from lrlora.method import nonlinearity
+from lrlora.method.carrier import Carrier, signs
 from lrlora.method.nonlinearity import Form
 
 if TYPE_CHECKING:
@@ -25,6 +26,8 @@ def delta_weight(
     scale: float,
     *,
     phi: Form,
+    carrier: Carrier | None = None,
+    rows: Tensor | None = None,
 ) -> Float[Tensor, "out in"]:
     """The update of one layer, dW = scale phi(B A) (arXiv:2606.04325).
 
@@ -34,7 +37,9 @@ def delta_weight(
         c: coefficients [K] of the sinc basis; None for phi = "sine".
         tau: knee in the units of B A, above 0; inf makes dW = scale B A.
         scale: alpha / r, or alpha / sqrt(r) with rsLoRA.
-        phi: "sinc", "residual" or "sine".
+        phi: "sinc", "residual", "sine" or "linear".
+        carrier: signs at which phi is used (`carrier.py`), not with "sine"; None: at 0.
+        rows: where B holds some rows of a larger matrix, their numbers in it: a carrier's signs go by them.
 
     Returns:
         dW [out, in], float32 (float64 for float64 factors).
@@ -49,7 +54,10 @@ def delta_weight(
     """
     check_factors(A, B)
     Z = at_least_float32(B) @ at_least_float32(A)
-    return scale * nonlinearity.phi(Z, c, tau, phi)
+    delta = None
+    if carrier is not None:
+        delta = carrier.offset * signs(carrier, len(Z) if rows is None else rows, Z.shape[1], Z.device).to(Z.dtype)
+    return scale * nonlinearity.phi(Z, c, tau, phi, delta)
 
 
 def adapted_linear(
@@ -63,6 +71,7 @@ def adapted_linear(
     scale: float,
     *,
     phi: Form,
+    carrier: Carrier | None = None,
 ) -> Float[Tensor, "*batch out"]:
     """The adapted linear map, y = x (W0 + dW)^T + bias with dW = `delta_weight(A, B, c, tau, scale, phi=phi)`.
 
@@ -75,7 +84,8 @@ def adapted_linear(
         c: coefficients [K] of the sinc basis; None for phi = "sine".
         tau: knee in the units of B A, above 0; inf makes dW = scale B A.
         scale: alpha / r, or alpha / sqrt(r) with rsLoRA.
-        phi: "sinc", "residual" or "sine".
+        phi: "sinc", "residual", "sine" or "linear".
+        carrier: as for `delta_weight`.
 
     Returns:
         y [*batch, out], in the dtype of x.
@@ -83,7 +93,7 @@ def adapted_linear(
     Raises:
         ValueError: as `delta_weight`.
     """
-    dW = delta_weight(A, B, c, tau, scale, phi=phi)
+    dW = delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier)
     weight = dW if W0 is None else W0 + dW
     return linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
 

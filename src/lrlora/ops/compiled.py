@@ -82,12 +82,12 @@ def gradients(G, W0, A, B, c, knee, phi) -> tuple[Tensor, Tensor, Tensor | None]
 
 
 def _call(function: Callable[..., Any], *arguments: Any) -> Any:
-    written, phi = arguments[0], arguments[-1]
+    written, knee, phi = arguments[0], arguments[-2], arguments[-1]
     if _failure or min(written.shape) < 2:
         # sizes 0 and 1 would each be a compilation of their own
         return function(*arguments)
     kinds = [None if t is None else (t.dtype, t.numel() if t.ndim == 1 else 0) for t in arguments[:-2]]
-    key = (function, phi, *kinds)
+    key = (function, phi, knee.carried is not None, *kinds)
     compilation = _compilation(*key)
     if key in _has_run:
         return compilation(*arguments)
@@ -103,12 +103,12 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 @functools.cache
-def _compilation(function: Any, phi: str, *kinds: Any) -> Callable[..., Any]:
-    """One compilation per form, K, dtypes and presence of W0.
+def _compilation(function: Any, phi: str, is_carried: bool, *kinds: Any) -> Callable[..., Any]:
+    """One compilation per form, carrier or none, K, dtypes and presence of W0.
 
     Each stands on a code object of its own: torch counts compilations per code object, and gives up after eight.
     """
     function = inspect.unwrap(function)
-    code = function.__code__.replace(co_name=f"{function.__name__}_{phi}")
+    code = function.__code__.replace(co_name=f"{function.__name__}_{phi}{'_carried' * is_carried}")
     own = types.FunctionType(code, function.__globals__, function.__name__, function.__defaults__)
     return torch.compile(own, dynamic=True, fullgraph=True)

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form, check_form
-from lrlora.ops.fused import Implementation, choose, factors_in_precision, refuse_second_derivatives
+from lrlora.ops.fused import Implementation, choose, factors_in_precision, refuse_second_derivatives, signs_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -27,6 +28,7 @@ def experts_weight(
     scale: float,
     *,
     phi: Form,
+    carrier: Carrier | None = None,
     impl: Implementation = "auto",
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "experts out in"]:
@@ -41,7 +43,8 @@ def experts_weight(
         c: coefficients of every expert [experts, K], or [K] where all share them; None for phi = "sine".
         tau: knee of every expert [experts], in the units of B A.
         scale: alpha / r, or alpha / sqrt(r) with rsLoRA.
-        phi: "sinc", "residual" or "sine".
+        phi: "sinc", "residual", "sine" or "linear".
+        carrier: as for `adapted_linear`; every expert has signs of its own, by `carrier.of_expert`.
         impl: as for `adapted_linear`, without "definition".
         dtype: of the result; None means that of W0, float32 without W0.
 
@@ -51,7 +54,7 @@ def experts_weight(
     Raises:
         ValueError: an unknown impl or phi, or shapes that do not fit.
     """
-    check_form(phi, c if c is None or c.ndim == 1 else c[0])
+    check_form(phi, c if c is None or c.ndim == 1 else c[0], carrier is not None)
     if A.ndim != 3 or B.ndim != 3 or len(A) != len(B) or A.shape[1] != B.shape[2] or tau.shape != A.shape[:1]:
         raise ValueError(
             f"needed A [experts, r, in], B [experts, out, r] and tau [experts], got A {tuple(A.shape)}, "
@@ -61,22 +64,24 @@ def experts_weight(
         raise ValueError("impl='definition' is not there for experts; call lrlora.delta_weight for each of them")
     backend, _ = choose(impl, A[0], B[0])
     dtype = dtype or (torch.float32 if W0 is None else W0.dtype)
-    return _ExpertsWeight.apply(W0, A, B, c, tau, scale, phi, backend, dtype)  # pyright: ignore[reportReturnType]
+    return _ExpertsWeight.apply(W0, A, B, c, tau, scale, phi, *(carrier or (0.0, None)), backend, dtype)  # pyright: ignore[reportReturnType]
 
 
 class _ExpertsWeight(torch.autograd.Function):
     @staticmethod
-    def forward(W0, A, B, c, tau, scale, phi, backend, dtype) -> Tensor:
+    def forward(W0, A, B, c, tau, scale, phi, offset, seed, backend, dtype) -> Tensor:
+        carrier = None if seed is None else Carrier(offset, seed)
         weights = torch.empty(A.shape[0], B.shape[1], A.shape[2], dtype=dtype, device=A.device)
         with torch.autocast(A.device.type, enabled=False):
             for e in range(len(A)):
-                factors = _factors_of(e, A, B, c, tau, scale, phi)
+                factors = _factors_of(e, A, B, c, tau, scale, phi, carrier)
                 weights[e] = backend.weight(None if W0 is None else W0[e], *factors, phi, dtype)
         return weights
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        _, A, B, c, ctx.tau, ctx.scale, ctx.phi, ctx.backend, _ = inputs
+        _, A, B, c, ctx.tau, ctx.scale, ctx.phi, offset, seed, ctx.backend, _ = inputs
+        ctx.carrier = None if seed is None else Carrier(offset, seed)
         ctx.save_for_backward(A, B, c)
 
     @staticmethod
@@ -88,20 +93,21 @@ class _ExpertsWeight(torch.autograd.Function):
         dc = None if c is None else torch.zeros_like(c)
         with torch.autocast(A.device.type, enabled=False):
             for e in _experts_with_gradient(gradient):
-                factors = _factors_of(e, A, B, c, ctx.tau, ctx.scale, ctx.phi)
+                factors = _factors_of(e, A, B, c, ctx.tau, ctx.scale, ctx.phi, ctx.carrier)
                 # a copy: the passes overwrite it
                 G = gradient[e].to(factors[0].dtype, copy=True, memory_format=torch.contiguous_format)
                 dA[e], dB[e], dc_of_expert = ctx.backend.gradients(G, None, *factors, ctx.phi)
                 if dc is not None:
                     (dc if dc.ndim == 1 else dc[e]).add_(dc_of_expert)
-        return None, dA, dB, dc, None, None, None, None, None
+        return None, dA, dB, dc, *[None] * 7
 
 
 def _factors_of(
-    e: int, A: Tensor, B: Tensor, c: Tensor | None, tau: Tensor, scale: float, phi: Form
+    e: int, A: Tensor, B: Tensor, c: Tensor | None, tau: Tensor, scale: float, phi: Form, carrier: Carrier | None
 ) -> tuple[Any, ...]:
     own_c = c if c is None or c.ndim == 1 else c[e]
-    return factors_in_precision(A[e], B[e], own_c, tau[e], scale, phi)
+    own_carrier = None if carrier is None else carrier.of_expert(e)
+    return factors_in_precision(A[e], B[e], own_c, tau[e], scale, phi, *signs_of(own_carrier, A[e], B[e]))
 
 
 def _experts_with_gradient(gradient: Tensor) -> list[int]:

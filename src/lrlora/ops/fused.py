@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from lrlora.method import update as definition
-from lrlora.method.fast import knee
+from lrlora.method.carrier import Carrier, hashes
+from lrlora.method.fast import carried, knee
 from lrlora.method.nonlinearity import Form, check_form
 from lrlora.method.update import at_least_float32, check_factors
 from lrlora.ops import compiled, eager
@@ -36,6 +37,7 @@ def adapted_linear(
     scale: float,
     *,
     phi: Form,
+    carrier: Carrier | None = None,
     impl: Implementation = "auto",
 ) -> Float[Tensor, "*batch out"]:
     """y = x (W0 + scale phi(B A))^T + bias, keeping x, A, B and c alone for the backward pass.
@@ -52,7 +54,8 @@ def adapted_linear(
         c: coefficients [K] of the sinc basis; None for phi = "sine".
         tau: knee in the units of B A, above 0; inf makes dW = scale B A.
         scale: alpha / r, or alpha / sqrt(r) with rsLoRA.
-        phi: "sinc", "residual" or "sine".
+        phi: "sinc", "residual", "sine" or "linear".
+        carrier: signs at which phi is used (`lrlora.method.carrier`), not with "sine"; None: at 0.
         impl: "auto", "triton" (CUDA), "compiled" (CPU with a C++ compiler), "eager" (plain torch, any device) or
             "definition" (the plain formula through autograd).
 
@@ -68,16 +71,16 @@ def adapted_linear(
         tensor([[0., 0., 0.],
                 [0., 0., 0.]])
     """
-    check_form(phi, c)
+    check_form(phi, c, carrier is not None)
     check_factors(A, B)
     if x.shape[-1] != A.shape[1]:
         raise ValueError(f"x ends in {x.shape[-1]} features, needed {A.shape[1]}, the columns of A {tuple(A.shape)}")
     if impl == "definition":
-        return definition.adapted_linear(x, W0, bias, A, B, c, tau, scale, phi=phi)
+        return definition.adapted_linear(x, W0, bias, A, B, c, tau, scale, phi=phi, carrier=carrier)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     backend, _ = choose(impl, A, B)
-    return _AdaptedLinear.apply(x, W0, bias, A, B, c, tau, scale, phi, backend)  # pyright: ignore[reportReturnType]
+    return _AdaptedLinear.apply(x, W0, bias, A, B, c, tau, scale, phi, *signs_of(carrier, A, B), backend)  # pyright: ignore[reportReturnType]
 
 
 def delta_weight(
@@ -88,18 +91,20 @@ def delta_weight(
     scale: float,
     *,
     phi: Form,
+    carrier: Carrier | None = None,
+    rows: Tensor | None = None,
     impl: Implementation = "auto",
 ) -> Float[Tensor, "out in"]:
     """dW = scale phi(B A), differentiable in A, B and c; keeps these three alone for the backward pass.
 
     Arguments, returns and errors as for `lrlora.method.update.delta_weight`; impl as for `adapted_linear`.
     """
-    check_form(phi, c)
+    check_form(phi, c, carrier is not None)
     check_factors(A, B)
     if impl == "definition":
-        return definition.delta_weight(A, B, c, tau, scale, phi=phi)
+        return definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier, rows=rows)
     backend, _ = choose(impl, A, B)
-    return _DeltaWeight.apply(A, B, c, tau, scale, phi, backend)  # pyright: ignore[reportReturnType]
+    return _DeltaWeight.apply(A, B, c, tau, scale, phi, *signs_of(carrier, A, B, rows), backend)  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()
@@ -112,6 +117,7 @@ def adapted_weight(
     scale: float,
     *,
     phi: Form,
+    carrier: Carrier | None = None,
     impl: Implementation = "auto",
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "out in"]:
@@ -120,14 +126,14 @@ def adapted_weight(
     Arguments and errors as for `adapted_linear`; dtype: of the result; None means float32,
     or float64 for float64 factors.
     """
-    check_form(phi, c)
+    check_form(phi, c, carrier is not None)
     check_factors(A, B)
     if impl == "definition":
-        dW = definition.delta_weight(A, B, c, tau, scale, phi=phi)
+        dW = definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier)
         return (dW if W0 is None else W0 + dW).to(dtype or dW.dtype)
     backend, _ = choose(impl, A, B)
     with torch.autocast(A.device.type, enabled=False):
-        factors = factors_in_precision(A, B, c, tau, scale, phi)
+        factors = factors_in_precision(A, B, c, tau, scale, phi, *signs_of(carrier, A, B))
         return backend.weight(W0, *factors, phi, dtype or factors[0].dtype)
 
 
@@ -176,9 +182,9 @@ def _backend(name: str, A: Tensor) -> tuple[Any, str | None]:
 
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(x, W0, bias, A, B, c, tau, scale, phi, backend) -> Tensor:
+    def forward(x, W0, bias, A, B, c, tau, scale, phi, offset, of_rows, of_columns, backend) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            factors = factors_in_precision(A, B, c, tau, scale, phi)
+            factors = factors_in_precision(A, B, c, tau, scale, phi, offset, of_rows, of_columns)
             weight = backend.weight(W0, *factors, phi, x.dtype)
             y = linear(x, weight, None if bias is None else bias.to(x.dtype))
             # of a batch of sequences it is a view, which a model could not change in place
@@ -186,10 +192,10 @@ class _AdaptedLinear(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        x, W0, bias, A, B, c, tau, scale, phi, backend = inputs
+        x, W0, bias, A, B, c, tau, scale, phi, *signs, backend = inputs
         ctx.save_for_backward(x, A, B, c)
         # W0 and tau are alive in the module anyway; naming them here keeps the saved tensors to x, A, B and c
-        ctx.W0, ctx.tau, ctx.scale, ctx.phi, ctx.backend = W0, tau, scale, phi, backend
+        ctx.W0, ctx.tau, ctx.scale, ctx.phi, ctx.signs, ctx.backend = W0, tau, scale, phi, signs, backend
         ctx.bias_dtype = None if bias is None else bias.dtype
 
     @staticmethod
@@ -201,7 +207,7 @@ class _AdaptedLinear(torch.autograd.Function):
         rows_of_x, rows_of_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
         dx = dA = dB = dc = weight = None
         with torch.autocast(x.device.type, enabled=False):
-            factors = factors_in_precision(A, B, c, ctx.tau, ctx.scale, ctx.phi)
+            factors = factors_in_precision(A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
             if any(needs_factors):
                 weight = rows_of_dy.T @ rows_of_x
                 dA, dB, dc = ctx.backend.gradients(weight, ctx.W0, *factors, ctx.phi)
@@ -211,19 +217,19 @@ class _AdaptedLinear(torch.autograd.Function):
                 dx = (rows_of_dy @ weight).reshape(x.shape)
             dbias = rows_of_dy.sum(0).to(ctx.bias_dtype) if needs_bias else None
         dA, dB, dc = (None if g is None else g.to(like.dtype) for g, like in ((dA, A), (dB, B), (dc, c)))
-        return dx, None, dbias, dA, dB, dc, None, None, None, None
+        return dx, None, dbias, dA, dB, dc, *[None] * 7
 
 
 class _DeltaWeight(torch.autograd.Function):
     @staticmethod
-    def forward(A, B, c, tau, scale, phi, backend) -> Tensor:
+    def forward(A, B, c, tau, scale, phi, offset, of_rows, of_columns, backend) -> Tensor:
         with torch.autocast(A.device.type, enabled=False):
-            factors = factors_in_precision(A, B, c, tau, scale, phi)
+            factors = factors_in_precision(A, B, c, tau, scale, phi, offset, of_rows, of_columns)
             return backend.weight(None, *factors, phi, factors[0].dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        A, B, c, ctx.tau, ctx.scale, ctx.phi, ctx.backend = inputs
+        A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs, ctx.backend = inputs
         ctx.save_for_backward(A, B, c)
 
     @staticmethod
@@ -231,12 +237,21 @@ class _DeltaWeight(torch.autograd.Function):
         refuse_second_derivatives()
         A, B, c = ctx.saved_tensors
         with torch.autocast(A.device.type, enabled=False):
-            factors = factors_in_precision(A, B, c, ctx.tau, ctx.scale, ctx.phi)
+            factors = factors_in_precision(A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
             # a copy: the passes overwrite it, and whoever gave it may want to use it again
             G = grad_outputs[0].to(factors[0].dtype, copy=True, memory_format=torch.contiguous_format)
             gradients = ctx.backend.gradients(G, None, *factors, ctx.phi)
         dA, dB, dc = (None if g is None else g.to(t.dtype) for g, t in zip(gradients, (A, B, c), strict=True))
-        return dA, dB, dc, None, None, None, None
+        return dA, dB, dc, *[None] * 7
+
+
+def signs_of(
+    carrier: Carrier | None, A: Tensor, B: Tensor, rows: Tensor | None = None
+) -> tuple[float, Tensor | None, Tensor | None]:
+    """Offset of a carrier, and the hashes of the rows and columns of B A; one by one, as torch.compile wants them."""
+    if carrier is None:
+        return 0.0, None, None
+    return carrier.offset, *hashes(carrier.seed, B.shape[0] if rows is None else rows, A.shape[1], A.device)
 
 
 def refuse_second_derivatives() -> None:
@@ -248,8 +263,20 @@ def refuse_second_derivatives() -> None:
 
 
 def factors_in_precision(
-    A: Tensor, B: Tensor, c: Tensor | None, tau: Tensor | float, scale: float, phi: Form
+    A: Tensor,
+    B: Tensor,
+    c: Tensor | None,
+    tau: Tensor | float,
+    scale: float,
+    phi: Form,
+    offset: float,
+    of_rows: Tensor | None,
+    of_columns: Tensor | None,
 ) -> tuple[Any, ...]:
-    """A, B, c and the knee in the precision in which Z and phi are computed."""
+    """A, B, c and the knee in the precision in which Z and phi are computed; the rest as from `signs_of`."""
     A, B = at_least_float32(A), at_least_float32(B)
-    return A, B, None if c is None else c.to(A.dtype), knee(tau, scale, phi, A)
+    # detached: a parameter, or a tensor with a graph, would each be compiled for again
+    c, at = None if c is None else c.detach().to(A.dtype), knee(tau, scale, phi, A)
+    if of_rows is not None and of_columns is not None and c is not None:
+        at = at._replace(carried=carried(offset, of_rows, of_columns, c, phi))
+    return A, B, c, at

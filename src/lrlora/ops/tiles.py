@@ -38,7 +38,7 @@ def weight(
     """[W0 +] scale phi(B A) [out, in] in `dtype`; A and B in float32 or float64."""
     out = torch.empty(B.shape[0], A.shape[1], dtype=dtype, device=A.device)
     for rows in _tiles(out, passes.tile_entries):
-        passes.write_weight(out[rows], A, B[rows], None if W0 is None else W0[rows], c, knee, phi)
+        passes.write_weight(out[rows], A, B[rows], None if W0 is None else W0[rows], c, knee.of_rows(rows), phi)
     return out
 
 
@@ -58,7 +58,7 @@ def gradients(
     for rows in _tiles(G, passes.tile_entries):
         dZ = torch.empty(rows.stop - rows.start, A.shape[1], dtype=A.dtype, device=A.device)
         dc_in_parts = passes.write_weight_and_gradients(
-            G[rows], dZ, A, B[rows], None if W0 is None else W0[rows], c, knee, phi
+            G[rows], dZ, A, B[rows], None if W0 is None else W0[rows], c, knee.of_rows(rows), phi
         )
         dB[rows] = dZ @ A.T
         dA.addmm_(B[rows].T, dZ)
