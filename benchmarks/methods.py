@@ -14,6 +14,12 @@ from lrlora import ops
 OURS = ("lrlora compiled", "lrlora eager", "lrlora definition")
 """`definition` is the naive formula, differentiated by autograd."""
 
+CARRIED: dict[str, dict[str, Any]] = {
+    "lrlora carrier compiled": {"carrier": "signs"},
+    "lrlora carrier linear compiled": {"carrier": "signs", "phi": "linear"},
+}
+"""With a carrier: the default phi, and the form that has no knee."""
+
 CONFIGS: dict[str, Callable[..., Any]] = {
     "LoRA": peft.LoraConfig,
     "DoRA": lambda **common: peft.LoraConfig(use_dora=True, **common),
@@ -31,8 +37,10 @@ def adapt(name: str, model: nn.Module, r: int, num_basis: int = 11, **common: An
         return model.requires_grad_(True)
     if name in CONFIGS:
         return peft.get_peft_model(model, CONFIGS[name](r=r, **common))
-    adapted = peft.get_peft_model(model, lrlora.LRLoraConfig(r=r, num_basis=num_basis, **common))
-    impl = name.split()[1]
+    adapted = peft.get_peft_model(
+        model, lrlora.LRLoraConfig(r=r, num_basis=num_basis, **common, **CARRIED.get(name, {}))
+    )
+    impl = name.split()[-1]
     for _, _, _, delta in lrlora.tuner.deltas(adapted):
         nn.init.normal_(delta.B, std=0.01)
         delta.forward = _forced(delta, impl)
@@ -43,6 +51,7 @@ def _forced(delta: Any, impl: str) -> Callable[..., Any]:
     """The layer's product with one backend, whatever "auto" would choose."""
 
     def forward(scale, x, W0=None, bias=None):
-        return ops.adapted_linear(x, W0, bias, delta.A, delta.B, delta.c, delta.tau, scale, phi=delta.phi, impl=impl)
+        how: dict[str, Any] = {"phi": delta.phi, "carrier": delta.carrier, "impl": impl}
+        return ops.adapted_linear(x, W0, bias, delta.A, delta.B, delta.c, delta.tau, scale, **how)
 
     return forward

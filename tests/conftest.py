@@ -92,8 +92,8 @@ def disturb(model: nn.Module, adapter_name: str | None = None) -> None:
     for _, _, _, delta in lrlora.tuner.deltas(model, adapter_name):
         with torch.no_grad():
             delta.B.copy_(0.02 * torch.randn(delta.B.shape, generator=generator))
-            if delta.c is not None:
-                delta.c.add_(0.1 * torch.randn(delta.c.shape, generator=generator))
+            if delta.theta is not None:
+                delta.theta.add_(0.01 * torch.randn(delta.theta.shape, generator=generator))
 
 
 def move_knees(model: nn.Module, step: int, total_steps: int) -> bool:

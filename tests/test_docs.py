@@ -32,7 +32,7 @@ def test_the_readme_s_code_prints_what_it_says(embedded_encoder, tmp_path, monke
     for code in codes[1:]:
         exec(code, names)
     names["trainer"].create_optimizer()
-    assert {group["lr"] for group in names["trainer"].optimizer.param_groups} == {2e-3, 2e-2}
+    assert {group["lr"] for group in names["trainer"].optimizer.param_groups} == {2e-3}
 
 
 def test_the_readme_comes_to_the_point():

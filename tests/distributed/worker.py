@@ -35,7 +35,8 @@ def model_of(share: str) -> nn.Module:
         chosen = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
     else:
         base = LlamaForCausalLM(LlamaConfig(**sizes))
-        chosen = {"target_modules": ["q_proj", "v_proj", "down_proj"], "share": share}
+        phi = {"carrier": "signs"} if share == "signs" else {"share": share}
+        chosen = {"target_modules": ["q_proj", "v_proj", "down_proj"], **phi}
     model = get_peft_model(base, LRLoraConfig(r=2, task_type="CAUSAL_LM", tau="auto", tau_warmup_steps=1, **chosen))
     for *_, delta in deltas(model):
         nn.init.normal_(delta.B, std=0.05)
@@ -96,7 +97,9 @@ def main(layout: str, share: str, folder: Path) -> None:
     model = model_of(share)
     wrapped = wrap(model, layout)
     if layout == "fsdp1":
-        optimizer = torch.optim.SGD([p for p in wrapped.parameters() if p.requires_grad], lr=0.5)
+        # the parameters are shards, which deltas() does not know: by name, with the rates of `param_groups`
+        rates = {n: 0.05 if n.endswith("theta") else 0.5 for n, p in wrapped.named_parameters() if p.requires_grad}
+        optimizer = torch.optim.SGD([{"params": [wrapped.get_parameter(n)], "lr": rate} for n, rate in rates.items()])
     else:
         optimizer = torch.optim.SGD(param_groups(model, lr=0.5, c_lr=0.5))
     generator = torch.Generator().manual_seed(3)

@@ -11,7 +11,6 @@ from safetensors.torch import save_file
 
 import lrlora
 from lrlora.files import write_json
-from lrlora.method.nonlinearity import initial_coefficients
 from lrlora.tuner.ranks import measure
 from lrlora.tuner.stored import stored_updates
 
@@ -36,8 +35,10 @@ def write_adapter(
     generator = torch.Generator().manual_seed(seed)
     for number, (name, sigma) in enumerate(spectra.items()):
         A, B = with_spectrum(sigma, 40, 30, 1000 * seed + number)
-        c = initial_coefficients(11, "sinc") + c_shift * torch.randn(11, generator=generator)
-        parts = {"A": A, "B": B, "c": c, "tau": torch.tensor(tau)}
+        theta = 0.1 * c_shift * torch.randn(11, generator=generator)
+        parts = {"A": A, "B": B, "theta": theta, "tau": torch.tensor(tau)}
+        if fields.get("carrier", "none") != "none":
+            parts["seed"] = torch.tensor(number)
         tensors |= {f"base_model.model.{name}.lrlora_delta.{part}": value for part, value in parts.items()}
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     r = len(next(iter(spectra.values())))

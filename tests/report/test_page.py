@@ -9,7 +9,8 @@ import pytest
 import lrlora
 from lrlora.cli import main
 from lrlora.files import write_json
-from lrlora.report.page import write_report
+from lrlora.report.numbers import findings, read_run
+from lrlora.report.page import charts_of, write_report
 from lrlora.report.study import study_section
 from tests.conftest import write_rows
 from tests.report.planted import write_run
@@ -214,3 +215,17 @@ def ranks_in(browser) -> list[float]:
     """The column SR(dW), from top to bottom."""
     read = "return [...document.querySelectorAll('#layers tbody tr')].map(r => Number(r.children[3].dataset.value))"
     return browser.execute_script(read)
+
+
+def test_gates_are_shown_where_there_are_any(tmp_path):
+    plain = write_run(tmp_path / "plain")
+    runs = [write_run(tmp_path / f"open{seed}", seed=seed, carrier="signs", carrier_start="half") for seed in range(2)]
+    assert write_report([plain], tmp_path / "plain.html") == []
+    assert "The gates" not in (tmp_path / "plain.html").read_text()
+    assert write_report(runs, tmp_path / "gates.html") == []
+    text = (tmp_path / "gates.html").read_text()
+    assert "The gates" in text and 'id="gates"' in text and 'id="gate_trajectories"' in text
+    found = findings([read_run(run) for run in runs])
+    assert all(0 < line["gate"].mean < 1 for line in found.table)
+    assert found.kinds["gate"].n == 6
+    assert "gates" not in charts_of([read_run(plain)], findings([read_run(plain)]))

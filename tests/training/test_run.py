@@ -20,7 +20,7 @@ from tests.conftest import write_rows
 ROW_OF_RANKS = {
     "layer", "block", "kind", "module", "stable_rank", "stable_rank_ba", "effective_rank", "numerical_rank",
     "constant_share", "rms_over_tau", "outside_grid", "relative_norm", "expert",
-    "stable_rank_initial", "c_change",
+    "stable_rank_initial", "c_change", "gate",
 }  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_causal_language_modelling(tiny_decoder, tmp_path):
     assert result.metrics["metric"] == "loss"
     assert len(result.ranks) == 14
     again = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "run" / "adapter")
-    assert len({id(delta.c) for *_, delta in deltas(again)}) == 7
+    assert len({id(delta.theta) for *_, delta in deltas(again)}) == 7
 
 
 @pytest.mark.parametrize("tau", ["0.05", "auto"])

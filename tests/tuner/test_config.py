@@ -78,7 +78,7 @@ def test_saved_and_read_again(tmp_path):
     read = PeftConfig.from_pretrained(tmp_path)
     assert isinstance(read, LRLoraConfig)
     assert read.to_dict() == config.to_dict()
-    assert read.config_version == 1
+    assert read.config_version == 2
 
 
 def test_it_takes_the_names_of_lora_config():

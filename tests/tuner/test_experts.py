@@ -120,7 +120,7 @@ def test_the_update_of_each_expert_is_the_definition_s(share):
         # the parameter is [experts, in, out]
         assert rel_rms(dW[e].T, expected) < 1e-5
     assert delta.c.shape == ((4, 11) if share == "matrix" else (11,))
-    coefficients = {id(d.c) for *_, d in deltas(model)}
+    coefficients = {id(d.theta) for *_, d in deltas(model)}
     assert len(coefficients) == {"matrix": 4, "type": 2, "global": 1, "frozen": 4}[share]
 
 
@@ -159,7 +159,7 @@ def test_a_plain_matrix_can_be_chosen_as_well():
     assert [tuple(delta.A.shape) for *_, delta in deltas(model)] == [(2, 16), (2, 16)]
     assert not torch.allclose(logits, base)
     model.train()(ids).logits.sum().backward()
-    assert all(delta.c.grad.any() for *_, delta in deltas(model))
+    assert all(delta.theta.grad.any() for *_, delta in deltas(model))
     torch.testing.assert_close(model.eval().merge_and_unload()(ids).logits, logits)
 
 

@@ -41,11 +41,11 @@ def logits(model: nn.Module) -> torch.Tensor:
 def check_trains_as_one(model: nn.Module, share: str, adapter_name: str = "default") -> None:
     """So many coefficients are trained as the share says, and they are equal within a group after steps."""
     found = deltas(model, adapter_name)
-    trained = {id(delta.c) for *_, delta in found if isinstance(delta.c, nn.Parameter) and delta.c.requires_grad}
+    thetas = [delta.theta for *_, delta in found if isinstance(delta.theta, nn.Parameter)]
+    trained = {id(theta) for theta in thetas if theta.requires_grad}
     assert len(trained) == GROUPS[share]
-    assert len([n for n, p in model.named_parameters() if n.endswith(f"{adapter_name}.c") and p.requires_grad]) == len(
-        trained
-    )
+    named = [n for n, p in model.named_parameters() if n.endswith(f"{adapter_name}.theta") and p.requires_grad]
+    assert len(named) == len(trained)
     before = [delta.c.detach().clone() for *_, delta in found]
     optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2))
     ids = token_ids()
@@ -128,7 +128,7 @@ def by_load_adapter(model, folder):
 def by_load_adapter_twice(model, folder):
     base = by_load_adapter(model, folder)
     base.load_adapter(str(folder), adapter_name="second", is_trainable=True)
-    first, second = ({id(delta.c) for *_, delta in deltas(base, name)} for name in ("default", "second"))
+    first, second = ({id(delta.theta) for *_, delta in deltas(base, name)} for name in ("default", "second"))
     assert len(first) == len(second) and not first & second
     base.set_adapter("default")
     return base
@@ -164,8 +164,8 @@ def test_the_copy_of_one_layer_does_not_train_the_others():
     model = adapted("global")
     first, second = (layer for _, layer, *_ in deltas(model)[:2])
     alone = copy.deepcopy(first)
-    assert alone.delta("default").c is not second.delta("default").c
-    alone.delta("default").register_parameter("c", nn.Parameter(torch.zeros(11)))
+    assert alone.delta("default").theta is not second.delta("default").theta
+    alone.delta("default").register_parameter("theta", nn.Parameter(torch.zeros(11)))
     assert second.delta("default").c.abs().max() > 0
 
 
@@ -206,6 +206,6 @@ def test_an_average_of_models_can_be_merged(share):
     for (*_, mine), (*_, its) in zip(kept, deltas(model), strict=True):
         assert torch.equal(mine.tau, its.tau)
         torch.testing.assert_close(mine.B, its.B - 0.01)
-    assert len({id(delta.c) for *_, delta in kept}) == (4 if share == "matrix" else 1)
+    assert len({id(delta.theta) for *_, delta in kept}) == (4 if share == "matrix" else 1)
     want = logits(average.module.eval())
     torch.testing.assert_close(logits(average.module.merge_and_unload()), want)

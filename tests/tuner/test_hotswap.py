@@ -190,9 +190,9 @@ def test_a_damaged_file_changes_nothing(tmp_path, fault):
 def test_a_shared_phi_stays_one_parameter(tmp_path):
     model = model_with(share="block")
     hotswap_adapter(model, saved(tmp_path, share="global"))
-    assert len({id(delta.c) for *_, delta in deltas(model)}) == 1
+    assert len({id(delta.theta) for *_, delta in deltas(model)}) == 1
     hotswap_adapter(model, saved(tmp_path / "other", share="block"))
-    assert len({id(delta.c) for *_, delta in deltas(model)}) == 2
+    assert len({id(delta.theta) for *_, delta in deltas(model)}) == 2
 
 
 class TestRefused:

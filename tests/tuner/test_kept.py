@@ -56,7 +56,7 @@ def change_a_through_data(delta, layer):
 
 
 def change_c_through_data(delta, layer):
-    delta.c.data.add_(0.5)
+    delta.theta.data.add_(0.05)
 
 
 def change_tau_through_data(delta, layer):

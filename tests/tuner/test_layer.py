@@ -9,6 +9,7 @@ from torch import nn
 from lrlora import InputError, LRLoraConfig, layer_ranks
 from lrlora.method import update as definition
 from lrlora.tuner import deltas
+from lrlora.tuner.delta import GAIN
 from lrlora.tuner.types import Linear
 from tests.conftest import disturb, rel_rms, tiny_bert, token_ids
 
@@ -66,7 +67,7 @@ def test_c_has_a_gradient_by_the_second_step():
         optimizer.zero_grad()
         (model(x) - y).square().mean().backward()
         optimizer.step()
-    gradient = layer.delta("default").c.grad
+    gradient = layer.delta("default").theta.grad
     assert gradient[5] == 0, "the middle coefficient has no effect"
     assert gradient[[0, 1, 2, 3, 4, 6, 7, 8, 9, 10]].abs().min() > 0
 
@@ -195,7 +196,7 @@ def test_dropout_acts_in_training_only():
 def test_factors_stay_float32_when_the_base_is_cast():
     _model, layer = adapted(dtype=torch.bfloat16)
     delta = layer.delta("default")
-    assert {delta.A.dtype, delta.B.dtype, delta.c.dtype, delta.tau.dtype} == {torch.float32}
+    assert {delta.A.dtype, delta.B.dtype, delta.theta.dtype, delta.tau.dtype} == {torch.float32}
 
 
 def test_factors_follow_the_base_only_if_peft_s_autocast_is_switched_off():
@@ -205,10 +206,10 @@ def test_factors_follow_the_base_only_if_peft_s_autocast_is_switched_off():
     model = get_peft_model(base.bfloat16(), config, autocast_adapter_dtype=False)
     disturb(model)
     delta = model.base_model.model.layer.delta("default")
-    assert {delta.A.dtype, delta.B.dtype, delta.c.dtype} == {torch.bfloat16}
+    assert {delta.A.dtype, delta.B.dtype, delta.theta.dtype} == {torch.bfloat16}
     assert delta.tau.dtype == torch.float32
     model(torch.randn(3, 16, dtype=torch.bfloat16)).sum().backward()
-    assert delta.c.grad.isfinite().all()
+    assert delta.theta.grad.isfinite().all()
 
 
 def test_a_projection_inside_multihead_attention_is_refused():
@@ -328,8 +329,9 @@ def test_a_layer_that_is_used_twice_adds_up_both_gradients():
     nn.functional.linear(torch.tanh(nn.functional.linear(x, weight, bias)), weight, bias).sum().backward()
     A, B, c = (t.detach().clone().requires_grad_() for t in (delta.A, delta.B, delta.c))
     dW = definition.delta_weight(A, B, c, delta.tau, layer.scaling["default"], phi="sinc")
-    for ours, truth in zip((delta.A, delta.B, delta.c), torch.autograd.grad(dW, (A, B, c), leaf.grad), strict=True):
-        torch.testing.assert_close(ours.grad, truth, rtol=1e-4, atol=1e-5)
+    found = (delta.A.grad, delta.B.grad, delta.theta.grad / GAIN)
+    for ours, truth in zip(found, torch.autograd.grad(dW, (A, B, c), leaf.grad), strict=True):
+        torch.testing.assert_close(ours, truth, rtol=1e-4, atol=1e-5)
 
 
 def test_other_parameters_by_functional_call():

@@ -44,7 +44,7 @@ def test_save_and_load_are_exact(tmp_path, share, phi):
     model.save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(tiny_bert(), tmp_path).eval()
     for (name, _, _, mine), (_, _, _, its) in zip(deltas(model), deltas(again), strict=True):
-        for part in ("A", "B", "c", "tau"):
+        for part in ("A", "B", "theta", "tau"):
             assert torch.equal(getattr(mine, part), getattr(its, part)), (name, part)
     assert torch.equal(logits(model), logits(again))
 
@@ -52,13 +52,13 @@ def test_save_and_load_are_exact(tmp_path, share, phi):
 def test_loading_by_assignment_keeps_shared_phi_shared(tmp_path):
     adapted(share="global").save_pretrained(tmp_path)
     again = PeftModel.from_pretrained(tiny_bert(), tmp_path, low_cpu_mem_usage=True, is_trainable=True)
-    assert len({id(delta.c) for _, _, _, delta in deltas(again)}) == 1
+    assert len({id(delta.theta) for _, _, _, delta in deltas(again)}) == 1
 
 
 def test_the_sine_is_saved_without_c(tmp_path):
     model = adapted(phi="sine", omega=100.0)
     model.save_pretrained(tmp_path)
-    assert not [key for key in load_file(tmp_path / "adapter_model.safetensors") if key.endswith(".c")]
+    assert not [key for key in load_file(tmp_path / "adapter_model.safetensors") if key.endswith(".theta")]
     assert torch.equal(logits(PeftModel.from_pretrained(tiny_bert(), tmp_path).eval()), logits(model))
 
 
@@ -161,7 +161,7 @@ def test_a_causal_model_trains_generates_and_merges():
     disturb(model)
     ids = token_ids()
     model(input_ids=ids, labels=ids).loss.backward()
-    assert all(delta.c.grad is not None for _, _, _, delta in deltas(model))
+    assert all(delta.theta.grad is not None for _, _, _, delta in deltas(model))
     words = model.generate(input_ids=ids, max_new_tokens=4, do_sample=False)
     assert torch.equal(model.merge_and_unload().generate(input_ids=ids, max_new_tokens=4, do_sample=False), words)
 
@@ -170,9 +170,9 @@ def test_a_causal_model_trains_generates_and_merges():
 def test_who_shares_one_phi(share, groups):
     model = adapted(share=share, exclude_modules=["pooler.dense"])
     assert len(deltas(model)) == 12
-    shared = {id(delta.c) for _, _, _, delta in deltas(model) if isinstance(delta.c, nn.Parameter)}
+    shared = {id(delta.theta) for _, _, _, delta in deltas(model) if isinstance(delta.theta, nn.Parameter)}
     assert len(shared) == groups
-    trained = [name for name, _ in model.named_parameters() if name.endswith(".c")]
+    trained = [name for name, _ in model.named_parameters() if name.endswith(".theta")]
     assert len(trained) == groups
 
 
@@ -206,9 +206,15 @@ def test_param_groups_hold_every_trained_parameter_once():
     found = [id(p) for group in groups for p in group["params"]]
     assert sorted(found) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     of_c = groups[-1]
-    assert (of_c["lr"], of_c["weight_decay"]) == (5e-2, 0)
+    # c = c_start + 10 theta moves at ten times the rate of theta
+    assert (of_c["lr"], of_c["weight_decay"]) == (5e-3, 0)
     assert {tuple(p.shape) for p in of_c["params"]} == {(11,)}
-    assert param_groups(model, lr=1e-3)[-1]["lr"] == pytest.approx(1e-2)
+    assert param_groups(model, lr=1e-3)[-1]["lr"] == pytest.approx(1e-3)
+    groups = param_groups(model, lr=1e-3, b_lr=1.6e-2)
+    assert [group["lr"] for group in groups].count(1.6e-2) == 1
+    (of_B,) = (group for group in groups if group["lr"] == 1.6e-2)
+    assert {id(p) for p in of_B["params"]} == {id(delta.B) for *_, delta in deltas(model)}
+    assert sum(len(group["params"]) for group in groups) == len(found)
 
 
 class TestAutoTau:

@@ -7,6 +7,7 @@ from peft import PeftModel, get_peft_model
 from torch import nn
 
 from lrlora import InputError, LRLoraConfig, param_groups
+from lrlora.method.nonlinearity import phi_slope
 from lrlora.tuner import deltas
 from tests.conftest import disturb, tiny_llama, token_ids
 
@@ -122,7 +123,7 @@ class TestTRL:
     def _trl(self):
         pytest.importorskip("trl", reason="trl is not installed")
 
-    def trainer(self, tiny_decoder, tmp_path, model):
+    def trainer(self, tiny_decoder, tmp_path, model, make_optimizer=None, **fields):
         import datasets
         import trl
 
@@ -130,12 +131,31 @@ class TestTRL:
         rows = datasets.Dataset.from_list([{"text": f"the number {n} is a number"} for n in range(12)])
         arguments = trl.SFTConfig(
             output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=2, report_to=[], disable_tqdm=True,
-            use_cpu=True, bf16=False, save_strategy="no", learning_rate=1e-2, gradient_checkpointing=False,
+            use_cpu=True, bf16=False, save_strategy="no", learning_rate=1e-2, gradient_checkpointing=False, **fields,
         )  # fmt: skip
         config = LRLoraConfig(r=2, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
-        return trl.SFTTrainer(
+        trainer = trl.SFTTrainer(
             model=model, args=arguments, train_dataset=rows, processing_class=tokenizer, peft_config=config
         )
+        trainer.optimizer = None if make_optimizer is None else make_optimizer(trainer.model)
+        return trainer
+
+    @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+    def test_c_moves_as_far_without_groups_of_its_own_and_decay_leaves_the_slope(self, tiny_decoder, tmp_path):
+        found = {}
+        grouped = lambda model: torch.optim.AdamW(param_groups(model, lr=1e-2))  # noqa: E731
+        for name, make_optimizer, decay in (("plain", None, 0.0), ("groups", grouped, 0.0), ("decay", None, 0.1)):
+            transformers.set_seed(0)
+            model = transformers.AutoModelForCausalLM.from_pretrained(tiny_decoder)
+            trainer = self.trainer(tiny_decoder, tmp_path, model, make_optimizer, weight_decay=decay)
+            trainer.train()
+            moved = [(delta.c - delta.c_start).detach() for *_, delta in deltas(trainer.model)]
+            slopes = [phi_slope(torch.zeros(1), delta.c.detach(), 1.0, "sinc") for *_, delta in deltas(trainer.model)]
+            found[name] = torch.stack(moved), torch.cat(slopes)
+        far = found["groups"][0].norm()
+        assert far > 0.1
+        assert found["plain"][0].norm() == pytest.approx(far.item(), rel=0.1)
+        torch.testing.assert_close(found["decay"][1], found["plain"][1], rtol=0.01, atol=0.01)
 
     @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
     def test_three_steps(self, tiny_decoder, tmp_path):
@@ -160,5 +180,5 @@ class TestTRL:
         before = [delta.c.detach().clone() for *_, delta in deltas(trainer.model)]
         trainer.train()
         for start, (*_, delta) in zip(before, deltas(trainer.model), strict=True):
-            assert delta.c.dtype == delta.A.dtype == torch.float32
+            assert delta.theta.dtype == delta.A.dtype == torch.float32
             assert not torch.equal(delta.c, start.float())

@@ -18,7 +18,7 @@ CASTS = {
     "to like a tensor": lambda model: model.to(torch.zeros(1, dtype=torch.bfloat16)),
     "type": lambda model: model.type(torch.bfloat16),
 }
-PARTS = ("A", "B", "c", "tau")
+PARTS = ("A", "B", "theta", "tau")
 
 
 def adapted(autocast_adapter_dtype: bool = True, **fields) -> nn.Module:
@@ -49,7 +49,7 @@ def test_c_moves_in_every_layer_of_a_model_cast_in_the_middle_of_training():
     ids = token_ids()
     model(input_ids=ids, labels=ids).loss.backward()
     model.to(torch.bfloat16)
-    assert {delta.c.grad.dtype for *_, delta in deltas(model)} == {torch.float32}
+    assert {delta.theta.grad.dtype for *_, delta in deltas(model)} == {torch.float32}
     before = [delta.c.detach().clone() for *_, delta in deltas(model)]
     for _ in range(2):
         optimizer.step()
@@ -82,7 +82,7 @@ def test_double_is_double_and_comes_back():
 def test_who_asked_for_the_base_s_precision_gets_it_but_not_for_tau():
     model = adapted(autocast_adapter_dtype=False).half()
     for *_, delta in deltas(model):
-        assert {delta.A.dtype, delta.B.dtype, delta.c.dtype} == {torch.float16}
+        assert {delta.A.dtype, delta.B.dtype, delta.theta.dtype} == {torch.float16}
         assert delta.tau.dtype == torch.float32
 
 

@@ -31,6 +31,8 @@ def logits(model, adapter: str) -> torch.Tensor:
 
 
 CONFIGS = [
+    {"carrier": "signs", "carrier_start": "half"},
+    {"carrier": "signs", "phi": "linear", "share": "frozen", "carrier_start": "open"},
     {"tau": "auto"},
     {"tau": "auto", "share": "global"},
     {"tau": "auto", "phi": "residual"},
@@ -74,7 +76,7 @@ def test_an_adapter_with_another_phi_takes_nothing_over():
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("fields", CONFIGS[:2] + CONFIGS[3:5], ids=str)
+@pytest.mark.parametrize("fields", [*CONFIGS[:4], *CONFIGS[5:7]], ids=str)
 @pytest.mark.parametrize("is_loaded", [False, True])
 def test_dpo_begins_at_rewards_of_zero(tmp_path, tiny_decoder, fields, is_loaded):
     from transformers import AutoModelForCausalLM, AutoTokenizer

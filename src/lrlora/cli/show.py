@@ -26,7 +26,9 @@ def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any
 
 def print_ranks(rows: list[LayerRank]) -> None:
     """The learned rank of every layer, beside its null."""
-    headings = ("layer", "kind", "SR(dW)", "SR(BA)", "effective", "numerical", "constant", "RMS/tau", "|dW|/|W0|")
+    has_gates = any(row.gate is not None for row in rows)
+    headings = ["layer", "kind", "SR(dW)", "SR(BA)", "effective", "numerical", "constant", "RMS/tau", "|dW|/|W0|"]
+    headings += ["gate"] * has_gates
     cells = (
         (
             row.layer,
@@ -38,6 +40,7 @@ def print_ranks(rows: list[LayerRank]) -> None:
             f"{row.constant_share:.1%}",
             f"{row.rms_over_tau:.2f}",
             _number(row.relative_norm, ".3f"),
+            *([_number(row.gate, ".3f")] if has_gates else ()),
         )
         for row in rows
     )
@@ -46,7 +49,9 @@ def print_ranks(rows: list[LayerRank]) -> None:
 
 def print_mean_ranks(table: list[dict[str, Any]], seeds: int) -> None:
     """The mean over seeds of the learned rank of every layer, with its interval from three seeds on."""
-    headings = ("layer", "kind", "SR(dW)", "95 %", "SR(BA)", "effective", "RMS/tau", "|dW|/|W0|")
+    means = [*_MEANS, *([("gate", ".3f")] if any(line["gate"] is not None for line in table) else ())]
+    headings = ["layer", "kind", "SR(dW)", "95 %", "SR(BA)", "effective", "RMS/tau", "|dW|/|W0|", "gate"]
+    headings = headings[: 5 + len(means)]
     cells = (
         (
             line["layer"],
@@ -54,7 +59,7 @@ def print_mean_ranks(table: list[dict[str, Any]], seeds: int) -> None:
             f"{line['stable_rank'].mean:.2f}",
             "-" if line["stable_rank"].low is None else f"{line['stable_rank'].low:.2f} {line['stable_rank'].high:.2f}",
             f"{line['stable_rank_ba'].mean:.2f}",
-            *(_number(None if line[n] is None else line[n].mean, form) for n, form in _MEANS),
+            *(_number(None if line[n] is None else line[n].mean, form) for n, form in means),
         )
         for line in table
     )

@@ -31,10 +31,10 @@ from lrlora.tuner.stored import adapter_settings, stored_config, stored_updates
 
 MEASURES = (
     "stable_rank", "stable_rank_ba", "stable_rank_initial", "effective_rank", "rms_over_tau", "outside_grid",
-    "constant_share", "relative_norm", "c_change",
+    "constant_share", "relative_norm", "c_change", "gate",
 )  # fmt: skip
 """What is averaged over seeds."""
-_SHARES = ("outside_grid", "constant_share")
+_SHARES = ("outside_grid", "constant_share", "gate")
 
 # settings in which the seeds of one experiment may differ
 _FREE = {"seed", "out", "overwrite", "json", "debug", "verbose", "report_to", "save_steps", "rank_steps", "compare"}
@@ -201,6 +201,7 @@ def findings(runs: Sequence[Run]) -> Findings:
         variation = layer_variation(rows_of_seeds)
     except ValueError as error:
         raise InputError(f"cannot read these runs together: {error}") from error
+    has_gates = all(row.gate is not None for rows in rows_of_seeds for row in rows)
     moved = [row.c_change for rows in rows_of_seeds for row in rows]
     metric = runs[0].metrics.get("metric", "")
     bounds = bounds_of(metric)
@@ -213,6 +214,7 @@ def findings(runs: Sequence[Run]) -> Findings:
             "stable_rank": attention_against_mlp(rows_of_seeds),
             "stable_rank_ba": attention_against_mlp(rows_of_seeds, "stable_rank_ba"),
             "beyond_lora": attention_against_mlp(rows_of_seeds, "beyond_lora"),
+            **({"gate": attention_against_mlp(rows_of_seeds, "gate")} if has_gates else {}),
         },
         table=layer_means(rows_of_seeds),
         mixed=_mixed(runs),

@@ -11,7 +11,8 @@ from typing import Any
 import lrlora
 from lrlora.errors import InputError
 from lrlora.files import check_file, new_file
-from lrlora.report import figures
+from lrlora.report import figures, gates
+from lrlora.report.curves import curves
 from lrlora.report.numbers import Findings, Run, findings, read_run
 from lrlora.report.study import FILE, StudySection, study_section
 from lrlora.statistics import Interval, PairedDifference
@@ -99,7 +100,9 @@ def charts_of(runs: Sequence[Run], found: Findings) -> dict[str, Chart]:
         Chart("heatmap", "heatmap of the stable rank of every layer, beside its nulls", figures.heatmap(found)),
         Chart("pairs", "mean stable rank of attention and MLP, block by block", figures.pairs(found)),
         Chart("trajectories", "stable rank over the training steps", figures.trajectories(runs)),
-        Chart("curves", "the learned phi of every layer", figures.curves(runs)),
+        Chart("gates", "heatmap of the gate of every layer", gates.gate_heatmap(found)),
+        Chart("gate_trajectories", "gates over the training steps", gates.gate_trajectories(runs)),
+        Chart("curves", "the learned phi of every layer", curves(runs)),
         Chart("spectra", "singular values of every update", figures.spectra(runs[0])),
     ]
     return {chart.key: chart for chart in made if chart.figure is not None}
@@ -115,6 +118,7 @@ def facts(runs: Sequence[Run]) -> list[tuple[str, str]]:
         ("model", str(model).rstrip("/").split("/")[-1] if model else "all-MiniLM-L6-v2, embedded"),
         ("task", str(metrics.get("task", settings.get("task") or settings.get("data")))),
         ("phi", f"{settings.get('phi')}, K = {settings.get('num_basis')}, tau {settings.get('tau')}"),
+        ("carrier", _carrier(settings)),
         ("r", str(settings.get("r"))),
         ("shared by", str(settings.get("share"))),
         ("learning rate", f"{settings.get('learning_rate')}, of c {_c_rate(settings)}"),
@@ -156,6 +160,12 @@ def upper_first(text: str) -> str:
 def count(value: float | None, unit: float = 1, digits: int = 0) -> str:
     """A large number with separators, in units of `unit`."""
     return number(None) if value is None else f"{value / unit:,.{digits}f}"
+
+
+def _carrier(settings: dict[str, Any]) -> str:
+    if settings.get("carrier", "none") == "none":
+        return "none"
+    return f"{settings['carrier']}, from {settings.get('carrier_start')}, offset {settings.get('carrier_offset')}"
 
 
 def _c_rate(settings: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from lrlora.statistics.differences import (
 )
 from lrlora.statistics.intervals import deviation_of
 
-Measure = Literal["stable_rank", "stable_rank_ba", "stable_rank_initial", "effective_rank", "beyond_lora"]
+Measure = Literal["stable_rank", "stable_rank_ba", "stable_rank_initial", "effective_rank", "beyond_lora", "gate"]
 
 
 class Row(Protocol):
@@ -84,7 +84,7 @@ def attention_against_mlp(
     Args:
         rows_of_seeds: for every seed, the rows of `lrlora.layer_ranks`.
         measure: "stable_rank" of dW; the nulls "stable_rank_ba" and "stable_rank_initial"; "effective_rank"; or
-            "beyond_lora", SR(dW) - SR(B A).
+            "beyond_lora", SR(dW) - SR(B A); or the "gate" of a carrier.
         level: of the interval, in (0, 1).
         smallest_effect: a smaller difference of ranks is not called shown.
 

@@ -30,7 +30,9 @@ from lrlora.tuner import deltas
 from lrlora.tuner.ranks import layer_ranks
 
 AGAIN = "the same command runs the study on them as they are, and --retry_failed this cell if they were put back"
-RANK_FIELDS = ("layer", "block", "kind", "module", "stable_rank", "stable_rank_ba", "rms_over_tau", "outside_grid")
+RANK_FIELDS = (
+    "layer", "block", "kind", "module", "stable_rank", "stable_rank_ba", "rms_over_tau", "outside_grid", "gate",
+)  # fmt: skip
 
 
 class Bench:

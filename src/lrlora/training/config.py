@@ -92,8 +92,8 @@ class TrainConfig:
     modules_to_save: Optional[list[str]] = _flag(
         None, "names of modules trained and saved whole; new ones, such as the head, are added"
     )
-    phi: Literal["sinc", "residual", "sine"] = _flag(
-        "sinc", "nonlinearity: the paper's sinc basis, z + sincs, or fixed sine"
+    phi: Literal["sinc", "residual", "sine", "linear"] = _flag(
+        "sinc", "nonlinearity: the paper's sinc basis, z + sincs, fixed sine, or none but its slopes"
     )
     num_basis: int = _flag(11, "K, number of sincs, odd")
     tau: str = _flag("0.05", "knee of phi in units of 1/sqrt(in), or auto")
@@ -102,6 +102,10 @@ class TrainConfig:
     tau_follow: float = _flag(0.7, "share of training after which tau is frozen, for tau auto")
     share: Literal["matrix", "type", "block", "global", "frozen"] = _flag("matrix", "who shares one phi")
     omega: float = _flag(200.0, "frequency of phi sine")
+    carrier: Literal["none", "signs"] = _flag("none", "signs let the update have a rank above r at first order")
+    carrier_offset: float = _flag(0.5, "where the carrier uses phi, in units of tau")
+    carrier_start: Literal["closed", "half", "open"] = _flag("closed", "where the gate starts: closed is LoRA")
+    carrier_seed: int = _flag(0, "of the carrier's signs")
 
     learning_rate: float = _flag(2e-3, "of A, B and the head")
     c_learning_rate: Optional[float] = _flag(None, "of the coefficients c; 10 times learning_rate if left out")
@@ -214,6 +218,10 @@ class TrainConfig:
             tau_follow=self.tau_follow,
             share=self.share,
             omega=self.omega,
+            carrier=self.carrier,
+            carrier_offset=self.carrier_offset,
+            carrier_start=self.carrier_start,
+            carrier_seed=self.carrier_seed,
         )
         if self.method == "lrlora":
             return lrlora

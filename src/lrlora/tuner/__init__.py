@@ -1,4 +1,5 @@
-"""LR-LoRA inside PEFT. Importing this package registers it: `peft` then knows PeftType LRLORA.
+"""LR-LoRA inside PEFT. Importing this package registers it: `peft` then knows PeftType LRLORA, and its helpers that
+build optimizers know LR-LoRA.
 
 Whatever of PEFT is not public is imported in `internals.py` alone.
 """
@@ -8,7 +9,9 @@ from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.delta import LRLoraDelta
 from lrlora.tuner.layer import LRLoraLayer
 from lrlora.tuner.model import LRLoraModel, deltas
+from lrlora.tuner.peft_optimizers import answer_for_peft
 
 internals.register(LRLoraConfig, LRLoraModel)
+answer_for_peft()
 
 __all__ = ["LRLoraConfig", "LRLoraDelta", "LRLoraLayer", "LRLoraModel", "deltas"]

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from peft import LoraConfig, PeftConfig
 
 from lrlora.errors import InputError
-from lrlora.method.nonlinearity import FORMS, Form
+from lrlora.method.carrier import STARTS, Carrier, Start, starting_coefficients
+from lrlora.method.nonlinearity import FORMS, Form, initial_coefficients
 from lrlora.tuner.internals import PeftType
 from lrlora.tuner.lora_fields import fields_of_lora, refuse_what_is_not_here
 
-CONFIG_VERSION = 1
+CONFIG_VERSION = 2
 SHARES = ("matrix", "type", "block", "global", "frozen")
 
 
@@ -44,9 +47,10 @@ class LRLoraConfig(PeftConfig):
         alpha_pattern: other alphas for some modules.
         init_weights: True: A Kaiming-uniform, B zero, so that dW = 0. "gaussian": A normal with deviation 1 / r,
             B zero. False: B random as well, for tests. `init_lora_weights` is another name for it.
-        phi: "sinc" (the paper's basis), "residual" (ours: z + sincs, exactly LoRA until c moves) or "sine" (fixed:
-            Sine-LoRA, arXiv:2403.19243, s sin(omega B A) / sqrt(in)).
-        num_basis: K, how many sincs: odd, at least 3. The middle one has no effect.
+        phi: "sinc" (the paper's basis), "residual" (ours: z + sincs, exactly LoRA until c moves), "sine" (fixed:
+            Sine-LoRA, arXiv:2403.19243, s sin(omega B A) / sqrt(in)) or "linear" (ours: no knee; with a carrier its two
+            slopes alone are learned, without one it is LoRA with a learned scale per layer).
+        num_basis: K, how many sincs: odd, at least 3. The middle one has no effect without a carrier.
         tau: knee of phi in units of 1 / sqrt(in), above 0; or "auto": phi is the identity during the warm-up, then tau
             follows kappa RMS(B A) of each layer until it is frozen for the last part of training. "auto" needs
             `lrlora.TauCallback` in the Trainer (`lrlora train` adds it), or `lrlora.follow_tau` in your own loop.
@@ -57,6 +61,12 @@ class LRLoraConfig(PeftConfig):
         share: who shares one phi: "matrix" (nobody), "type" (the same kind of layer in all blocks), "block", "global";
             "frozen": nobody, and c is not trained.
         omega: frequency of phi = "sine".
+        carrier: "signs" (ours) uses phi at +offset and -offset, by a pseudo-random sign for every entry, so that c can
+            give the update a rank above r at first order (`lrlora.method.carrier`); "none" uses it at 0.
+        carrier_offset: in units of tau, above 0; without effect on phi = "linear".
+        carrier_start: where training starts: "closed" is LoRA at first order, "open" an update whose rank is not
+            bounded by r, "half" as much of one as of the other.
+        carrier_seed: of the signs; every layer makes a seed of its own from it and its name, and saves that.
         config_version: version of these fields, written by lrlora.
 
     Raises:
@@ -100,6 +110,10 @@ class LRLoraConfig(PeftConfig):
         default="matrix", metadata={"help": "who shares one phi"}
     )
     omega: float = field(default=200.0, metadata={"help": "frequency of phi='sine'"})
+    carrier: Literal["none", "signs"] = field(default="none", metadata={"help": "signs that lift the rank bound"})
+    carrier_offset: float = field(default=0.5, metadata={"help": "where phi is used, in units of tau"})
+    carrier_start: Start = field(default="closed", metadata={"help": "'closed' (LoRA), 'half' or 'open'"})
+    carrier_seed: int = field(default=0, metadata={"help": "seed of the carrier's signs"})
     config_version: int = field(default=CONFIG_VERSION, metadata={"help": "version of these fields"})
 
     def __post_init__(self) -> None:
@@ -113,6 +127,7 @@ class LRLoraConfig(PeftConfig):
             )
         self._check_lora_fields()
         self._check_phi_fields()
+        self._check_carrier_fields()
         self._check_placement()
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # pyright: ignore[reportAttributeAccessIssue]
@@ -192,8 +207,9 @@ class LRLoraConfig(PeftConfig):
         if isinstance(self.tau, str):
             if self.tau != "auto":
                 raise InputError(f"tau must be a number above 0, in units of 1/sqrt(in), or 'auto', got {self.tau!r}")
-            if self.phi == "sine":
-                raise InputError("tau='auto' needs a phi with a knee, got phi='sine'; set omega instead")
+            if self.phi in ("sine", "linear"):
+                advice = "set omega instead" if self.phi == "sine" else "leave tau out"
+                raise InputError(f"tau='auto' needs a phi with a knee, got phi={self.phi!r}; {advice}")
         else:
             _check_positive(self.tau, "tau")
         _check_positive(self.kappa, "kappa")
@@ -201,6 +217,49 @@ class LRLoraConfig(PeftConfig):
         _check_whole(self.tau_warmup_steps, "tau_warmup_steps", 0, "0 starts with phi at once")
         if not _is_number(self.tau_follow) or not 0 <= self.tau_follow <= 1:
             raise InputError(f"tau_follow must be in [0, 1], a share of the training steps, got {self.tau_follow!r}")
+
+    def _check_carrier_fields(self) -> None:
+        _check_choice(self.carrier, "carrier", ("none", "signs"))
+        _check_choice(self.carrier_start, "carrier_start", STARTS)
+        _check_positive(self.carrier_offset, "carrier_offset")
+        _check_whole(self.carrier_seed, "carrier_seed", 0, "pass 0, say")
+        if self.carrier == "none":
+            return
+        if self.config_version < 2:
+            raise InputError(
+                f"carrier={self.carrier!r} needs config_version 2, got {self.config_version}; leave it out"
+            )
+        if self.phi == "sine":
+            raise InputError(
+                "phi='sine' has no coefficients that could learn a gate; pass carrier='none' or phi='sinc'"
+            )
+        if self.tau == "auto" and self.carrier_start != "closed":
+            raise InputError(
+                "tau='auto' trains as plain LoRA during the warm-up, which is where carrier_start='closed' starts; got "
+                f"carrier_start={self.carrier_start!r}; pass 'closed', or a number for tau"
+            )
+        try:
+            self.starting_coefficients()
+        except ValueError as error:
+            raise InputError(f"carrier_offset={self.carrier_offset!r}: {error}") from error
+
+    def starting_coefficients(self) -> list[float]:
+        """c at which training starts; empty for phi = "sine", which has none."""
+        if self.phi == "sine":
+            return []
+        # plain numbers, whatever device is the default where the model is made
+        with torch.device("cpu"):
+            if self.carrier == "none":
+                return initial_coefficients(self.num_basis, self.phi).tolist()
+            return starting_coefficients(self.num_basis, self.phi, self.carrier_offset, self.carrier_start).tolist()
+
+    def carrier_of(self, seed: int | torch.Tensor) -> Carrier | None:
+        """The carrier of a layer with this seed; None without one."""
+        return None if self.carrier == "none" else Carrier(float(self.carrier_offset), seed)
+
+    def seed_of(self, name: str) -> int:
+        """The seed of a layer's signs, from 0 below 2^32, by `carrier_seed` and the layer's name."""
+        return int.from_bytes(hashlib.sha256(f"{self.carrier_seed}:{name}".encode()).digest()[:4], "little")
 
     def _check_placement(self) -> None:
         if self.layers_pattern and self.layers_to_transform is None:

@@ -1,4 +1,4 @@
-"""What is trained of one adapter on one layer: A, B, c and the knee tau, and the update made of them."""
+"""What is trained of one adapter on one layer: A, B and theta, from which c comes; and the update made of them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lrlora import ops
-from lrlora.method.nonlinearity import Form, initial_coefficients
+from lrlora.method.carrier import Carrier
+from lrlora.method.nonlinearity import Form
 from lrlora.method.rank import product_rms
 from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.kept import KeptUpdate, why_not_kept
+
+GAIN = 10.0
+"""dc / dtheta: under Adam, how many times faster c moves than A and B at the same rate."""
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
 class _Sharers:
-    """The deltas that hold one c. A copy or a file begins empty, and each copied delta joins it again."""
+    """The deltas that hold one theta. A copy or a file begins empty, and each copied delta joins it again."""
 
     def __init__(self) -> None:
         self.members: weakref.WeakSet[LRLoraDelta] = weakref.WeakSet()
@@ -32,29 +36,44 @@ class _Sharers:
 
 
 class LRLoraDelta(nn.Module):
-    """A, B, c and tau of one adapter on one layer; calling it adds the update to a product, or gives the update.
+    """A, B, theta and tau of one adapter on one layer; calling it adds the update to a product, or gives the update.
+
+    The coefficients of phi are c = c_start + 10 theta, and theta starts at 0: an optimizer that knows nothing of phi
+    moves c at ten times the rate of A and B, which c on its scale of 1 needs, and its weight decay pulls phi to where
+    it started instead of to 0. An adapter of config_version 1 holds c itself in theta's place, and saves it as `c`.
 
     All of them stand on one module without children, and are only used inside its forward: the layout that DDP, FSDP1
     and FSDP2 can wrap. They stay in float32 when the model is cast. `tau` is a buffer in the units of B A; inf
     means that it was not calibrated yet (tau = "auto"), and phi is the identity. It is no parameter, because it moves
     inside the forward pass: what FSDP and ZeRO-3 shard is a copy there, and a write into it would be lost.
 
-    A c that layers share is one parameter, registered in each of them. Whoever registers another in one of them (a
+    With a carrier, `seed` is a buffer as well: the signs follow from it, and a layer keeps them under another name.
+
+    A theta that layers share is one parameter, registered in each of them. Whoever registers another in one of them (a
     loader that assigns, a move away from the meta device) registers it in all.
 
-    For a stack of experts A, B and tau have the experts as a first axis, and so has c unless it is shared.
+    For a stack of experts A, B and tau have the experts as a first axis, and so has theta unless it is shared.
     """
 
     tau: Tensor
-    c: Tensor | None
+    theta: Tensor | None
+    seed: Tensor
 
     def __init__(
-        self, in_features: int, out_features: int, rank: int, config: LRLoraConfig, experts: int | None = None
+        self,
+        in_features: int,
+        out_features: int,
+        rank: int,
+        config: LRLoraConfig,
+        experts: int | None = None,
+        name: str = "",
     ) -> None:
         super().__init__()
         self.phi: Form = config.phi
-        self.num_basis = config.num_basis
-        self.is_c_shared = config.phi != "sine" and config.share in ("type", "block", "global")
+        self.config_version = config.config_version
+        self._carrier = config.carrier_of(0)
+        self._start = config.starting_coefficients()
+        self.is_phi_shared = config.phi != "sine" and config.share in ("type", "block", "global")
         self.is_knee_followed = False
         self._kappa: float | None = None
         self.is_in_base_precision = False
@@ -67,18 +86,20 @@ class LRLoraDelta(nn.Module):
         # Sine-LoRA divides by sqrt(in): without it sin(omega B A) would be of the size of W0 itself
         self.gain = 1 / math.sqrt(in_features) if config.phi == "sine" else 1.0
         if config.phi == "sine":
-            self.c = None
-            tau = 1 / config.omega
+            self.theta = None
         else:
-            c = initial_coefficients(config.num_basis, config.phi)
-            if config.share == "matrix":
-                c = c.repeat(*stack, 1) if stack else c
+            theta = torch.tensor(self._start) if self.config_version == 1 else torch.zeros(len(self._start))
+            theta = theta.repeat(*stack, 1) if stack and config.share == "matrix" else theta
             if config.share == "frozen":
-                self.register_buffer("c", c)
+                self.register_buffer("theta", theta)
             else:
-                self.c = nn.Parameter(c)
+                self.theta = nn.Parameter(theta)
+        tau = {"sine": 1 / config.omega, "linear": math.inf}.get(config.phi)
+        if tau is None:
             tau = math.inf if config.tau == "auto" else float(config.tau) / math.sqrt(in_features)
         self.register_buffer("tau", torch.full(stack, tau, dtype=torch.float32))
+        if self._carrier is not None:
+            self.register_buffer("seed", torch.tensor(config.seed_of(name)))
         self.reset_factors(config.init_weights)
 
     def reset_factors(self, init_weights: bool | str) -> None:
@@ -94,8 +115,28 @@ class LRLoraDelta(nn.Module):
         else:
             nn.init.zeros_(self.B)
 
+    @property
+    def c(self) -> Tensor | None:
+        """The coefficients of phi, [K] or [experts, K], differentiable in theta; None for phi = "sine"."""
+        return self._coefficients(self.theta)
+
+    @property
+    def c_start(self) -> Tensor | None:
+        """The coefficients at which training started, [K]; None for phi = "sine"."""
+        return None if self.theta is None else torch.tensor(self._start, device=self.theta.device)
+
+    def _coefficients(self, theta: Tensor | None) -> Tensor | None:
+        if theta is None or self.config_version == 1:
+            return theta
+        return torch.tensor(self._start, dtype=torch.float32, device=theta.device) + GAIN * theta
+
+    @property
+    def carrier(self) -> Carrier | None:
+        """The carrier with this layer's signs; None without one."""
+        return None if self._carrier is None else self._carrier._replace(seed=self.seed)
+
     def use_precision_of_base(self, dtype: torch.dtype) -> None:
-        """Hold A, B and c in the base's precision from now on: for who switches PEFT's autocast off."""
+        """Hold A, B and theta in the base's precision from now on: for who switches PEFT's autocast off."""
         self.is_in_base_precision = True
         for parameter in self.parameters():
             parameter.data = parameter.data.to(dtype)
@@ -104,9 +145,9 @@ class LRLoraDelta(nn.Module):
     def weight(self) -> Tensor | None:
         """A, under the name by which PEFT's FSDP wrapping policy finds trainable leaf modules to shard on their own.
 
-        None where c is shared: a parameter cannot lie in two shards, so that these stay in the unit around them.
+        None where phi is shared: a parameter cannot lie in two shards, so that these stay in the unit around them.
         """
-        return None if self.is_c_shared else self.A
+        return None if self.is_phi_shared else self.A
 
     def forward(
         self,
@@ -127,12 +168,13 @@ class LRLoraDelta(nn.Module):
         scale = scale * self.gain
         if keep and rows is None and not self.training and why_not_kept(self.A) is None:
             return self._from_kept(scale, x, W0, bias)
+        how: Any = dict(phi=self.phi, carrier=self.carrier)
         if x is not None:
-            return ops.adapted_linear(x, W0, bias, self.A, self.B, self.c, self.tau, scale, phi=self.phi)
+            return ops.adapted_linear(x, W0, bias, self.A, self.B, self.c, self.tau, scale, **how)
         if W0 is not None or self.A.ndim == 3:
             return self._weight(W0, scale)
         B = self.B if rows is None else self.B[rows]
-        return ops.delta_weight(self.A, B, self.c, self.tau, scale, phi=self.phi)
+        return ops.delta_weight(self.A, B, self.c, self.tau, scale, rows=rows, **how)
 
     def _from_kept(self, scale: float, x: Tensor | None, W0: Tensor | None, bias: Tensor | None) -> Tensor:
         """As `forward`, with W0 as it is now and the kept dW."""
@@ -146,55 +188,57 @@ class LRLoraDelta(nn.Module):
 
     def _kept_update(self, scale: float, dtype: torch.dtype) -> Tensor:
         def make(sources: list[Tensor | None]) -> Tensor:
-            A, B, c, tau = sources
+            A, B, theta, tau, seed = sources
             assert A is not None and B is not None and tau is not None
-            if A.ndim == 3:
-                return ops.experts_weight(None, A, B, c, tau, scale, phi=self.phi, dtype=dtype)
-            return ops.adapted_weight(None, A, B, c, tau, scale, phi=self.phi, dtype=dtype)
+            carrier = None if self._carrier is None or seed is None else self._carrier._replace(seed=seed)
+            make_weight = ops.experts_weight if A.ndim == 3 else ops.adapted_weight
+            how: Any = dict(phi=self.phi, carrier=carrier, dtype=dtype)
+            return make_weight(None, A, B, self._coefficients(theta), tau, scale, **how)
 
-        return self._kept.get([self.A, self.B, self.c, self.tau], scale, dtype, make)
+        seed = None if self._carrier is None else self.seed
+        return self._kept.get([self.A, self.B, self.theta, self.tau, seed], scale, dtype, make)
 
     def _weight(self, W0: Tensor | None, scale: float) -> Tensor:
-        """[W0 +] dW, differentiable in A, B and c; of a single matrix as of a stack of one."""
-        A, B, tau = self.A, self.B, self.tau
-        if is_single := A.ndim == 2:
-            W0, A, B, tau = None if W0 is None else W0[None], A[None], B[None], tau[None]
-        weights = ops.experts_weight(W0, A, B, self.c, tau, scale, phi=self.phi)
-        return weights[0] if is_single else weights
+        """[W0 +] dW, differentiable in A, B and theta."""
+        how: Any = dict(phi=self.phi, carrier=self.carrier)
+        if self.A.ndim == 3:
+            return ops.experts_weight(W0, self.A, self.B, self.c, self.tau, scale, **how)
+        dW = ops.delta_weight(self.A, self.B, self.c, self.tau, scale, **how)
+        return dW if W0 is None else (W0 + dW).to(W0.dtype)
 
-    def share_c_with(self, other: LRLoraDelta) -> None:
-        """Hold the same parameter c as another delta from now on."""
+    def share_phi_with(self, other: LRLoraDelta) -> None:
+        """Hold the same parameter theta as another delta from now on."""
         self._sharers.members.discard(self)
         self._sharers = other._sharers
         self._sharers.members.add(self)
-        self._parameters["c"] = other._parameters["c"]
+        self._parameters["theta"] = other._parameters["theta"]
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
-        """Register a parameter; a shared c in all that share it."""
+        """Register a parameter; a shared theta in all that share it."""
         super().register_parameter(name, param)
-        if name == "c" and param is not None:
-            self._spread_c()
+        if name == "theta" and param is not None:
+            self._spread_theta()
 
-    def _spread_c(self) -> None:
+    def _spread_theta(self) -> None:
         sharers = self.__dict__.get("_sharers")
         for other in () if sharers is None else list(sharers.members):
-            if other._parameters.get("c") is not None:
-                other._parameters["c"] = self._parameters["c"]
+            if other._parameters.get("theta") is not None:
+                other._parameters["theta"] = self._parameters["theta"]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Join the copies of those that shared c with the original."""
+        """Join the copies of those that shared theta with the original."""
         super().__setstate__(state)
         self._sharers.members.add(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LRLoraDelta:
         # what .to(), .half(), .cuda() and to_empty() call
         super()._apply(fn if _is_cast_by_deepspeed() else lambda tensor: self._cast(fn, tensor), recurse)
-        if self._parameters.get("c") is not None:
-            self._spread_c()
+        if self._parameters.get("theta") is not None:
+            self._spread_theta()
         return self
 
     def _cast(self, fn: Callable[[Tensor], Tensor], tensor: Tensor) -> Tensor:
-        """`fn` of a tensor, but in float32 where that is half precision, in which c and small steps would freeze."""
+        """`fn` of a tensor, but in float32 where that is half precision, in which small steps of theta would freeze."""
         found = fn(tensor)
         if found.dtype not in _HALF or (self.is_in_base_precision and tensor is not self.tau):
             return found
@@ -236,7 +280,8 @@ class LRLoraDelta(nn.Module):
         """The line that print(model) shows."""
         (rank, in_features), out_features = self.A.shape[-2:], self.B.shape[-2]
         experts = f", experts={len(self.A)}" if self.A.ndim == 3 else ""
-        return f"r={rank}, in={in_features}, out={out_features}{experts}, phi={self.phi}"
+        carrier = ", carrier=signs" if self._carrier is not None else ""
+        return f"r={rank}, in={in_features}, out={out_features}{experts}, phi={self.phi}{carrier}"
 
 
 def _is_cast_by_deepspeed() -> bool:

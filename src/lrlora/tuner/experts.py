@@ -49,7 +49,7 @@ class ParamWrapper(nn.Module, LRLoraLayer):
         LRLoraLayer.__init__(self, base_layer, out_features, in_features)
         self._turns = _Turns()
 
-    def update_layer(self, adapter_name: str, rank: int, alpha: float, config: LRLoraConfig) -> None:
+    def update_layer(self, adapter_name: str, rank: int, alpha: float, config: LRLoraConfig, name: str = "") -> None:
         """Add an adapter to this parameter, or replace the one of the same name."""
         if config.lora_dropout > 0:
             raise InputError(
@@ -57,7 +57,7 @@ class ParamWrapper(nn.Module, LRLoraLayer):
                 f"{self.parameter_name} does not have; got lora_dropout={config.lora_dropout}, pass 0 or leave "
                 "target_parameters out"
             )
-        super().update_layer(adapter_name, rank, alpha, config)
+        super().update_layer(adapter_name, rank, alpha, config, f"{name}.{self.parameter_name}")
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The module, computed with W0 + dW of the active adapters."""

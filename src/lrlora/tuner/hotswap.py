@@ -21,15 +21,17 @@ from lrlora.tuner.model import LRLoraModel
 
 _FILE = "adapter_model.safetensors"
 _MARK = ".lrlora_delta."
+_OF_A_LAYER = ("phi", "share", "carrier", "carrier_offset", "carrier_start", "config_version")
+"""What of its configuration a layer keeps besides tensors: where it differs, the layer is made anew."""
 
 
 def hotswap_adapter(model: PeftModel, adapter: str, adapter_name: str = "default") -> None:
     """Put a saved adapter in the place of a loaded one, without wrapping the model anew.
 
-    Where both have the same r, K, phi and share, the values are copied into the tensors that are there, so that a
-    model under torch.compile goes on without a new compilation unless its scale differs. Elsewhere a layer's adapter
-    is made anew, or taken out where the saved one has none. Heads, biases and token vectors that both train are
-    exchanged with it. PEFT's own `hotswap_adapter` knows LoRA alone.
+    Where both have the same r, K, phi, share and carrier, the values are copied into the tensors that are there, so
+    that a model under torch.compile goes on without a new compilation unless its scale differs. Elsewhere a layer's
+    adapter is made anew, or taken out where the saved one has none. Heads, biases and token vectors that both train
+    are exchanged with it. PEFT's own `hotswap_adapter` knows LoRA alone.
 
     Args:
         model: a PeftModel with LR-LoRA.
@@ -50,7 +52,7 @@ def hotswap_adapter(model: PeftModel, adapter: str, adapter_name: str = "default
         raise InputError(f"hotswap_adapter needs a loaded LR-LoRA adapter named {adapter_name!r}; there are: {there}")
     config, state = _read(adapter)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LRLoraLayer)}
-    saved = _by_layer(state)
+    saved = _by_layer(state, config)
     _check_layers(tuner, layers, saved, config, adapter, adapter_name)
     _check_rest(model, config, state, adapter, adapter_name)
 
@@ -70,12 +72,12 @@ def hotswap_adapter(model: PeftModel, adapter: str, adapter_name: str = "default
         rank, alpha = tuner.rank_and_alpha(config, _in_base(name))
         if (
             _has(layer, adapter_name)
-            and config.share == before.share
-            and _is_alike(layer, adapter_name, tensors, config)
+            and all(getattr(config, field) == getattr(before, field) for field in _OF_A_LAYER)
+            and _is_alike(layer, adapter_name, tensors)
         ):
             layer.configure(adapter_name, rank, alpha, config)
         else:
-            _make_anew(layer, adapter_name, rank, alpha, config)
+            _make_anew(layer, adapter_name, rank, alpha, config, _in_base(name))
             layer.delta(adapter_name).requires_grad_(is_trained)
     for parameter, is_wanted in was_trained.items():
         parameter.requires_grad_(is_wanted)
@@ -96,12 +98,14 @@ def _read(adapter: str) -> tuple[LRLoraConfig, dict[str, Tensor]]:
     return config, state
 
 
-def _by_layer(state: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+def _by_layer(state: dict[str, Tensor], config: LRLoraConfig) -> dict[str, dict[str, Tensor]]:
+    """The tensors of every layer, under the names that they have in the model."""
+    of_file = {"c": "theta"} if config.config_version == 1 else {}
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
         name, is_of_adapter, field = key.rpartition(_MARK)
         if is_of_adapter:
-            found.setdefault(name, {})[field] = value
+            found.setdefault(name, {})[of_file.get(field, field)] = value
     return found
 
 
@@ -215,16 +219,16 @@ def _has(layer: LRLoraLayer, adapter_name: str) -> bool:
     return adapter_name in layer.lrlora_delta
 
 
-def _is_alike(layer: LRLoraLayer, adapter_name: str, tensors: dict[str, Tensor], config: LRLoraConfig) -> bool:
+def _is_alike(layer: LRLoraLayer, adapter_name: str, tensors: dict[str, Tensor]) -> bool:
     if not _has(layer, adapter_name):
         return False
     delta = layer.delta(adapter_name)
     held = {name: tensor.shape for name, tensor in delta.state_dict().items()}
-    return delta.phi == config.phi and held == {name: tensor.shape for name, tensor in tensors.items()}
+    return held == {name: tensor.shape for name, tensor in tensors.items()}
 
 
-def _make_anew(layer: LRLoraLayer, adapter_name: str, rank: int, alpha: float, config: LRLoraConfig) -> None:
+def _make_anew(layer: LRLoraLayer, adapter_name: str, rank: int, alpha: float, config: LRLoraConfig, name: str) -> None:
     old = layer.delta(adapter_name) if _has(layer, adapter_name) else None
-    layer.update_layer(adapter_name, rank, alpha, config)
+    layer.update_layer(adapter_name, rank, alpha, config, name)
     if old is not None and old.is_in_base_precision:
         layer.delta(adapter_name).use_precision_of_base(old.A.dtype)

@@ -42,11 +42,11 @@ class LRLoraLayer(BaseTunerLayer):
         self.merged_adapters: list[str] = []
         self._before_merge: WeightSnapshot | None = None
 
-    def update_layer(self, adapter_name: str, rank: int, alpha: float, config: LRLoraConfig) -> None:
-        """Add an adapter to this layer, or replace the one of the same name."""
+    def update_layer(self, adapter_name: str, rank: int, alpha: float, config: LRLoraConfig, name: str = "") -> None:
+        """Add an adapter to this layer, whose name in the model is `name`, or replace the one of the same name."""
         self.r[adapter_name] = rank
         self.configure(adapter_name, rank, alpha, config)
-        delta = LRLoraDelta(self.in_features, self.out_features, rank, config, self.experts)
+        delta = LRLoraDelta(self.in_features, self.out_features, rank, config, self.experts, name)
         is_training: bool = self.training  # pyright: ignore[reportAttributeAccessIssue]
         self.lrlora_delta[adapter_name] = delta.train(is_training)
         self._move_adapter_to_device_of_base_layer(adapter_name)
@@ -69,7 +69,7 @@ class LRLoraLayer(BaseTunerLayer):
                 del held[adapter_name]
 
     def delta(self, adapter_name: str) -> LRLoraDelta:
-        """The module that holds A, B, c and tau of an adapter."""
+        """The module that holds A, B, theta and tau of an adapter."""
         return self.lrlora_delta[adapter_name]  # pyright: ignore[reportReturnType]
 
     def share(self, x: Tensor, adapter_name: str) -> Tensor:

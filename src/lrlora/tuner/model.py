@@ -48,7 +48,7 @@ class LRLoraModel(BaseTuner):
             layer = wrap_parameter(current_key, target, parameter_name)
         else:
             layer = wrap(current_key, target, parent, self.model)
-        layer.update_layer(adapter_name, rank, alpha, peft_config)
+        layer.update_layer(adapter_name, rank, alpha, peft_config, current_key)
         if layer is not target:
             layer.set_adapter([name for name in self.active_adapters if name in layer.lrlora_delta])
             if adapter_name not in self.active_adapters:
@@ -109,19 +109,19 @@ class LRLoraModel(BaseTuner):
         self._take_over_buffers(model, adapter_name)
 
     def tie_coefficients(self, model: nn.Module, adapter_name: str) -> None:
-        """Let the layers of one group (config.share) hold the same parameter c."""
+        """Let the layers of one group (config.share) hold the same parameter theta."""
         config: Any = self.peft_config[adapter_name]
         first_of_group: dict[object, LRLoraDelta] = {}
         for name, layer in model.named_modules():
             if not isinstance(layer, LRLoraLayer) or adapter_name not in layer.lrlora_delta:
                 continue
             delta = layer.delta(adapter_name)
-            if delta.is_c_shared:
+            if delta.is_phi_shared:
                 group = {"type": type_of(name), "block": block_of(name), "global": None}[config.share]
-                delta.share_c_with(first_of_group.setdefault(group, delta))
+                delta.share_phi_with(first_of_group.setdefault(group, delta))
 
     def _take_over_buffers(self, model: nn.Module, adapter_name: str) -> None:
-        """Let a new adapter begin with tau, and with a frozen c, of an adapter whose phi has the same configuration.
+        """Let a new adapter begin with tau, and with a frozen theta, of an adapter whose phi is configured alike.
 
         trl makes its reference so: a second adapter, into which it copies the first one's parameters by their names.
         What no optimizer moves is no parameter, and would be missing. A fresh update of 0 stays 0 with any phi.
@@ -155,7 +155,7 @@ class LRLoraModel(BaseTuner):
                 )
 
     def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        """Refused: no A, B and c give the sum of two updates.
+        """Refused: no A, B and theta give the sum of two updates.
 
         Raises:
             InputError: always; it says what to do instead.
@@ -179,7 +179,8 @@ class LRLoraModel(BaseTuner):
         selected = {key: value for key, value in state_dict.items() if _is_under(key, prefixes)}
         if config.share in _SHARING:
             # safetensors, as transformers calls it, refuses tensors that share their memory
-            selected = {key: value.clone() if key.endswith(".c") else value for key, value in selected.items()}
+            selected = {key: value.clone() if key.endswith(".theta") else value for key, value in selected.items()}
+        selected = {_saved_key(key, config): value for key, value in selected.items()}
         selected.update(cls._get_learnable_bias_state_dict(model, state_dict, config))
         if config.tau == "auto" and _is_knee_forgotten(model, adapter_name):
             warnings.warn(
@@ -193,11 +194,12 @@ class LRLoraModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
+        _check_version(state_dict, config)
         prefixes = tuner_key_prefixes(model, adapter_name=adapter_name)
         shapes, model_key_of = {}, {}
         for key, value in model.state_dict().items():
             if _is_under(key, prefixes):
-                saved_key = cls._remove_adapter_name_from_key(key, adapter_name)
+                saved_key = _saved_key(cls._remove_adapter_name_from_key(key, adapter_name), config)
                 shapes[key] = tuple(value.shape)
                 model_key_of[saved_key] = key
                 # layers injected without a PeftModel around them have no such prefix, but files always do
@@ -223,7 +225,15 @@ def deltas(model: nn.Module, adapter_name: str | None = None) -> list[tuple[str,
 
 
 _SHARING = ("type", "block", "global")
-_OF_PHI = ("phi", "num_basis", "tau", "kappa", "share", "omega")
+_OF_PHI = (
+    "phi", "num_basis", "tau", "kappa", "share", "omega", "carrier", "carrier_offset", "carrier_start", "carrier_seed",
+    "config_version",
+)  # fmt: skip
+
+
+def _saved_key(key: str, config: Any) -> str:
+    """The name of a tensor in a file: an adapter of config_version 1 saves c itself, and as such."""
+    return f"{key.removesuffix('.theta')}.c" if config.config_version == 1 and key.endswith(".theta") else key
 
 
 def _have_one_phi(tuner: LRLoraModel, name: str, config: Any) -> bool:
@@ -239,6 +249,18 @@ def _is_knee_forgotten(model: nn.Module, adapter_name: str) -> bool:
 def _is_under(key: str, prefixes: set[str]) -> bool:
     parts = key.split(".")
     return any(".".join(parts[:n]) in prefixes for n in range(1, len(parts) + 1))
+
+
+def _check_version(state_dict: dict[str, Tensor], config: Any) -> None:
+    """Refuse the tensors of an adapter of one version for a model whose adapter has the other: c would be dropped."""
+    other = "theta" if config.config_version == 1 else "c"
+    wrong = next((key for key in state_dict if key.endswith(f".lrlora_delta.{other}")), None)
+    if wrong is not None:
+        held, needed = (2, 1) if other == "theta" else (1, 2)
+        raise InputError(
+            f"{wrong} is of an adapter with config_version {held}, and the adapter in the model has {needed}; load the "
+            "saved one with PeftModel.from_pretrained, which makes an adapter of its own version"
+        )
 
 
 def _check_shapes(shapes: dict[str, tuple[int, ...]], state_dict: dict[str, Tensor]) -> None:

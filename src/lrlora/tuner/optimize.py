@@ -7,39 +7,53 @@ from typing import Any
 
 from torch import nn
 
+from lrlora.tuner.delta import GAIN
 from lrlora.tuner.model import deltas
 
 
 def param_groups(
-    model: nn.Module, lr: float, c_lr: float | None = None, weight_decay: float = 0.0
+    model: nn.Module,
+    lr: float,
+    c_lr: float | None = None,
+    weight_decay: float = 0.0,
+    b_lr: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer: matrices with weight decay, biases and norms without, and c with a rate of its own.
+    """Groups for a torch optimizer, for whoever wants rates of their own for c or B, and decay for matrices alone.
 
-    c are the few coefficients of each phi: they live on a scale of 1, while A and B do not, so they want another rate;
-    and weight decay would pull phi to 0, so they get none.
+    A trainer that knows nothing of them trains c well without: theta, from which c comes, makes it move ten times as
+    fast as A and B (`LRLoraDelta`), and weight decay pulls it to where it started.
 
     Args:
         model: a PeftModel with LR-LoRA, or any model (then there is no group for c).
-        lr: learning rate of everything but c.
-        c_lr: learning rate of c; None means 10 lr.
-        weight_decay: of matrices.
+        lr: learning rate of everything but c, and B where it has its own.
+        c_lr: learning rate of c, the rate that an adaptive optimizer such as Adam moves c at; None means 10 lr.
+        weight_decay: of matrices; biases, norms and c get none.
+        b_lr: learning rate of B, several times lr in LoRA+ (arXiv:2402.12354); None means lr.
 
     Returns:
-        At most three groups of trainable parameters, each parameter in one of them.
+        At most four groups of trainable parameters, each parameter in one of them.
 
     Example:
         optimizer = torch.optim.AdamW(lrlora.param_groups(model, lr=1e-3, c_lr=1e-2))
     """
-    coefficients = {id(delta.c) for _, _, _, delta in deltas(model) if isinstance(delta.c, nn.Parameter)}
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if id(p) not in coefficients and p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trained if id(p) not in coefficients and p.ndim <= 1], "weight_decay": 0.0},
-        {"params": [p for p in trained if id(p) in coefficients], "weight_decay": 0.0},
-    ]
-    for group, rate in zip(groups, (lr, lr, 10 * lr if c_lr is None else c_lr), strict=True):
-        group["lr"] = rate
-    return [group for group in groups if group["params"]]
+    c_lr = GAIN * lr if c_lr is None else c_lr
+    of_phi: dict[float, set[int]] = {}
+    of_B = set()
+    for _, _, _, delta in deltas(model):
+        of_B.add(id(delta.B))
+        if isinstance(delta.theta, nn.Parameter):
+            of_phi.setdefault(c_lr if delta.config_version == 1 else c_lr / GAIN, set()).add(id(delta.theta))
+    places = [(lr, weight_decay, lambda p: p.ndim > 1), (lr, 0.0, lambda p: p.ndim <= 1)]
+    if b_lr is not None:
+        places.insert(0, (b_lr, weight_decay, lambda p: id(p) in of_B))
+    for rate, members in of_phi.items():
+        places.insert(0, (rate, 0.0, lambda p, members=members: id(p) in members))
+    groups: list[dict[str, Any]] = [{"params": [], "weight_decay": decay, "lr": rate} for rate, decay, _ in places]
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            group = next(g for g, (_, _, is_here) in zip(groups, places, strict=True) if is_here(parameter))
+            group["params"].append(parameter)
+    return [group for group in reversed(groups) if group["params"]]
 
 
 def follow_tau(model: nn.Module, step: int, total_steps: int) -> bool:

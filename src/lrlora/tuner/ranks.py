@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,13 +11,16 @@ from torch import Tensor, nn
 
 from lrlora import ops
 from lrlora.method import rank
-from lrlora.method.nonlinearity import Form, initial_coefficients
+from lrlora.method.carrier import Carrier, gate
+from lrlora.method.nonlinearity import Form
 from lrlora.method.update import at_least_float32
 from lrlora.tuner.model import deltas
 from lrlora.tuner.names import Kind, block_of, kind_of, type_of
 
 UNMOVED = 1e-3
 """c lives on a scale of 1; where no coefficient changed by more than this, phi was not learned."""
+OPEN = 0.01
+"""A gate below this share leaves an update that r bounds for all purposes."""
 QUICK_EXACT_UP_TO = 64
 """A quick look decomposes matrices up to this smaller side: Lanczos steps cost more there."""
 
@@ -44,6 +48,8 @@ class LayerRank:
         stable_rank_initial: SR of phi(B A) with phi at its initial coefficients, the second null: what an untrained phi
             makes of these factors. None in a quick look.
         c_change: largest change of a coefficient since the start; None for phi = "sine".
+        gate: gamma = g^2 / (m^2 + g^2) in [0, 1], the share of the update that r does not bound, in expectation and at
+            first order (`lrlora.method.carrier`): 0 is LoRA. None without a carrier.
     """
 
     layer: str
@@ -61,6 +67,7 @@ class LayerRank:
     expert: int | None = None
     stable_rank_initial: float | None = None
     c_change: float | None = None
+    gate: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The row as it stands in ranks.json."""
@@ -112,6 +119,8 @@ class Update:
         tau: knee in the units of B A.
         scale: s, and what phi = "sine" divides by.
         phi: which nonlinearity.
+        c_initial: the coefficients at which training started [K]; None for phi = "sine".
+        carrier: with the signs of this layer or expert; None without one.
     """
 
     layer: str
@@ -122,6 +131,8 @@ class Update:
     tau: Tensor
     scale: float
     phi: Form
+    c_initial: Tensor | None = None
+    carrier: Carrier | None = None
 
     @property
     def name(self) -> str:
@@ -129,30 +140,32 @@ class Update:
         return self.layer if self.expert is None else f"{self.layer}.{self.expert}"
 
     @property
-    def c_initial(self) -> Tensor | None:
-        """The coefficients at which training started; None for phi = "sine"."""
-        if self.c is None:
+    def gate(self) -> float | None:
+        """gamma, the share of the update that r does not bound, at first order; None without a carrier."""
+        if self.c is None or self.carrier is None:
             return None
-        initial = initial_coefficients(len(self.c), self.phi).to(self.c)
-        return nn.Parameter(initial, self.c.requires_grad) if isinstance(self.c, nn.Parameter) else initial
+        return gate(self.c.float(), self.carrier.offset, self.phi).item()
 
     def matrix(self, c: Tensor | None) -> Tensor:
         """dW [out, in] with these coefficients."""
         # a W0 of zeros, frozen as the base is: so it is the pass that training has compiled already
         zeros = torch.zeros(len(self.B), self.A.shape[1], dtype=at_least_float32(self.A[:0]).dtype)
         W0 = nn.Parameter(zeros.to(self.A.device), requires_grad=False)
-        return ops.adapted_weight(W0, self.A, self.B, c, self.tau, self.scale, phi=self.phi).detach()
+        how: Any = dict(phi=self.phi, carrier=self.carrier)
+        return ops.adapted_weight(W0, self.A, self.B, c, self.tau, self.scale, **how).detach()
 
 
 def updates_of(layer: str, delta: Any, scale: float) -> list[Update]:
-    """The update of a layer, or those of its experts; `delta` has A, B, c, tau and phi, as `LRLoraDelta` has them."""
+    """The update of a layer, or those of its experts."""
     A, B = delta.A.detach(), delta.B.detach()
-    # c as it is, a parameter: another type of tensor would be compiled for again
-    c = delta.c
+    c = None if delta.c is None else delta.c.detach()
+    start, carrier = delta.c_start, delta.carrier
     if A.ndim == 2:
-        return [Update(layer, None, A, B, c, delta.tau, scale, delta.phi)]
+        return [Update(layer, None, A, B, c, delta.tau, scale, delta.phi, start, carrier)]
     cs = [c] * len(A) if c is None or c.ndim == 1 else list(c)
-    return [Update(layer, e, A[e], B[e], cs[e], delta.tau[e], scale, delta.phi) for e in range(len(A))]
+    carriers = [None if carrier is None else carrier.of_expert(e) for e in range(len(A))]
+    tau = delta.tau
+    return [Update(layer, e, A[e], B[e], cs[e], tau[e], scale, delta.phi, start, carriers[e]) for e in range(len(A))]
 
 
 @torch.no_grad()
@@ -180,6 +193,7 @@ def measure(update: Update, W0: Tensor | None, is_quick: bool = False) -> LayerR
         expert=update.expert,
         stable_rank_initial=None if is_quick else _stable_rank_initial(update, stable, stable_ba),
         c_change=_c_change(update),
+        gate=update.gate,
     )
 
 
@@ -187,7 +201,9 @@ def _stable_rank_initial(update: Update, stable: float, stable_ba: float) -> flo
     change = _c_change(update)
     if not change:
         return stable
-    if update.phi == "residual" or not torch.isfinite(update.tau):
+    is_open = update.carrier is not None and bool(dataclasses.replace(update, c=update.c_initial).gate)
+    is_identity = update.phi != "linear" and not torch.isfinite(update.tau)
+    if is_identity or (update.phi in ("residual", "linear") and not is_open):
         return stable_ba
     return rank.stable_rank(update.matrix(update.c_initial))
 
@@ -196,19 +212,19 @@ def rank_warnings(rows: list[LayerRank], phi: str) -> list[str]:
     """What to tell the user where the learned rank is a fiction; empty where it is not.
 
     c that did not move (by less than 1e-3) leaves the phi that training started with: whatever SR(dW) is, it was not
-    learned. phi is a line where RMS(B A) / tau < 0.1, so that SR(dW) = SR(B A). Entries beyond the grid (a warning from
-    1 %) are folded to 0 by form "sinc", and left as they are by "residual".
+    learned. phi is a line where RMS(B A) / tau < 0.1, so that SR(dW) = SR(B A), unless a gate is open. Entries beyond
+    the grid (a warning from 1 %) are folded to 0 by form "sinc", and left as they are by "residual".
     """
     messages = []
     of_all = f"of {len(rows)} layers"
     still = [row.layer for row in rows if row.c_change is not None and row.c_change < UNMOVED]
     if still:
         messages.append(
-            f"c did not move in {len(still)} {of_all} ({still[0]}, ...): no learned rank beyond LoRA's there, phi is "
-            "the one that training started with; raise c_learning_rate, train longer, or do not freeze c"
+            f"c did not move in {len(still)} {of_all} ({still[0]}, ...): no rank was learned there, phi is the "
+            "one that training started with; raise c_learning_rate, train longer, or do not freeze c"
         )
-    flat = [row.layer for row in rows if row.rms_over_tau < 0.1]
-    if flat and phi != "sine":
+    flat = [row.layer for row in rows if row.rms_over_tau < 0.1 and (row.gate or 0) < OPEN]
+    if flat and phi not in ("sine", "linear"):
         messages.append(
             f"RMS(BA)/tau < 0.1 in {len(flat)} {of_all} ({flat[0]}, ...): phi is a straight line there "
             'and no rank was learned beyond LoRA\'s; train longer or faster, lower tau, or set tau="auto"'
@@ -227,9 +243,10 @@ def _c_change(update: Update) -> float | None:
     c, initial = update.c, update.c_initial
     if c is None or initial is None:
         return None
-    # the middle one has no effect
+    # the middle one has no effect without a carrier
     change = (c - initial).detach().abs()
-    change[len(c) // 2] = 0
+    if update.carrier is None and update.phi != "linear":
+        change[len(c) // 2] = 0
     return change.max().item()
 
 
@@ -239,7 +256,7 @@ def _stable_rank(sigma: Tensor) -> float:
 
 
 def _outside_grid(update: Update) -> float | None:
-    if update.c is None:
+    if update.c is None or update.phi == "linear":
         return None
     Z = update.B.float() @ update.A.float()
     return (Z.abs() > len(update.c) // 2 * update.tau).float().mean().item()

@@ -218,13 +218,14 @@ class RankCallback(TrainerCallback):
 
 
 def means(rows: list[LayerRank], with_layers: bool = False) -> dict[str, float]:
-    """What a tracker is sent: mean ranks of attention and MLP layers, and of every layer if asked."""
+    """What a tracker is sent: mean ranks, and gates, of attention and MLP layers, and of every layer if asked."""
     found = {}
     for kind in ("attention", "mlp", "other"):
         of_kind = [row for row in rows if row.kind == kind]
-        for field in ("stable_rank", "stable_rank_ba", "rms_over_tau"):
-            if of_kind:
-                found[f"ranks/{kind}/{field}"] = sum(getattr(row, field) for row in of_kind) / len(of_kind)
+        for field in ("stable_rank", "stable_rank_ba", "rms_over_tau", "gate"):
+            values = [getattr(row, field) for row in of_kind]
+            if values and None not in values:
+                found[f"ranks/{kind}/{field}"] = sum(values) / len(values)
     if with_layers:
         found |= {f"ranks/{row.layer}": row.stable_rank for row in rows}
     return found

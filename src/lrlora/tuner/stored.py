@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from safetensors.torch import load_file
 from lrlora.errors import InputError
 from lrlora.files import read_json
 from lrlora.tuner.config import LRLoraConfig
+from lrlora.tuner.delta import LRLoraDelta
 from lrlora.tuner.model import LRLoraModel
 from lrlora.tuner.ranks import Update, updates_of
 
@@ -97,8 +96,23 @@ def stored_updates(folder: Path) -> list[Update]:
     found = []
     for name, of_layer in parts.items():
         rank, alpha = LRLoraModel.rank_and_alpha(config, name)
-        gain = 1 / math.sqrt(of_layer["A"].shape[-1]) if config.phi == "sine" else 1.0
-        delta = SimpleNamespace(A=of_layer["A"], B=of_layer["B"], c=of_layer.get("c"), tau=of_layer["tau"])
-        delta.phi = config.phi
-        found += updates_of(name.replace(".base_layer", ""), delta, config.scale_of(rank, alpha) * gain)
+        delta = _delta_of(config, name, rank, of_layer, file)
+        found += updates_of(name.replace(".base_layer", ""), delta, config.scale_of(rank, alpha) * delta.gain)
     return found
+
+
+def _delta_of(config: Any, name: str, rank: int, tensors: dict[str, torch.Tensor], file: Path) -> LRLoraDelta:
+    """A, B, theta and tau of one layer of a file, as training held them."""
+    held = {"theta" if field == "c" and config.config_version == 1 else field: t for field, t in tensors.items()}
+    missing = {"A", "B", "tau"} - held.keys()
+    if missing:
+        raise InputError(f"{file} holds no {', '.join(sorted(missing))} of {name}; copy or train it again")
+    A, B = held["A"], held["B"]
+    with torch.device("meta"):
+        delta = LRLoraDelta(A.shape[-1], B.shape[-2], rank, config, len(A) if A.ndim == 3 else None, name)
+    try:
+        delta.load_state_dict(held, assign=True)
+    except RuntimeError as error:
+        wrong = str(error).splitlines()[-1].strip()
+        raise InputError(f"{file} contradicts adapter_config.json beside it, in {name}: {wrong}") from error
+    return delta.requires_grad_(False)
