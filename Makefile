@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint bench conformance
+.PHONY: install demo test lint bench gpu conformance
 
 install: .venv/.installed
 
@@ -38,3 +38,10 @@ bench: install
 	$(BIN)/python -W ignore -m benchmarks.op
 	$(BIN)/python -W ignore -m benchmarks.step
 	$(BIN)/python -m benchmarks.report
+
+# On a machine with a CUDA device, with the torch that is built for it; about four minutes on an H100.
+GPU_PYTHON ?= $(BIN)/python
+gpu:
+	$(GPU_PYTHON) -m pytest -m gpu tests/ops/test_gpu.py
+	$(GPU_PYTHON) -W ignore -m benchmarks.gpu
+	$(GPU_PYTHON) -m benchmarks.report

@@ -73,14 +73,15 @@ def environment() -> dict[str, Any]:
     }
 
 
-def write(name: str, rows: list[dict[str, Any]]) -> None:
-    """results/NAME.json: the environment, and every row with all its repeats."""
+def write(name: str, rows: list[dict[str, Any]], more: dict[str, Any] | None = None) -> None:
+    """results/NAME.json: the environment, with `more` of it, and every row with all its repeats."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     beside = path.with_suffix(".tmp")
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
     beside.write_text(
-        '{"environment": ' + json.dumps(environment()) + ',\n "rows": [\n' + lines + "\n]}\n", encoding="utf-8"
+        '{"environment": ' + json.dumps(environment() | (more or {})) + ',\n "rows": [\n' + lines + "\n]}\n",
+        encoding="utf-8",
     )
     beside.replace(path)
 
@@ -98,4 +99,7 @@ def _cpu_name() -> str:
 
 
 def _output(*command: str) -> str:
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"  # a copy of the tree without its history

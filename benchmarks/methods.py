@@ -15,8 +15,8 @@ OURS = ("lrlora compiled", "lrlora eager", "lrlora definition")
 """`definition` is the naive formula, differentiated by autograd."""
 
 CARRIED: dict[str, dict[str, Any]] = {
-    "lrlora carrier compiled": {"carrier": "signs"},
-    "lrlora carrier linear compiled": {"carrier": "signs", "phi": "linear"},
+    "lrlora carrier": {"carrier": "signs"},
+    "lrlora carrier linear": {"carrier": "signs", "phi": "linear"},
 }
 """With a carrier: the default phi, and the form that has no knee."""
 
@@ -37,10 +37,10 @@ def adapt(name: str, model: nn.Module, r: int, num_basis: int = 11, **common: An
         return model.requires_grad_(True)
     if name in CONFIGS:
         return peft.get_peft_model(model, CONFIGS[name](r=r, **common))
+    kind, impl = name.rsplit(maxsplit=1)
     adapted = peft.get_peft_model(
-        model, lrlora.LRLoraConfig(r=r, num_basis=num_basis, **common, **CARRIED.get(name, {}))
+        model, lrlora.LRLoraConfig(r=r, num_basis=num_basis, **common, **CARRIED.get(kind, {}))
     )
-    impl = name.split()[-1]
     for _, _, _, delta in lrlora.tuner.deltas(adapted):
         nn.init.normal_(delta.B, std=0.01)
         delta.forward = _forced(delta, impl)

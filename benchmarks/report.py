@@ -25,9 +25,6 @@ best from about a thousand tokens per step on, and at its worst in short batches
 
 Memory: the op keeps x, A, B and c for the backward pass, as LoRA does, and holds one matrix of the size of the layer
 while that layer is at work.
-
-What has not been measured: the Triton kernels on a GPU. Their bodies are tested through Triton's interpreter, and that
-they compile for one.
 """
 
 
@@ -103,6 +100,62 @@ kept, and is too good by that sum.
 """
 
 
+GPU = """
+## On a GPU
+
+Written from `make gpu`. {device}, torch {torch}, CUDA {cuda}, transformers {transformers}, peft {peft}, {date}.
+A copy moves {copy:.1f} TB/s there, and a product of matrices in bf16 does {product:.0f} TFLOP/s. The base and all
+products are in bf16; A, B, c and phi in float32. W0 and dW stay two products, because W0 + dW in bf16 would round the
+update away.
+
+A training step of a decoder as wide as LLaMA-2 7B, {blocks} blocks, random weights, all linear layers adapted, r = 8,
+K = 11, fused AdamW, sequences of at most 2048 tokens; the peak holds the weights.
+"""
+
+PASSES = """
+The two passes alone, milliseconds: "weight" writes dW in bf16; "gradients" reads G and writes dW over it, dZ, and the
+three gradients. A copy of as many bytes takes {weight:.3f} and {gradients:.3f} ms for a layer of 4096x4096.
+Both are bound by arithmetic, the second most of all: each basis function has a sum over all entries of its own.
+
+"""
+
+
+def gpu_section() -> str:
+    """The tables of results/gpu.json."""
+    measured = measure.read("gpu")
+    rows = measured["rows"]
+    (top,) = (row for row in rows if row["what"] == "ceilings")
+    speed = top["copy_bytes_per_s"]
+    steps = [row for row in rows if row["what"] == "training step"]
+    passes = [row for row in rows if row["what"] == "passes"]
+    names = [name.removesuffix(", weight") for name in passes[0]["seconds"] if name.endswith(", weight")]
+    numbers = {"copy": speed / 1e12, "product": top["bf16_flops_per_s"] / 1e12, "blocks": steps[0]["blocks"]}
+    lines = [
+        [
+            name,
+            *(f"{1e3 * seconds(row)[f'{name}, {which}']:.3f}" for row in passes for which in ("weight", "gradients")),
+        ]
+        for name in names
+    ]
+    entries = 4096 * 4096
+    return (
+        GPU.format(**measured["environment"], **numbers)
+        + training_tables(steps)
+        # dW in bf16; G in, dW out, dZ out in float32 and in again for each of dA and dB
+        + PASSES.format(weight=1e3 * 2 * entries / speed, gradients=1e3 * 16 * entries / speed)
+        + table(["phi", *(f"{row['shape']} {which}" for row in passes for which in ("weight", "gradients"))], lines)
+        + "\nOne layer, forward and backward, milliseconds; Python's own work counts where it is longer.\n\n"
+        + gpu_layers([row for row in rows if row["what"] == "layer"])
+    )
+
+
+def gpu_layers(rows: list[dict]) -> str:
+    """A line per shape and number of tokens."""
+    names = list(rows[0]["seconds"])
+    lines = [[row["shape"], str(row["T"]), *(f"{1e3 * seconds(row)[name]:.2f}" for name in names)] for row in rows]
+    return table(["layer", "T", *names], lines)
+
+
 def page() -> str:
     """The text of docs/performance.md."""
     step, op = measure.read("step"), measure.read("op")
@@ -120,6 +173,7 @@ def page() -> str:
         + "\n## One layer, forward and backward\n\nMilliseconds; \"-\": left out because it would need more memory than"
         " the machine has, or is not part of that sweep.\n\n"
         + op_table(op["rows"])
+        + gpu_section()
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def with_gradients(given: dict, impl: str) -> dict[str, torch.Tensor]:
     """Output and gradients of the inputs that are trained, for one random direction of the output."""
     leaves = {k: given[k].clone().requires_grad_() for k in ("x", "A", "B", "c", "bias") if given[k] is not None}
     y = adapted_linear(**{**given, **leaves}, impl=impl)
-    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y.dtype)
+    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
     gradients = torch.autograd.grad((y * direction).sum(), list(leaves.values()))
     return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}
 
@@ -89,8 +89,8 @@ def test_with_a_carrier_nothing_moves_where_B_is_zero(size, phi, impl):
 def test_the_tiles_do_not_change_the_signs(entries):
     given = carried(inputs(150, "sinc", dtype=torch.float32), CARRIERS[1])
     numbers = (given[name] for name in ("A", "B", "c", "tau", "scale"))
-    signs = fused.signs_of(CARRIERS[1], given["A"], given["B"])
-    factors = *fused.factors_in_precision(*numbers, "sinc", *signs), "sinc"
+    signs = fused.signs_of(eager, CARRIERS[1], given["A"], given["B"])
+    factors = *fused.factors_in_precision(eager, *numbers, "sinc", *signs), "sinc"
     passes = dataclasses.replace(eager.passes(torch.device("cpu")), tile_entries=entries)
     made = tiles.weight(passes, None, *factors, torch.float32)
     # B A of a tile is rounded otherwise, but a sign that moved would change an entry as a whole

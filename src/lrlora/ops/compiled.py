@@ -21,7 +21,10 @@ from torch import Tensor
 from lrlora.method.fast import Knee
 from lrlora.method.nonlinearity import Form
 from lrlora.ops import eager, tiles
+from lrlora.ops.eager import numbers, signs
 from lrlora.ops.tiles import Passes
+
+__all__ = ["gradients", "numbers", "signs", "weight", "why_not"]
 
 TILE_ENTRIES = 1 << 19
 """Entries of a tile: large enough to hide the cost of a call, small enough for Z and dZ to stay in the shared cache."""

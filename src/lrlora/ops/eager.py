@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lrlora.method import fast
+from lrlora.method.carrier import Carrier, hashes
 from lrlora.method.fast import Knee
 from lrlora.method.nonlinearity import Form
 from lrlora.ops import tiles
@@ -44,6 +45,22 @@ def write_both_of_product(
     dZ.copy_(gradient)
     G.copy_(dW if W0 is None else W0 + dW)
     return dc
+
+
+def signs(carrier: Carrier, A: Tensor, B: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The hashes of the rows and columns of B A, where B holds all rows or those with the numbers `rows`."""
+    return hashes(carrier.seed, B.shape[0] if rows is None else rows, A.shape[1], A.device)
+
+
+def numbers(
+    tau: Tensor | float, scale: float, phi: Form, like: Tensor, c: Tensor | None, offset: float, *signs: Tensor | None
+) -> Knee:
+    """What the passes know of phi besides c, in the dtype and on the device of `like`; the signs as from `signs`."""
+    at = fast.knee(tau, scale, phi, like)
+    of_rows, of_columns = signs
+    if of_rows is None or of_columns is None or c is None:
+        return at
+    return at._replace(carried=fast.carried(offset, of_rows, of_columns, c, phi))
 
 
 def passes(device: torch.device) -> Passes:

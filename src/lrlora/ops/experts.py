@@ -74,7 +74,7 @@ class _ExpertsWeight(torch.autograd.Function):
         weights = torch.empty(A.shape[0], B.shape[1], A.shape[2], dtype=dtype, device=A.device)
         with torch.autocast(A.device.type, enabled=False):
             for e in range(len(A)):
-                factors = _factors_of(e, A, B, c, tau, scale, phi, carrier)
+                factors = _factors_of(backend, e, A, B, c, tau, scale, phi, carrier)
                 weights[e] = backend.weight(None if W0 is None else W0[e], *factors, phi, dtype)
         return weights
 
@@ -93,7 +93,7 @@ class _ExpertsWeight(torch.autograd.Function):
         dc = None if c is None else torch.zeros_like(c)
         with torch.autocast(A.device.type, enabled=False):
             for e in _experts_with_gradient(gradient):
-                factors = _factors_of(e, A, B, c, ctx.tau, ctx.scale, ctx.phi, ctx.carrier)
+                factors = _factors_of(ctx.backend, e, A, B, c, ctx.tau, ctx.scale, ctx.phi, ctx.carrier)
                 # a copy: the passes overwrite it
                 G = gradient[e].to(factors[0].dtype, copy=True, memory_format=torch.contiguous_format)
                 dA[e], dB[e], dc_of_expert = ctx.backend.gradients(G, None, *factors, ctx.phi)
@@ -103,11 +103,19 @@ class _ExpertsWeight(torch.autograd.Function):
 
 
 def _factors_of(
-    e: int, A: Tensor, B: Tensor, c: Tensor | None, tau: Tensor, scale: float, phi: Form, carrier: Carrier | None
+    backend: Any,
+    e: int,
+    A: Tensor,
+    B: Tensor,
+    c: Tensor | None,
+    tau: Tensor,
+    scale: float,
+    phi: Form,
+    carrier: Carrier | None,
 ) -> tuple[Any, ...]:
     own_c = c if c is None or c.ndim == 1 else c[e]
-    own_carrier = None if carrier is None else carrier.of_expert(e)
-    return factors_in_precision(A[e], B[e], own_c, tau[e], scale, phi, *signs_of(own_carrier, A[e], B[e]))
+    signs = signs_of(backend, None if carrier is None else carrier.of_expert(e), A[e], B[e])
+    return factors_in_precision(backend, A[e], B[e], own_c, tau[e], scale, phi, *signs)
 
 
 def _experts_with_gradient(gradient: Tensor) -> list[int]:

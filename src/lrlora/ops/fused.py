@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from lrlora.method import update as definition
-from lrlora.method.carrier import Carrier, hashes
-from lrlora.method.fast import carried, knee
+from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form, check_form
 from lrlora.method.update import at_least_float32, check_factors
 from lrlora.ops import compiled, eager
@@ -80,7 +79,7 @@ def adapted_linear(
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
     backend, _ = choose(impl, A, B)
-    return _AdaptedLinear.apply(x, W0, bias, A, B, c, tau, scale, phi, *signs_of(carrier, A, B), backend)  # pyright: ignore[reportReturnType]
+    return _AdaptedLinear.apply(x, W0, bias, A, B, c, tau, scale, phi, *signs_of(backend, carrier, A, B), backend)  # pyright: ignore[reportReturnType]
 
 
 def delta_weight(
@@ -104,7 +103,7 @@ def delta_weight(
     if impl == "definition":
         return definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier, rows=rows)
     backend, _ = choose(impl, A, B)
-    return _DeltaWeight.apply(A, B, c, tau, scale, phi, *signs_of(carrier, A, B, rows), backend)  # pyright: ignore[reportReturnType]
+    return _DeltaWeight.apply(A, B, c, tau, scale, phi, *signs_of(backend, carrier, A, B, rows), backend)  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()
@@ -133,7 +132,7 @@ def adapted_weight(
         return (dW if W0 is None else W0 + dW).to(dtype or dW.dtype)
     backend, _ = choose(impl, A, B)
     with torch.autocast(A.device.type, enabled=False):
-        factors = factors_in_precision(A, B, c, tau, scale, phi, *signs_of(carrier, A, B))
+        factors = factors_in_precision(backend, A, B, c, tau, scale, phi, *signs_of(backend, carrier, A, B))
         return backend.weight(W0, *factors, phi, dtype or factors[0].dtype)
 
 
@@ -182,9 +181,9 @@ def _backend(name: str, A: Tensor) -> tuple[Any, str | None]:
 
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(x, W0, bias, A, B, c, tau, scale, phi, offset, of_rows, of_columns, backend) -> Tensor:
+    def forward(x, W0, bias, A, B, c, tau, scale, phi, offset, sign, other_sign, backend) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            factors = factors_in_precision(A, B, c, tau, scale, phi, offset, of_rows, of_columns)
+            factors = factors_in_precision(backend, A, B, c, tau, scale, phi, offset, sign, other_sign)
             weight = backend.weight(W0, *factors, phi, x.dtype)
             y = linear(x, weight, None if bias is None else bias.to(x.dtype))
             # of a batch of sequences it is a view, which a model could not change in place
@@ -207,7 +206,7 @@ class _AdaptedLinear(torch.autograd.Function):
         rows_of_x, rows_of_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
         dx = dA = dB = dc = weight = None
         with torch.autocast(x.device.type, enabled=False):
-            factors = factors_in_precision(A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
+            factors = factors_in_precision(ctx.backend, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
             if any(needs_factors):
                 weight = rows_of_dy.T @ rows_of_x
                 dA, dB, dc = ctx.backend.gradients(weight, ctx.W0, *factors, ctx.phi)
@@ -222,9 +221,9 @@ class _AdaptedLinear(torch.autograd.Function):
 
 class _DeltaWeight(torch.autograd.Function):
     @staticmethod
-    def forward(A, B, c, tau, scale, phi, offset, of_rows, of_columns, backend) -> Tensor:
+    def forward(A, B, c, tau, scale, phi, offset, sign, other_sign, backend) -> Tensor:
         with torch.autocast(A.device.type, enabled=False):
-            factors = factors_in_precision(A, B, c, tau, scale, phi, offset, of_rows, of_columns)
+            factors = factors_in_precision(backend, A, B, c, tau, scale, phi, offset, sign, other_sign)
             return backend.weight(None, *factors, phi, factors[0].dtype)
 
     @staticmethod
@@ -237,7 +236,7 @@ class _DeltaWeight(torch.autograd.Function):
         refuse_second_derivatives()
         A, B, c = ctx.saved_tensors
         with torch.autocast(A.device.type, enabled=False):
-            factors = factors_in_precision(A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
+            factors = factors_in_precision(ctx.backend, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
             # a copy: the passes overwrite it, and whoever gave it may want to use it again
             G = grad_outputs[0].to(factors[0].dtype, copy=True, memory_format=torch.contiguous_format)
             gradients = ctx.backend.gradients(G, None, *factors, ctx.phi)
@@ -246,12 +245,12 @@ class _DeltaWeight(torch.autograd.Function):
 
 
 def signs_of(
-    carrier: Carrier | None, A: Tensor, B: Tensor, rows: Tensor | None = None
+    backend: Any, carrier: Carrier | None, A: Tensor, B: Tensor, rows: Tensor | None = None
 ) -> tuple[float, Tensor | None, Tensor | None]:
-    """Offset of a carrier, and the hashes of the rows and columns of B A; one by one, as torch.compile wants them."""
+    """Offset of a carrier, and the two tensors that a backend makes its signs from; one by one for torch.compile."""
     if carrier is None:
         return 0.0, None, None
-    return carrier.offset, *hashes(carrier.seed, B.shape[0] if rows is None else rows, A.shape[1], A.device)
+    return carrier.offset, *backend.signs(carrier, A, B, rows)
 
 
 def refuse_second_derivatives() -> None:
@@ -263,6 +262,7 @@ def refuse_second_derivatives() -> None:
 
 
 def factors_in_precision(
+    backend: Any,
     A: Tensor,
     B: Tensor,
     c: Tensor | None,
@@ -270,13 +270,13 @@ def factors_in_precision(
     scale: float,
     phi: Form,
     offset: float,
-    of_rows: Tensor | None,
-    of_columns: Tensor | None,
+    *signs: Tensor | None,
 ) -> tuple[Any, ...]:
-    """A, B, c and the knee in the precision in which Z and phi are computed; the rest as from `signs_of`."""
+    """A, B and c in the precision in which Z and phi are computed, and what a backend knows of phi besides.
+
+    The signs are those of `signs_of`.
+    """
     A, B = at_least_float32(A), at_least_float32(B)
     # detached: a parameter, or a tensor with a graph, would each be compiled for again
-    c, at = None if c is None else c.detach().to(A.dtype), knee(tau, scale, phi, A)
-    if of_rows is not None and of_columns is not None and c is not None:
-        at = at._replace(carried=carried(offset, of_rows, of_columns, c, phi))
-    return A, B, c, at
+    c = None if c is None else c.detach().to(A.dtype)
+    return A, B, c, backend.numbers(tau, scale, phi, A, c, offset, *signs)

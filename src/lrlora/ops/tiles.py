@@ -53,17 +53,18 @@ def gradients(
     phi: Form,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """dL/dA, dL/dB and dL/dc from G = dL/dW [out, in]; G then holds the weight [W0 +] scale phi(B A)."""
-    dA, dB = torch.zeros_like(A), torch.empty_like(B)
-    dc = None if c is None else torch.zeros_like(c)
+    dA = dc = None
+    dB = torch.empty_like(B)
     for rows in _tiles(G, passes.tile_entries):
         dZ = torch.empty(rows.stop - rows.start, A.shape[1], dtype=A.dtype, device=A.device)
         dc_in_parts = passes.write_weight_and_gradients(
             G[rows], dZ, A, B[rows], None if W0 is None else W0[rows], c, knee.of_rows(rows), phi
         )
         dB[rows] = dZ @ A.T
-        dA.addmm_(B[rows].T, dZ)
-        if dc is not None and dc_in_parts is not None:
-            dc += dc_in_parts.sum(0)
+        dA = B[rows].T @ dZ if dA is None else dA.addmm_(B[rows].T, dZ)
+        if dc_in_parts is not None:
+            dc = dc_in_parts.sum(0) if dc is None else dc + dc_in_parts.sum(0)
+    assert dA is not None
     return dA, dB, dc
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import sys
 import weakref
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._guards import detect_fake_mode
 from torch.nn.functional import linear
 
 from lrlora import ops
@@ -23,6 +25,20 @@ GAIN = 10.0
 """dc / dtheta: under Adam, how many times faster c moves than A and B at the same rate."""
 
 _HALF = (torch.float16, torch.bfloat16)
+
+
+def start_on(start: tuple[float, ...], device: torch.device) -> Tensor:
+    """c_start on a device; the same tensor in every call, since a copy to a GPU makes the host wait for it."""
+    # the fakes of a tracer must not be kept
+    if device.type == "meta" or torch.compiler.is_compiling() or detect_fake_mode() is not None:
+        return torch.tensor(start, dtype=torch.float32, device=device)
+    return _start_on(start, device)
+
+
+@functools.cache
+def _start_on(start: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(start, dtype=torch.float32, device=device)
 
 
 class _Sharers:
@@ -72,7 +88,7 @@ class LRLoraDelta(nn.Module):
         self.phi: Form = config.phi
         self.config_version = config.config_version
         self._carrier = config.carrier_of(0)
-        self._start = config.starting_coefficients()
+        self._start = tuple(config.starting_coefficients())
         self.is_phi_shared = config.phi != "sine" and config.share in ("type", "block", "global")
         self.is_knee_followed = False
         self._kappa: float | None = None
@@ -123,12 +139,12 @@ class LRLoraDelta(nn.Module):
     @property
     def c_start(self) -> Tensor | None:
         """The coefficients at which training started, [K]; None for phi = "sine"."""
-        return None if self.theta is None else torch.tensor(self._start, device=self.theta.device)
+        return None if self.theta is None else start_on(self._start, self.theta.device)
 
     def _coefficients(self, theta: Tensor | None) -> Tensor | None:
         if theta is None or self.config_version == 1:
             return theta
-        return torch.tensor(self._start, dtype=torch.float32, device=theta.device) + GAIN * theta
+        return torch.add(start_on(self._start, theta.device), theta, alpha=GAIN)
 
     @property
     def carrier(self) -> Carrier | None:
