@@ -16,6 +16,8 @@ from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.show import print_table, print_warnings
 from lrlora.files import new_folder, write_json
 
+_TUNED = {False: "rates chosen on validation rows", True: "rates chosen on the facts themselves"}
+
 
 def _flag(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -54,7 +56,7 @@ def run(arguments: list[str]) -> int:
         if results and results[0].exists():
             from lrlora.study.store import read_rows
 
-            done = sum(row["status"] == "done" for row in read_rows(results[0]))
+            done = sum(row["status"] != "failed" for row in read_rows(results[0]))
             kept = f"{results[0]} holds {done} finished cells; the same command goes on with the others"
         is_terminated = isinstance(stop, _Terminated)
         print(f"lrlora: {'terminated' if is_terminated else 'interrupted'}; {kept}", file=sys.stderr)
@@ -122,14 +124,21 @@ def _show(study: Any, results: list[Any], out: Path) -> None:
     from lrlora.study.summary import answers, summary_lines
 
     reference = study.reference_arm() or "nothing"
-    tuned = "one rate, not tuned" if len(study.learning_rates) == 1 else "rates chosen on validation rows"
     for task in study.tasks:
         mine = [result for result in results if result.task == task.name]
+        tuned = "one rate, not tuned" if len(study.learning_rates) == 1 else _TUNED[task.is_facts]
+        where = "of all facts" if task.is_facts else "on test rows"
         print_table(
-            f"{task.name}: {mine[0].metric or 'no result'} on test rows, mean [95 %]; {tuned}",
+            f"{task.name}: {mine[0].metric or 'no result'} {where}, mean [95 %]; {tuned}",
             ("arm", "s", "rate", "test", "n", f"minus {reference}", "p", "parameters", "time"),
             (_cells(result) for result in mine),
         )
+        if any(result.capacity for result in mine):
+            print_table(
+                f"{task.name}: what the arms hold, mean [95 %]",
+                ("arm", "bits", "bits a parameter", "exact recall", "nats a fact", f"x {reference}", "unrelated nats"),
+                (_capacity_cells(result) for result in mine if result.capacity),
+            )
     for question, answer in answers(results, reference):
         print(f"{question} {answer}")
     print_warnings(summary_lines(results))
@@ -151,8 +160,21 @@ def _cells(result: Any) -> tuple[Any, ...]:
     )
 
 
-def _ends(interval: Any) -> str:
-    return "" if interval.low is None else f" [{interval.low:.3f}, {interval.high:.3f}]"
+def _capacity_cells(result: Any) -> tuple[str, ...]:
+    held = result.capacity
+    before, after = held.unrelated_nats_before, held.unrelated_nats_after
+    shown = [
+        "-" if value is None else f"{value.mean:,.{digits}f}{_ends(value, digits)}"
+        for value, digits in (
+            (held.bits, 0), (held.bits_per_parameter, 3), (held.exact_recall, 3), (held.nats_per_fact, 3),
+            (held.ratio, 2),
+        )
+    ]  # fmt: skip
+    return (result.arm, *shown, "-" if before is None else f"{before.mean:.3f} to {after.mean:.3f}")
+
+
+def _ends(interval: Any, digits: int = 3) -> str:
+    return "" if interval.low is None else f" [{interval.low:,.{digits}f}, {interval.high:,.{digits}f}]"
 
 
 def _dry_run(study: Any, as_json: bool) -> None:

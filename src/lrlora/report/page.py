@@ -75,7 +75,11 @@ def page(runs: Sequence[Run], found: Findings | None, studies: Sequence[StudySec
     charts = charts_of(runs, found) if found else {}
     drawn = {key: json.loads(chart.figure.to_json()) for key, chart in charts.items()}
     for section, study in enumerate(studies):
-        for name, figures_of_tasks in (("frontier", study.frontier), ("kinds", study.kinds)):
+        for name, figures_of_tasks in (
+            ("frontier", study.frontier),
+            ("kinds", study.kinds),
+            ("capacity", study.capacity),
+        ):
             for place, (_, figure) in enumerate(figures_of_tasks):
                 drawn[f"{name}-{section}-{place}"] = json.loads(figure.to_json())
     for figure in drawn.values():

@@ -9,6 +9,7 @@ from typing import Any
 from plotly import graph_objects
 
 from lrlora.files import read_json, read_json_lines
+from lrlora.report.capacity import capacity_figures
 from lrlora.report.figures import COLOURS, GREY, NAMES, plain
 from lrlora.statistics import SMALLEST_EFFECT, Interval
 from lrlora.study.plan import Row
@@ -34,6 +35,7 @@ class StudySection:
         failed: cells without a result, in words.
         frontier: value over trained parameters, per task.
         kinds: stable rank of attention and of MLP, arm by arm, per task; without tasks whose arms learn no rank.
+        capacity: for tasks of facts, what arms hold: pairs of what a figure shows and the figure.
     """
 
     name: str
@@ -45,6 +47,7 @@ class StudySection:
     failed: list[str]
     frontier: list[tuple[str, Any]]
     kinds: list[tuple[str, Any]]
+    capacity: list[tuple[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,7 @@ def study_section(folder: str | Path) -> StudySection | None:
         ],
         frontier=[(task, figure) for task, figure in frontier if figure is not None],
         kinds=[(task, figure) for task, figure in kinds if figure is not None],
+        capacity=capacity_figures(results),
     )
 
 

@@ -18,6 +18,7 @@ Bounds = tuple[float, float]
 _BOUNDS: dict[str, Bounds] = {
     "accuracy": (0.0, 1.0), "f1": (0.0, 1.0), "loss": (0.0, math.inf),
     "matthews": (-1.0, 1.0), "pearson": (-1.0, 1.0), "spearman": (-1.0, 1.0),
+    "exact_recall": (0.0, 1.0), "nats_per_fact": (0.0, math.inf),
 }  # fmt: skip
 
 

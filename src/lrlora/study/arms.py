@@ -147,13 +147,13 @@ def check_arm(study: Study, arm: Arm) -> None:
     adapter_config(study, arm, "SEQ_CLS", total_steps=1000)
 
 
-def adapter_config(study: Study, arm: Arm, task_type: str, total_steps: int) -> Any:
+def adapter_config(study: Study, arm: Arm, task_type: str | None, total_steps: int) -> Any:
     """The PEFT config of an arm; None for full fine-tuning.
 
     Args:
         study: gives the placement.
         arm: gives the method and its fields.
-        task_type: PEFT's word for the kind of task.
+        task_type: PEFT's word for the kind of task; None: PEFT shall not know, and leaves the head alone.
         total_steps: optimizer steps of a cell, which AdaLoRA plans with.
 
     Raises:

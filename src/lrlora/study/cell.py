@@ -13,10 +13,14 @@ import torch
 from transformers import set_seed
 
 from lrlora.data.encode import encode
+from lrlora.data.facts import encode_texts
 from lrlora.errors import InputError
 from lrlora.evaluation.commonsense import Suite
 from lrlora.study import memory
-from lrlora.study.arms import AllocateRanks, adapted, adapter_config, steps_of
+from lrlora.study.arms import AllocateRanks, steps_of
+from lrlora.study.base import keep_blocks, under_arm
+from lrlora.study.capacity import UNRELATED_TOKENS, score_facts, unrelated_nats
+from lrlora.study.facts import encode_facts
 from lrlora.study.plan import Cell, Row, arm_named, digest_of_parts, task_named
 from lrlora.study.rows import Parts, load_parts
 from lrlora.study.score import score
@@ -52,6 +56,7 @@ class Bench:
         self._base: tuple[object, str] | None = None
         self._encoded: dict[tuple[str, str], tuple[Any, Any]] = {}
         self._notes: dict[tuple[str, str], list[str]] = {}
+        self._unrelated: dict[str, tuple[Any, float]] = {}
 
     def run(self, cell: Cell) -> Row:
         """The row of a cell in results.jsonl; whatever goes wrong inside is a row too, with its reason."""
@@ -61,6 +66,9 @@ class Bench:
             row["status"] = "done"
         except Exception as error:  # one bad cell must not stop the others; nothing is hidden: the row says it
             row["reason"] = reason_of(error)
+            # of a capacity the best rate is often the last one that holds: one that does not has lost, like any other
+            if task_named(self._study, cell.task).is_facts and cell.phase == "search":
+                row["status"] = "diverged" if row["reason"].startswith("diverged") else "failed"
             row["traceback"] = traceback.format_exc(limit=-3)
         finally:
             gc.collect()
@@ -78,17 +86,28 @@ class Bench:
         self._check_base(cell)
         base, tokenizer, task_type = base_of(config, data)
         self._check_base(cell)  # as it was while it was loaded
+        if self._study.blocks is not None:
+            keep_blocks(base, self._study.blocks)
         train_rows, evaluation_rows = self._encoded_of(task, cell.phase, data, tokenizer)
-        peft_config = adapter_config(self._study, arm, task_type, steps_of(task, len(train_rows)))
-        model = adapted(base, peft_config)
+        unrelated = self._unrelated_of(task, data, base, tokenizer)
+        steps = steps_of(task, len(train_rows))
+        model, peft_config = under_arm(self._study, task, arm, base, task_type, steps)
         counts = {
             "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
             "total_parameters": sum(p.numel() for p in model.parameters()),
         }
         fitted = train_in_memory(config, data, model, tokenizer, train_rows, [AllocateRanks()])
         peak = watch.peak()
-        metrics = score(model, tokenizer, data, evaluation_rows, 2 * task.batch_size)
         metric = data.metrics[0] if data.metrics else "loss"
+        if task.is_facts:
+            metrics = score_facts(model, tokenizer, data, evaluation_rows)
+            metric = "nats_per_fact" if cell.phase == "search" and not data.labels else metric
+        else:
+            metrics = score(model, tokenizer, data, evaluation_rows, 2 * task.batch_size)
+        if unrelated is not None:
+            rows, before = unrelated
+            after = unrelated_nats(model, tokenizer, data, rows)
+            metrics |= {"unrelated_nats_before": before, "unrelated_nats_after": after}
         if task.commonsense and cell.phase == "final":
             metric = "accuracy"
             rows = self._parts[task.name].commonsense
@@ -136,8 +155,24 @@ class Bench:
         key = (task.name, phase)
         if key not in self._encoded:
             notes = self._notes.setdefault(key, [*data.notes])
-            self._encoded[key] = encode(data, tokenizer, task.max_length, task.template, notes.append)
+            if task.is_facts:
+                rows = encode_facts(data, tokenizer, task.max_length)
+                self._encoded[key] = rows, rows
+            else:
+                self._encoded[key] = encode(data, tokenizer, task.max_length, task.template, notes.append)
         return self._encoded[key]
+
+    def _unrelated_of(self, task: Task, data: Any, base: Any, tokenizer: Any) -> tuple[Any, float] | None:
+        """Unrelated text, encoded, and what the base alone makes of it; None where the task does not ask."""
+        texts = self._parts[task.name].unrelated
+        if not texts:
+            return None
+        if task.name not in self._unrelated:
+            rows = encode_texts(texts, tokenizer, UNRELATED_TOKENS)
+            if torch.accelerator.is_available():
+                base.to(torch.accelerator.current_accelerator())  # where the training will put it anyway
+            self._unrelated[task.name] = rows, unrelated_nats(base, tokenizer, data, rows)
+        return self._unrelated[task.name]
 
 
 def blank_row(study: Study, cell: Cell) -> Row:

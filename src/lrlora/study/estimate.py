@@ -10,9 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from lrlora.data import GLUE
-from lrlora.data.embedded import encoder_folder
+from lrlora.data.embedded import encoder_folder, model_folder
 from lrlora.errors import InputError
-from lrlora.study.arms import adapted, adapter_config, steps_of
+from lrlora.study.arms import steps_of
+from lrlora.study.base import keep_blocks, under_arm
 from lrlora.study.plan import cells_of_arm
 from lrlora.study.rows import load_splits
 from lrlora.study.scales import Scale, scale_lines, scale_of
@@ -139,11 +140,14 @@ def _estimate(study: Study, task: Task, arm: Arm, sizes: Sizes) -> Estimate:
     steps = steps_of(task, sizes.train_rows or 1)
     base = _on_meta(study, sizes.classes)
     set_pooling(base, task.pooling)
+    if study.blocks is not None:
+        keep_blocks(base, study.blocks)
     shape = base.config.get_text_config()
     matmul = sum(m.weight.numel() for m in base.modules() if isinstance(m, torch.nn.Linear))
-    peft_config = adapter_config(study, arm, "CAUSAL_LM" if sizes.classes is None else "SEQ_CLS", steps)
     with torch.device("meta"):
-        model = adapted(base, peft_config)
+        model, peft_config = under_arm(
+            study, task, arm, base, "CAUSAL_LM" if sizes.classes is None else "SEQ_CLS", steps
+        )
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     tokens = task.batch_size * task.max_length
@@ -188,7 +192,7 @@ def _config_of(study: Study) -> Any:
         except (KeyError, ValueError) as error:
             raise InputError(f"model_config needs a model_type that transformers knows: {error}") from error
     try:
-        return AutoConfig.from_pretrained(study.model or str(encoder_folder()))
+        return AutoConfig.from_pretrained(model_folder(study.model) if study.model else str(encoder_folder()))
     except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read the config of {study.model!r}; give the study a model_config: model_type, hidden_size, ..."
@@ -201,6 +205,8 @@ def _sizes_of(study: Study, task: Task) -> Sizes:
         data = load_splits(study, task).search
         classes = {"classification": len(data.labels), "regression": 1}.get(data.kind)
         return Sizes(len(data.train), classes, is_assumed=False)
+    if task.is_facts:
+        return Sizes(task.facts, None, is_assumed=True)  # pairs, for a causal model
     name = task.task or task.name
     kind = task.kind or (GLUE[name].kind if name in GLUE else "classification")
     classes = {"classification": 3 if name == "mnli" else 2, "regression": 1}.get(kind)
@@ -209,7 +215,8 @@ def _sizes_of(study: Study, task: Task) -> Sizes:
 
 def _is_here(study: Study, task: Task) -> bool:
     """Whether the rows of a task can be read without the hub; a data_root that is named must hold them."""
-    if task.data == EMBEDDED or study.data_root is not None:
+    is_drawn = task.is_facts and task.question_column is None
+    if is_drawn or task.data == EMBEDDED or study.data_root is not None:
         return True
     return task.data is not None and Path(task.data).expanduser().exists()
 

@@ -13,13 +13,17 @@ from transformers import AutoConfig
 
 from lrlora.errors import InputError
 from lrlora.study.arms import fields_of
+from lrlora.study.facts import OWN
 from lrlora.study.rows import Parts, fingerprint, load_parts
 from lrlora.study.spec import Arm, Study, Task
+from lrlora.study.widen import rate_beyond
 from lrlora.training.identity import digest_of_model, digest_of_rows
 from lrlora.training.local import check_local
 
 Phase = Literal["search", "final"]
 Row = dict[str, Any]
+LOWER_IS_BETTER = ("loss", "nats_per_fact")
+"""Metrics of which the lowest value is chosen."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ def digest_of_parts(parts: Parts, phase: str) -> str:
     digest = digest_of_rows(parts.of(phase))
     if parts.commonsense and phase == "final":
         digest += fingerprint(commonsense=parts.commonsense)
+    if parts.unrelated:
+        digest += fingerprint(unrelated=parts.unrelated)
     return digest
 
 
@@ -96,6 +102,8 @@ def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, 
         value = settings.pop(name)
         if task.commonsense and phase == "final" and name in ("how", "prompt"):
             settings[name] = value
+    for name in OWN:
+        settings.pop(name)  # the digest of the rows says these too
     if task.pooling == "auto":
         settings.pop("pooling")  # studies from before it could be chosen
     identity = fingerprint(
@@ -111,19 +119,48 @@ def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, 
         phase=phase,
         learning_rate=rate,
         seed=seed,
+        # left out where there are none, as before they could be chosen
+        **({} if study.blocks is None else {"blocks": study.blocks}),
     )
     return Cell(arm.name, task.name, phase, rate, seed, identity, digests.rows[task.name, phase], digests.model)
 
 
-def search_cells(study: Study, digests: Digests, arm: Arm, task: Task) -> list[Cell]:
-    """The cells that choose an arm's rate on a task; none where it has one rate: there is nothing to choose."""
-    if len(study.rates_of(arm)) == 1:
+def search_cells(
+    study: Study, digests: Digests, arm: Arm, task: Task, rows: Mapping[str, Row] | None = None
+) -> list[Cell]:
+    """The cells that choose an arm's rate on a task; none where it has one rate: there is nothing to choose.
+
+    Where a study widens, a rate beyond the edge comes behind the others as soon as all of them are through and the best
+    one lies there: it hangs on finished rows alone, so that a study that was stopped asks for the same.
+
+    Args:
+        study: what is compared.
+        digests: of its rows and model.
+        arm: whose rate is chosen.
+        task: on which it is chosen.
+        rows: by fingerprint, whatever is finished; None: nothing, which gives the cells of the grid.
+    """
+    rates, finished = list(study.rates_of(arm)), rows or {}
+    if len(rates) == 1:
         return []
-    return [
-        cell_of(study, digests, arm, task, "search", rate, seed)
-        for rate in study.rates_of(arm)
-        for seed in study.search_seeds
-    ]
+
+    def cells_at(rate: float) -> list[Cell]:
+        return [cell_of(study, digests, arm, task, "search", rate, seed) for seed in study.search_seeds]
+
+    cells = [cell for rate in rates for cell in cells_at(rate)]
+    for _ in range(study.widen):
+        if any(cell.fingerprint not in finished for cell in cells):
+            break
+        searched = [finished[cell.fingerprint] for cell in cells]
+        best = chosen_rate(searched, study.choose_by)
+        if best is None and all(row["status"] == "diverged" for row in searched):
+            best = min(rates)  # all were too high
+        further = None if best is None else rate_beyond(rates, best)
+        if further is None:
+            break
+        rates.append(further)
+        cells += cells_at(further)
+    return cells
 
 
 def final_cells(study: Study, digests: Digests, arm: Arm, task: Task, rate: float) -> list[Cell]:
@@ -144,7 +181,7 @@ def open_cells(study: Study, digests: Digests, rows: Mapping[str, Row]) -> list[
     cells: list[Cell] = []
     for task in study.tasks:
         for arm in study.arms:
-            searched = search_cells(study, digests, arm, task)
+            searched = search_cells(study, digests, arm, task, rows)
             missing = [cell for cell in searched if cell.fingerprint not in rows]
             cells += missing
             rate = None if missing else rate_of(study, arm, [rows[cell.fingerprint] for cell in searched])
@@ -163,7 +200,7 @@ def rate_of(study: Study, arm: Arm, searched: Sequence[Row]) -> float | None:
 def chosen_rate(searched: Iterable[Row], by: Literal["metric", "loss"] = "metric") -> float | None:
     """The learning rate of the best mean validation metric; of equals the one of the lower loss, then the lower rate.
 
-    A rate that failed with any seed is out. Rows of other phases are refused: no test row may choose.
+    A rate that failed or diverged with any seed is out. Rows of other phases are refused: no test row may choose.
 
     Args:
         searched: rows of the search of one arm on one task.
@@ -187,7 +224,7 @@ def chosen_rate(searched: Iterable[Row], by: Literal["metric", "loss"] = "metric
         loss = statistics.fmean(losses) if None not in losses else math.inf
         if by == "loss":
             return (loss, 0.0, rate)
-        return (value if rows[0]["metric"] == "loss" else -value, loss, rate)
+        return (value if rows[0]["metric"] in LOWER_IS_BETTER else -value, loss, rate)
 
     return min(whole, key=order)
 
@@ -208,13 +245,13 @@ def task_named(study: Study, name: str) -> Task:
 
 
 def cells_of_arm(study: Study, arm: Arm) -> int:
-    """How many cells an arm has on a task, if its search comes through."""
+    """How many cells an arm has on a task at most: if its search comes through, and is widened as often as it may."""
     rates = len(study.rates_of(arm))
-    return len(study.seeds) + (rates * len(study.search_seeds) if rates > 1 else 0)
+    return len(study.seeds) + ((rates + study.widen) * len(study.search_seeds) if rates > 1 else 0)
 
 
 def cells_at_most(study: Study) -> int:
-    """How many cells the study has, if every search comes through."""
+    """How many cells the study has at most."""
     return sum(cells_of_arm(study, arm) for arm in study.arms) * len(study.tasks)
 
 

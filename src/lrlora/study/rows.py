@@ -10,7 +10,9 @@ from typing import Any
 
 from lrlora.data import GLUE, DataSource, TaskData
 from lrlora.data.commonsense import load_commonsense
+from lrlora.data.embedded import news_articles
 from lrlora.errors import InputError
+from lrlora.study.facts import load_facts
 from lrlora.study.spec import Study, Task
 from lrlora.training.heads import load_task_for
 
@@ -27,11 +29,13 @@ class Parts:
         final: its evaluation rows are the labelled evaluation file's, or were split off the training file where the
             task says so; no choice is made on them.
         commonsense: test rows by commonsense task, for the final phase; empty where the task names none.
+        unrelated: texts that have to do with no fact, on which forgetting is measured; empty where no task asks.
     """
 
     search: TaskData
     final: TaskData
     commonsense: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    unrelated: list[str] = field(default_factory=list)
 
     def of(self, phase: str) -> TaskData:
         """The rows of a phase, "search" or "final"."""
@@ -50,11 +54,15 @@ def load_parts(study: Study, task: Task) -> Parts:
             name: load_commonsense(study.commonsense_data_of(task), name, task.commonsense_rows, SPLIT_SEED)
             for name in task.commonsense
         },
+        unrelated=news_articles(task.forgetting) if task.forgetting is not None else [],
     )
 
 
 def load_splits(study: Study, task: Task) -> Parts:
-    """As `load_parts`, without the rows of commonsense tasks."""
+    """As `load_parts`, without the rows of commonsense tasks and unrelated texts; of facts both phases have all."""
+    if task.is_facts:
+        facts = load_facts(study, task)
+        return Parts(facts, facts)
     is_held_out = task.test_from == "training"
     sizes = (task.train_rows, task.validation_rows, task.test_rows if is_held_out else 0)
     source = _source(study, task, None if None in sizes else sum(size or 0 for size in sizes))
@@ -75,6 +83,7 @@ def load_splits(study: Study, task: Task) -> Parts:
 
 
 def _source(study: Study, task: Task, train_rows: int | None) -> DataSource:
+    assert task.kind != "facts"
     name = task.task or (task.name if task.name in GLUE else None)
     return DataSource(
         data=study.data_of(task),

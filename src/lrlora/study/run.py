@@ -134,7 +134,7 @@ def rows_of(study: Study, digests: Digests, rows: dict[str, Row]) -> list[Row]:
     found: list[Row] = []
     for task in study.tasks:
         for arm in study.arms:
-            cells = search_cells(study, digests, arm, task)
+            cells = search_cells(study, digests, arm, task, rows)
             if all(cell.fingerprint in rows for cell in cells):
                 rate = rate_of(study, arm, [rows[cell.fingerprint] for cell in cells])
                 cells = cells if rate is None else cells + final_cells(study, digests, arm, task, rate)
@@ -146,5 +146,7 @@ def _told(cell: Cell, row: Row) -> str:
     head = f"{cell.task} {cell.arm} {cell.phase} rate {cell.learning_rate:g} seed {cell.seed}"
     if row["status"] == "failed":
         return f"{head}: FAILED: {row['reason']}"
+    if row["status"] == "diverged":
+        return f"{head}: {row['reason']}; this rate has lost"
     loss = "" if row["metric"] == "loss" else f", loss {row['loss']:.4f}"
     return f"{head}: {row['metric']} {row['value']:.4f}{loss}, {row['wall_s']:.1f} s"

@@ -39,7 +39,7 @@ def score(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: 
 def _score_labels(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: int) -> dict[str, float]:
     collate = collator_of(task, tokenizer)
     logits, order = [], []
-    for numbers, batch in _batches(encoded, collate, batch_size, model.device):
+    for numbers, batch in batches(encoded, collate, batch_size, model.device):
         batch.pop("labels")
         logits.append(model(**batch).logits.float().cpu())
         order += numbers
@@ -54,7 +54,7 @@ def _score_labels(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batc
 def _score_texts(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: int) -> dict[str, float]:
     collate = collator_of(task, tokenizer)
     total = tokens = 0.0
-    for _, batch in _batches(encoded, collate, batch_size, model.device):
+    for _, batch in batches(encoded, collate, batch_size, model.device):
         labels = batch.pop("labels")[:, 1:]
         logits = model(**batch).logits[:, :-1].float()
         total += torch.nn.functional.cross_entropy(
@@ -64,7 +64,7 @@ def _score_texts(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch
     return {"loss": total / max(tokens, 1)}
 
 
-def _batches(encoded: Any, collate: Any, batch_size: int, device: torch.device):
+def batches(encoded: Any, collate: Any, batch_size: int, device: torch.device):
     """Batches of rows of like length, the longest first, with the rows' numbers: padding costs as much as text."""
     columns = [name for name in encoded.column_names if name not in ("text", "text_pair")]
     lengths = [len(tokens) for tokens in encoded["input_ids"]]

@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 from lrlora.data import Kind
 from lrlora.data.commonsense import COMMONSENSE
+from lrlora.data.facts import PATTERN
 from lrlora.errors import InputError
 from lrlora.statistics import SMALLEST_EFFECT
+from lrlora.study.facts import check_facts
 
 EMBEDDED = "embedded"
 """Instead of a path: the titles of BBC News articles that come with the demo."""
@@ -42,13 +44,19 @@ class Task:
         commonsense_data: folder of their files, relative to `data_root`, or "hub"; None: `data_root`.
         commonsense_rows: test rows of each, at most. None: all.
         how, prompt: as in `lrlora.evaluation.score_commonsense`.
+        facts: of kind "facts": how many facts the adapter must memorise. Without `data` they are drawn; of a file the
+            first so many pairs, None: all.
+        values: answers that a drawn fact can have, each as likely.
+        question_column, answer_column: columns of the file of pairs.
+        pattern: how a pair becomes a text for a causal model; what stands behind the question is to be memorised.
+        forgetting: articles of unrelated English on which a causal model is scored before and after; None: none.
     """
 
     name: str
     data: str | None = None
     task: str | None = None
     subset: str | None = None
-    kind: Kind | None = None
+    kind: Kind | Literal["facts"] | None = None
     text_columns: tuple[str, ...] | None = None
     label_column: str = "label"
     train_rows: int | None = None
@@ -67,6 +75,12 @@ class Task:
     commonsense_rows: int | None = None
     how: Literal["likelihood", "generation"] = "likelihood"
     prompt: Literal["question", "instruction"] = "instruction"
+    facts: int | None = None
+    values: int = 16
+    question_column: str | None = None
+    answer_column: str | None = None
+    pattern: str = PATTERN
+    forgetting: int | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "name of a task")
@@ -80,6 +94,12 @@ class Task:
             raise InputError(f"pooling is of classification and regression, task {self.name!r} is causal; leave it out")
         if self.epochs <= 0 and self.max_steps < 1:
             raise InputError(f"epochs must be above 0, got {self.epochs}; or give max_steps")
+        check_facts(self)
+
+    @property
+    def is_facts(self) -> bool:
+        """Whether the adapter has to memorise facts."""
+        return self.kind == "facts"
 
 
 @dataclass(frozen=True)
@@ -134,6 +154,9 @@ class Study:
         target_modules, exclude_modules, modules_to_save: the placement, the same for every arm.
         training: what is the same for every cell.
         device_tflops: assumed speed of the device in TFLOP/s, for the estimates of --dry_run.
+        blocks: use only the first so many blocks of the base model; None: all.
+        widen: at most so many more rates are tried for an arm on a task, one factor of its grid beyond the edge, while
+            the best rate lies at the edge of those tried.
     """
 
     study: str
@@ -154,6 +177,8 @@ class Study:
     modules_to_save: tuple[str, ...] | None = None
     training: Training = Training()
     device_tflops: float | None = None
+    blocks: int | None = None
+    widen: int = 0
 
     def __post_init__(self) -> None:
         check_name(self.study, "name of a study")
@@ -170,6 +195,15 @@ class Study:
         self._check_budget()
         if not (self.smallest_effect >= 0 and math.isfinite(self.smallest_effect)):
             raise InputError(f"smallest_effect must be at least 0, got {self.smallest_effect}")
+        for name, least in (("blocks", 1), ("widen", 0)):
+            if getattr(self, name) is not None and getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        facts = [task.name for task in self.tasks if task.is_facts]
+        if facts and self.modules_to_save:
+            raise InputError(
+                f"modules_to_save ({', '.join(self.modules_to_save)}) would hold facts beside the adapter, which task "
+                f"{facts[0]!r} of kind facts counts alone; leave modules_to_save out"
+            )
         names = [arm.name for arm in self.arms]
         if self.reference is not None and self.reference not in names:
             raise InputError(f"reference {self.reference!r} is none of the arms: {', '.join(names)}")

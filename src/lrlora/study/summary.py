@@ -22,6 +22,7 @@ from lrlora.statistics import (
     mean_interval,
     paired_difference,
 )
+from lrlora.study.capacity import Capacity, capacity_of
 from lrlora.study.plan import Row, chosen_rate, is_at_the_edge
 from lrlora.study.scales import Scale, scale_lines, scale_of
 from lrlora.study.spec import Study
@@ -78,6 +79,9 @@ class ArmResult:
         wall_s, peak_bytes: medians over final cells.
         ranks: None for arms without a learned rank.
         failed: cells that failed, search and final together.
+        rates_tried: by the search, in rising order, with those beyond the grid of the study; empty without a search.
+        diverged: those of them that have lost because a cell diverged, which is a failure in tasks of other kinds.
+        capacity: what the arm holds; None for tasks that are not of facts.
     """
 
     task: str
@@ -98,6 +102,9 @@ class ArmResult:
     peak_bytes: float | None
     ranks: ArmRanks | None
     failed: int
+    rates_tried: tuple[float, ...] = ()
+    diverged: tuple[float, ...] = ()
+    capacity: Capacity | None = None
 
 
 def summary(
@@ -132,14 +139,24 @@ def as_dict(study: Study, rows: Sequence[Row], results: Sequence[ArmResult]) -> 
         "note": study.note,
         "reference": study.reference_arm(),
         "smallest_effect": study.smallest_effect,
-        "arms": [dataclasses.asdict(result) for result in results],
+        "arms": [_described(study, result) for result in results],
         "cells": [row["fingerprint"] for row in rows],
     }
 
 
+def _described(study: Study, result: ArmResult) -> dict[str, Any]:
+    """Without what only facts and widened searches have, where there are none."""
+    described = dataclasses.asdict(result)
+    if result.capacity is None and not study.widen:
+        for name in ("rates_tried", "diverged", "capacity"):
+            if name != "diverged" or not result.diverged:
+                del described[name]
+    return described
+
+
 def _result(rows: list[Row], theirs: list[Row] | None, smallest_effect: float) -> ArmResult:
     searched = [row for row in rows if row["phase"] == "search"]
-    final = [row for row in rows if row["phase"] == "final" and row["status"] == "done"]
+    final = [row for row in rows if _is_result(row)]
     rate = final[0]["learning_rate"] if final else chosen_rate(searched)
     validation = [row["value"] for row in searched if row["learning_rate"] == rate and row["status"] == "done"]
     one = final[0] if final else {}
@@ -174,7 +191,14 @@ def _result(rows: list[Row], theirs: list[Row] | None, smallest_effect: float) -
         peak_bytes=_middle(final, "peak_bytes"),
         ranks=_ranks(final),
         failed=sum(row["status"] == "failed" for row in rows),
+        rates_tried=_rates(searched),
+        diverged=_rates([row for row in searched if row["status"] == "diverged"]),
+        capacity=capacity_of(final, [row for row in theirs or [] if _is_result(row)]),
     )
+
+
+def _rates(rows: Sequence[Row]) -> tuple[float, ...]:
+    return tuple(sorted({row["learning_rate"] for row in rows}))
 
 
 def _ranks(final: list[Row]) -> ArmRanks | None:
@@ -207,7 +231,11 @@ def _means(seeds: Sequence[Sequence[Any]], name: str) -> list[float]:
 
 
 def _by_seed(rows: Sequence[Row], key: str) -> dict[int, float]:
-    return {row["seed"]: row[key] for row in rows if (row["phase"], row["status"]) == ("final", "done")}
+    return {row["seed"]: row[key] for row in rows if _is_result(row)}
+
+
+def _is_result(row: Row) -> bool:
+    return (row["phase"], row["status"]) == ("final", "done")
 
 
 def _middle(rows: Sequence[Row], key: str) -> float | None:
@@ -224,9 +252,14 @@ def summary_lines(results: Sequence[ArmResult]) -> list[str]:
     lines = scale_lines((r.arm, r.scale) for r in results)
     for edge in (r for r in results if r.at_the_edge):
         lines.append(
-            f"{edge.task}, {edge.arm}: the best learning rate, {edge.learning_rate:g}, is at the edge of its grid; "
-            "widen the grid of every arm before you trust a difference"
+            f"{edge.task}, {edge.arm}: the best learning rate, {edge.learning_rate:g}, is at the edge of its grid "
+            f"({', '.join(f'{rate:g}' for rate in edge.rates_tried)}); widen the grid of every arm before you trust a "
+            "difference"
         )
+    for lost in (r for r in results if r.diverged):
+        rates = ", ".join(f"{rate:g}" for rate in lost.diverged)
+        end = "no learning rate came through" if lost.learning_rate is None else "they have lost"
+        lines.append(f"{lost.task}, {lost.arm}: diverged at the learning rates {rates}; {end}")
     for bad in (r for r in results if r.failed):
         what = "no learning rate came through" if bad.learning_rate is None else "the rest are counted"
         lines.append(f"{bad.task}, {bad.arm}: {bad.failed} cells failed, {what}; --retry_failed runs them again")
