@@ -100,6 +100,21 @@ kept, and is too good by that sum.
 """
 
 
+def carrier_section() -> str:
+    """What a carrier adds to a training step, from results/carrier.json."""
+    measured = measure.read("carrier")
+    lines = []
+    for row in measured["rows"]:
+        of = seconds(row)
+        plain = of["lrlora compiled"]
+        lines.append([f"T = {row['T']}"] + [f"{1e3 * t:.0f} ms ({t / plain:.2f})" for t in of.values()])
+    return (
+        "\n## The carrier\n\nThe same training step, in brackets over LR-LoRA without a carrier; {device},"
+        " {threads} threads, commit {commit}.\n\n".format(**measured["environment"])
+        + table(["tokens", *seconds(measured["rows"][0])], lines)
+    )
+
+
 GPU = """
 ## On a GPU
 
@@ -167,6 +182,7 @@ def page() -> str:
         + training_tables(step["rows"])
         + "\n## K\n\nThe same step, T = 1024.\n\n"
         + basis_table(step["rows"])
+        + carrier_section()
         + "\n## Evaluation without merging, and merged\n\n"
         + EVALUATION
         + evaluation_table(step["rows"])
