@@ -108,3 +108,6 @@ def test_the_command_line_in_two_processes_equals_one(tiny_encoder, sentences, t
     whole, parts = (torch.cat([state[name].flatten() for name in names]) for state in (one, two))
     assert rel_rms(parts, whole.double()) < 0.2
     assert {f.name for f in folders[1].iterdir()} == {f.name for f in folders[0].iterdir()}
+    found, expected = (json.loads((folder / "metrics.json").read_text()) for folder in reversed(folders))
+    for name in ("train_loss", "loss"):
+        assert found[name] == pytest.approx(expected[name], rel=0.02), name

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -67,6 +68,24 @@ def test_a_run_folder_holds_what_it_promises(tiny_encoder, sentences, tmp_path):
     assert (out / "ranks.png").read_bytes().startswith(b"\x89PNG")
     again = AutoPeftModelForSequenceClassification.from_pretrained(out / "adapter", num_labels=2)
     assert len(deltas(again)) == 13
+
+
+@pytest.mark.parametrize("labels", ["classes", "numbers"])
+def test_the_loss_of_accumulated_batches_is_that_of_one(tiny_encoder, sentences, tmp_path, labels):
+    rows = [json.loads(line) for line in (sentences / "train.jsonl").read_text().splitlines()]
+    data = tmp_path / "train.jsonl"
+    write_rows(data, [{**row, "label": row["label"] if labels == "classes" else 0.5 + row["label"]} for row in rows])
+    config = json.loads((tiny_encoder / "config.json").read_text())
+    folder = shutil.copytree(tiny_encoder, tmp_path / "encoder")
+    config.update(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    (folder / "config.json").write_text(json.dumps(config))
+    losses = []
+    for batch, accumulation in ((8, 1), (2, 4)):
+        fields = {"batch_size": batch, "gradient_accumulation": accumulation, "max_steps": 2, "learning_rate": 1e-6}
+        out = tmp_path / f"of_{batch}"
+        train(config_for(folder, data, out, **fields))
+        losses.append(json.loads((out / "metrics.json").read_text())["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
 def test_a_finished_run_is_shown_and_not_trained_again(tiny_encoder, sentences, tmp_path):

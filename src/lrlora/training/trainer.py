@@ -77,7 +77,7 @@ def make_trainer(
         )
     except ValueError as error:
         raise InputError(str(error).splitlines()[0]) from error
-    return Trainer(
+    trainer = Trainer(
         model=model,
         args=arguments,
         train_dataset=train_rows,
@@ -87,6 +87,11 @@ def make_trainer(
         optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": config.learning_rate}),
         callbacks=[TauCallback(), NonFiniteGuard()],
     )
+    if task.kind != "causal":
+        # the Trainer takes every model whose forward has **kwargs for one that divides its loss by the rows of all
+        # accumulated batches and processes. Classifiers take the mean of a batch: loss and gradient would grow with both
+        trainer.model_accepts_loss_kwargs = False
+    return trainer
 
 
 def check_trackers(names: list[str]) -> None:
