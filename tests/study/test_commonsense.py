@@ -1,8 +1,11 @@
 """A study of commonsense tasks: trained on a mixture, tuned on held-out answers, measured on the tasks' own rows."""
 
+import sys
+
 import pytest
 
 from lrlora import InputError
+from lrlora.cli.main import main
 from lrlora.data.commonsense import load_commonsense
 from lrlora.evaluation import commonsense
 from lrlora.study.cell import Bench
@@ -82,3 +85,17 @@ def test_what_cannot_be_is_refused(tiny_decoder, folder):
     task = Task("mix", data=str(folder / "mix_train.jsonl"), kind="causal", validation_rows=4, commonsense=("obqa",))
     with pytest.raises(InputError, match="pass --data_root FOLDER, or give the task commonsense_data"):
         digests_of(small_study(tiny_decoder, folder, tasks=(task,)))
+
+
+def test_lm_eval_is_asked_for_by_commonsense_alone(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lm_eval", None)  # as where it is not installed
+    head = "study: s\nlearning_rates: [1e-3]\nseeds: [0]\narms: [{name: lora, method: lora}]\n"
+    mix = f"{{name: mix, data: {folder / 'mix_train.jsonl'}, kind: causal, commonsense: [obqa]}}"
+    file = tmp_path / "study.yaml"
+    file.write_text(f"{head}model: nowhere\ntasks: [{mix}]\n")
+    assert main(["study", str(file), "--out", str(tmp_path / "out"), "--data_root", str(folder)]) == 2
+    assert 'lrlora study needs lm_eval, which is not installed: pip install "lrlora[study]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    file.write_text(f"{head}model: {tmp_path / 'nowhere'}\ntasks: [{{name: d, kind: facts, facts: 4}}]\n")
+    assert main(["study", str(file), "--out", str(tmp_path / "out")]) == 2
+    assert "lrlora study needs" not in capsys.readouterr().err

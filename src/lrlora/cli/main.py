@@ -47,9 +47,9 @@ _NEEDS = {
     "merge": ("rich",),
     "export": ("rich",),
     "report": ("scipy", "jinja2", "plotly"),
-    "study": (*_TASKS, "lm_eval", "yaml"),
+    "study": (*_TASKS, "yaml"),
 }
-"""What a verb needs beside the package's own dependencies; some flags need more."""
+"""What a verb needs beside the package's own dependencies; some flags, and some tasks of a study, need more."""
 
 # files of our own come to an error with their name, by lrlora.files
 _NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)

@@ -89,7 +89,7 @@ def make_trainer(
     )
     if task.kind != "causal":
         # the Trainer takes every model whose forward has **kwargs for one that divides its loss by the rows of all
-        # accumulated batches and processes. Classifiers take the mean of a batch: loss and gradient would grow with both
+        # accumulated batches and processes. Classifiers take the mean of a batch: their loss would grow with both
         trainer.model_accepts_loss_kwargs = False
     return trainer
 
