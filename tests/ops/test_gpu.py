@@ -88,6 +88,20 @@ def test_some_rows_of_an_update_are_rows_of_the_whole():
     assert torch.equal(some, ops.delta_weight(*factors, **how)[rows])
 
 
+@pytest.mark.parametrize("carrier", [None, Carrier(0.5, 5)])
+def test_experts_are_those_of_the_plain_passes(carrier):
+    given = [on_gpu(carried(inputs(size, "sinc", dtype=torch.float32), carrier)) for size in (120, 120)]
+    leaves = [torch.stack([each[name] for each in given]).requires_grad_() for name in ("A", "B", "c")]
+    tau = torch.tensor([0.5, 0.3], device="cuda")
+    found = []
+    for impl in ("triton", "eager"):
+        weights = ops.experts_weight(None, *leaves, tau, 1.5, phi="sinc", carrier=carrier, impl=impl)
+        direction = torch.sin(torch.arange(weights.numel(), device="cuda").float()).reshape(weights.shape)
+        found.append([weights.detach(), *torch.autograd.grad((weights * direction).sum(), leaves)])
+    for fast, plain in zip(*found, strict=True):
+        assert rel_rms(fast, plain) <= 2e-6
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_products_in_half_precision_keep_the_gradients_of_phi(dtype):
     given = on_gpu(carried(inputs(500, "sinc", dtype=torch.float32), Carrier(0.5, 3)))
