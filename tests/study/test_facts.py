@@ -15,6 +15,7 @@ from lrlora import InputError
 from lrlora.cli.main import main
 from lrlora.data.facts import MOST_VALUES, drawn_facts, encode_recalled, read_facts, written
 from lrlora.data.source import DataSource
+from lrlora.report.capacity import capacity_figures
 from lrlora.report.page import write_report
 from lrlora.report.study import study_section
 from lrlora.study import Machines, read_study, run_study
@@ -26,10 +27,12 @@ from lrlora.study.facts import encode_facts, load_facts
 from lrlora.study.plan import cell_of, chosen_rate, digests_of, final_cells, search_cells
 from lrlora.study.rows import load_parts
 from lrlora.study.spec import Arm, Study, Task, Training
+from lrlora.study.store import read_rows
 from lrlora.study.summary import summary, summary_lines
 from tests.conftest import BENCHMARK_DATA, tiny_bert, tiny_llama, write_rows
 
 ALONE = Machines(workers=1, threads=1)
+STUDIES = Path(__file__).parents[2] / "studies"
 LORA = Arm("lora", "lora", {"r": 2})
 OPEN = Arm("open", "lrlora", {"r": 2, "carrier": "signs", "carrier_start": "open"})
 EVERY = (
@@ -349,6 +352,20 @@ def test_the_command_shows_what_arms_hold_and_so_does_the_page(tiny_encoder, tmp
     page = (tmp_path / "page.html").read_text()
     assert "What the arms hold" in page
     assert 'data-figure="capacity-0-1"' in page
+
+
+def test_many_arms_are_shown_in_the_order_of_what_they_hold():
+    rows = read_rows(STUDIES / "results" / "facts-encoder" / "results.jsonl")
+    figures = capacity_figures(summary(rows, "lora-r1", 0.0))
+    assert [words.split(",")[0] for words, _ in figures] == [
+        "bits over trained parameters",
+        "bits of every arm in order",
+    ]
+    (over,), (dots,) = (figure.data for _, figure in figures)
+    assert list(dots.x) == sorted(dots.x) and len(dots.x) == len({row["arm"] for row in rows})
+    assert dots.y[-1] == "lora-r16, 221,184" and "linear-open-r1, 13,848" in dots.y
+    # as many colours as there are groups of like numbers, each of them with one name in the other figure
+    assert len(set(dots.marker.color)) == sum(name != "" for name in over.text) == 7
 
 
 def test_blocks_are_the_first_ones_and_part_of_what_a_cell_is_known_by(tiny_encoder):

@@ -13,13 +13,17 @@ from lrlora.study.summary import ArmResult
 LINES = ("#3f7fd0", "#d9782d", "#2a9d6f", "#b0549c", "#7d8a99", "#b59a1e", "#c0504d", "#4bacc6", "#6a51a3", "#8c6d46")
 """Told apart on white and on near-black; more arms than these differ in their dashes as well."""
 _DASHES = ("solid", "dash", "dot")
+MANY_ARMS = 8
+"""From so many arms on, a figure with a line for each of them stands beside the others."""
+_ALIKE = 1.03
+"""Arms whose numbers of parameters differ by less than this factor stand above one another in a figure."""
 
 
 def capacity_figures(results: Sequence[ArmResult]) -> list[tuple[str, Any]]:
     """Pairs of what a figure shows and the figure, for tasks of facts; none where no such task has a result.
 
     Tasks of one metric stand together: "over the number of facts" where they differ in it, and, of each arm the value
-    of the number of facts of which it held most, over trained parameters.
+    of the number of facts of which it held most, over trained parameters; of many arms these values in order as well.
     """
     known = [result for result in results if result.capacity is not None and result.test is not None]
     made = []
@@ -32,6 +36,9 @@ def capacity_figures(results: Sequence[ArmResult]) -> list[tuple[str, Any]]:
         if len(best) > 1:
             words = f"{name} over trained parameters, of each arm at the number of facts of which it held most"
             made.append((words, _over_parameters(best, name)))
+        if len(best) >= MANY_ARMS:
+            words = f"{name} of every arm in order, with its trained parameters; the colours are numbers of parameters"
+            made.append((words, _in_order(best, name)))
     return made
 
 
@@ -59,13 +66,44 @@ def _over_parameters(results: Sequence[ArmResult], name: str) -> Any:
         y=[_value(r) for r in results],
         error_y=_reach(results),
         mode="markers+text",
-        text=[plain(r.arm) for r in results],
-        textposition=["top center" if number % 2 else "bottom center" for number in range(len(results))],
+        # of arms above one another the best is named, the others where the mouse points
+        text=[plain(r.arm) if r is max(_alike(r, results), key=_value) else "" for r in results],
+        textposition="top center",
         marker={"size": 10, "color": LINES[0]},
-        hovertemplate="%{text}: %{y:.4g}, %{x:,.0f} parameters<extra></extra>",
+        customdata=[plain(r.arm) for r in results],
+        hovertemplate="%{customdata}: %{y:.4g}, %{x:,.0f} parameters<extra></extra>",
     )
     figure.update_xaxes(type="log", title_text="trained parameters", automargin=True)
     return _finished(figure, name, has_legend=False)
+
+
+def _in_order(results: Sequence[ArmResult], name: str) -> Any:
+    ordered = sorted(results, key=_value)
+    first = [max(_alike(r, ordered), key=_parameters) for r in ordered]
+    sizes = sorted({_parameters(r) for r in first})
+    figure = graph_objects.Figure()
+    figure.add_scatter(
+        x=[_value(r) for r in ordered],
+        y=[f"{plain(r.arm)}, {_parameters(r):,}" for r in ordered],
+        error_x=_reach(ordered),
+        mode="markers",
+        marker={"size": 9, "color": [LINES[sizes.index(_parameters(r)) % len(LINES)] for r in first]},
+        hovertemplate="%{y}: %{x:.4g}<extra></extra>",
+    )
+    figure.update_xaxes(title_text=plain(name), automargin=True)
+    figure.update_yaxes(automargin=True, dtick=1)
+    figure.update_layout(height=80 + 19 * len(ordered), margin={"l": 10, "r": 30, "t": 30, "b": 10}, showlegend=False)
+    return figure
+
+
+def _alike(result: ArmResult, results: Sequence[ArmResult]) -> list[ArmResult]:
+    """The arms with about as many parameters, itself among them."""
+    mine = _parameters(result)
+    return [r for r in results if max(mine, _parameters(r)) <= _ALIKE * min(mine, _parameters(r))]
+
+
+def _parameters(result: ArmResult) -> int:
+    return result.trainable_parameters or 0
 
 
 def _facts(result: ArmResult) -> int:
