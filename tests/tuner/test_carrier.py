@@ -152,13 +152,23 @@ def test_a_closed_start_trains_as_lora_at_first(phi):
     # the first gradient of B is that of plain LoRA, whatever the signs are
     ids = token_ids()
     gradients = []
-    for fields in ({}, {"carrier": "signs"}):
+    for fields in ({}, {"carrier": "signs", "carrier_start": "closed"}):
         torch.manual_seed(0)
         model = get_peft_model(tiny_llama(), LRLoraConfig(r=2, target_modules="all-linear", phi=phi, **fields))
         model(input_ids=ids, labels=ids).loss.backward()
         gradients.append([delta.B.grad for *_, delta in deltas(model)])
     for plain, carried in zip(*gradients, strict=True):
         torch.testing.assert_close(carried, plain, rtol=1e-4, atol=1e-7)
+
+
+def test_the_gate_starts_open_unless_asked_otherwise():
+    model = get_peft_model(tiny_llama(), LRLoraConfig(r=2, target_modules="all-linear", carrier="signs"))
+    model(input_ids=token_ids(), labels=token_ids()).loss.backward()
+    for *_, delta in deltas(model):
+        assert delta.c is not None and delta.carrier is not None
+        m, g = slopes(delta.c, delta.carrier.offset, delta.phi)
+        torch.testing.assert_close(torch.stack([m, g]), torch.tensor([0.0, 1.0]), rtol=0, atol=1e-5)
+        assert delta.B.grad.abs().max() > 0
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,7 @@ class TrainConfig:
     omega: float = _flag(200.0, "frequency of phi sine")
     carrier: Literal["none", "signs"] = _flag("none", "signs let the update have a rank above r at first order")
     carrier_offset: float = _flag(0.5, "where the carrier uses phi, in units of tau")
-    carrier_start: Literal["closed", "half", "open"] = _flag("closed", "where the gate starts: closed is LoRA")
+    carrier_start: Literal["closed", "half", "open"] = _flag("open", "where the gate starts: closed is LoRA")
     carrier_seed: int = _flag(0, "of the carrier's signs")
 
     learning_rate: float = _flag(2e-3, "of A, B and the head")

@@ -64,8 +64,8 @@ class LRLoraConfig(PeftConfig):
         carrier: "signs" (ours) uses phi at +offset and -offset, by a pseudo-random sign for every entry, so that c can
             give the update a rank above r at first order (`lrlora.method.carrier`); "none" uses it at 0.
         carrier_offset: in units of tau, above 0; without effect on phi = "linear".
-        carrier_start: where training starts: "closed" is LoRA at first order, "open" an update whose rank is not
-            bounded by r, "half" as much of one as of the other.
+        carrier_start: where training starts: "open" is an update whose rank is not bounded by r, "closed" LoRA at first
+            order (which tau = "auto" needs), "half" as much of one as of the other.
         carrier_seed: of the signs; every layer makes a seed of its own from it and its name, and saves that.
         config_version: version of these fields, written by lrlora.
 
@@ -112,7 +112,7 @@ class LRLoraConfig(PeftConfig):
     omega: float = field(default=200.0, metadata={"help": "frequency of phi='sine'"})
     carrier: Literal["none", "signs"] = field(default="none", metadata={"help": "signs that lift the rank bound"})
     carrier_offset: float = field(default=0.5, metadata={"help": "where phi is used, in units of tau"})
-    carrier_start: Start = field(default="closed", metadata={"help": "'closed' (LoRA), 'half' or 'open'"})
+    carrier_start: Start = field(default="open", metadata={"help": "'closed' (LoRA), 'half' or 'open'"})
     carrier_seed: int = field(default=0, metadata={"help": "seed of the carrier's signs"})
     config_version: int = field(default=CONFIG_VERSION, metadata={"help": "version of these fields"})
 
