@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from typing import Any
 
 from lrlora.errors import InputError
@@ -32,11 +34,15 @@ class RayPool:
         self._ray: Any = ray
         self._owns = not ray.is_initialized()
         if self._owns:
+            self._before = signal.getsignal(signal.SIGTERM)
             start: dict[str, Any] = {"num_cpus": max(1, workers) * threads} if address == "local" else {}
             try:
                 ray.init(address=address, log_to_driver=False, include_dashboard=False, **start)
             except ConnectionError as error:
                 raise InputError(f"no Ray cluster at {address!r}: {error}") from error
+            # Ray has put a handler in its place, which leaves with status 15 and without a word about the study
+            if callable(self._before):
+                self._restore_handler()
         there = ray.cluster_resources()
         gpus = int(there.get("GPU", 0))
         count = workers or gpus or max(1, int(there.get("CPU", 1)) // threads)
@@ -77,6 +83,11 @@ class RayPool:
                 self._ray.kill(actor)
         if self._owns:
             self._ray.shutdown()
+            self._restore_handler()
+
+    def _restore_handler(self) -> None:
+        if self._before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self._before)
 
 
 class _Actor:
