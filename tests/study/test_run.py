@@ -289,12 +289,19 @@ def test_failed_cells_are_status_1_and_stay_it(tiny_encoder, words, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "word"), [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interr")]
+    ("number", "status", "word", "flags"),
+    [
+        (signal.SIGTERM, 143, "terminated", ()),
+        (signal.SIGINT, 130, "interr", ()),
+        (signal.SIGTERM, 143, "terminated", ("--ray",)),
+    ],
 )
-def test_a_study_that_is_stopped_keeps_its_cells_and_ends_its_workers(whole, tmp_path, number, status, word):
+def test_a_study_that_is_stopped_keeps_its_cells_and_ends_its_workers(whole, tmp_path, number, status, word, flags):
+    if flags:
+        pytest.importorskip("ray", reason='needs ray: pip install "lrlora[cluster]"')
     study, _, _ = whole
     file, out = study_file(study, tmp_path), tmp_path / "out"
-    with start(file, out) as process:
+    with start(file, out, *flags) as process:
         wait_for(process, lambda: lines_in(out / "results.jsonl") >= 1)
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)

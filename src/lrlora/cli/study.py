@@ -49,29 +49,28 @@ def run(arguments: list[str]) -> int:
     example = "lrlora study studies/ablations.yaml --data_root glue"
     chosen = parse(StudyArguments, "study", arguments, example, positional="study")
     results: list[Path] = []
+    terminations: list[int] = []
     try:
-        with _sigterm_raises():
+        with _sigterm_raises(terminations):
             return _run(chosen, results)
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         kept = "nothing was run"
         if results and results[0].exists():
             from lrlora.study.store import read_rows
 
             done = sum(row["status"] != "failed" for row in read_rows(results[0]))
             kept = f"{results[0]} holds {done} finished cells; the same command goes on with the others"
-        is_terminated = isinstance(stop, _Terminated)
-        print(f"lrlora: {'terminated' if is_terminated else 'interrupted'}; {kept}", file=sys.stderr)
-        return 128 + (signal.SIGTERM if is_terminated else signal.SIGINT)
-
-
-class _Terminated(KeyboardInterrupt):
-    """SIGTERM: whatever ends a study at Ctrl-C ends it so as well."""
+        print(f"lrlora: {'terminated' if terminations else 'interrupted'}; {kept}", file=sys.stderr)
+        return 128 + (signal.SIGTERM if terminations else signal.SIGINT)
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def _sigterm_raises(received: list[int]) -> Iterator[None]:
+    """Let SIGTERM end a study as Ctrl-C does, and note it: on its way through Ray an exception loses its type."""
+
     def stop(number: int, frame: Any) -> NoReturn:
-        raise _Terminated
+        received.append(number)
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
