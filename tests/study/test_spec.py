@@ -237,7 +237,9 @@ def test_committed_studies_resolve_to_what_they_ran_with(name):
         placed = ("target_modules", "modules_to_save", "config_version")
         # a field that came later must be without effect
         defaults = settings_of(METHODS[arm.method].config())
-        for key in resolved.keys() - placed:
+        # without a carrier, where it would start has no effect, and its default has changed
+        unused = {"carrier_start"} if resolved.get("carrier") == "none" else set()
+        for key in resolved.keys() - placed - unused:
             assert resolved[key] == mine["adapter"].get(key, defaults[key]), (arm.name, key)
     # and their summaries are what the code makes of their rows
     made = as_dict(study, rows, summary(rows, study.reference_arm(), study.smallest_effect))
