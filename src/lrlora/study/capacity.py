@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, log_softmax
 from lrlora.data import TaskData
 from lrlora.data.encode import IGNORED
 from lrlora.statistics import Interval, bounds_of, mean_interval
-from lrlora.study.score import batches
+from lrlora.study.score import batches, evaluating
 from lrlora.training.scoring import collator_of
 
 UNRELATED_TOKENS = 128
@@ -66,13 +66,8 @@ def score_facts(model: Any, tokenizer: Any, data: TaskData, encoded: Any) -> dic
         "exact_recall", "nats_per_fact", "loss" (the same), of drawn facts "bits" and "bits_per_parameter" (over those
         parameters that need a gradient).
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            nats, recalled = (_of_answers if data.kind == "causal" else _of_labels)(model, tokenizer, data, encoded)
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        nats, recalled = (_of_answers if data.kind == "causal" else _of_labels)(model, tokenizer, data, encoded)
     many = len(encoded)
     found = {"exact_recall": recalled / many, "nats_per_fact": nats / many, "loss": nats / many}
     if data.labels:
@@ -115,18 +110,13 @@ def _of_tokens(model: Any, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
 
 def unrelated_nats(model: Any, tokenizer: Any, data: TaskData, encoded: Any) -> float:
     """Mean nats per token of plain text, as `lrlora.data.facts.encode_texts` gives it; each row's first has none."""
-    was_training = model.training
-    model.eval()
     total, tokens = 0.0, 0
-    try:
-        with torch.no_grad():
-            collate = collator_of(data, tokenizer)
-            for _, batch in batches(encoded, collate, _rows_at_once(model, encoded), model.device):
-                losses, _, _ = _of_tokens(model, batch)
-                total += losses.sum().item()
-                tokens += len(losses)
-    finally:
-        model.train(was_training)
+    collate = collator_of(data, tokenizer)
+    with evaluating(model):
+        for _, batch in batches(encoded, collate, _rows_at_once(model, encoded), model.device):
+            losses, _, _ = _of_tokens(model, batch)
+            total += losses.sum().item()
+            tokens += len(losses)
     return total / max(1, tokens)
 
 

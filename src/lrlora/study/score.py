@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -27,11 +28,18 @@ def score(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: 
     Returns:
         The task's metrics by name, and "loss": the mean loss of the task, without what a method adds for itself.
     """
+    with evaluating(model):
+        return SCORERS[task.kind](model, tokenizer, task, encoded, batch_size)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """A model in evaluation mode, without gradients; changed back to its mode."""
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            return SCORERS[task.kind](model, tokenizer, task, encoded, batch_size)
+            yield
     finally:
         model.train(was_training)
 
