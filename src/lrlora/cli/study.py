@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import importlib.util
 import json
 import signal
 import sys
@@ -92,8 +92,9 @@ def _run(chosen: StudyArguments, files: list[Path]) -> int:
         _dry_run(study, chosen.json)
         return 0
     if any(task.commonsense and task.how == "likelihood" for task in study.tasks):
-        # as the last step of a cell would, after hours
-        importlib.import_module("lm_eval")
+        # the last step of a cell would find out, after hours; to import it here would take seconds
+        if importlib.util.find_spec("lm_eval") is None:
+            raise ModuleNotFoundError("No module named 'lm_eval'", name="lm_eval")
     workers = chosen.workers if chosen.workers is not None else (0 if chosen.ray else 1)
     out = Path(chosen.out or f"runs/{study.study}").expanduser()
     files.append(out / RESULTS)
