@@ -35,7 +35,7 @@ def model_of(share: str) -> nn.Module:
         chosen = {"target_modules": ["q_proj"], "target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}
     else:
         base = LlamaForCausalLM(LlamaConfig(**sizes))
-        phi = {"carrier": "signs"} if share == "signs" else {"share": share}
+        phi = {"carrier": "signs", "carrier_start": "closed"} if share == "signs" else {"share": share}
         chosen = {"target_modules": ["q_proj", "v_proj", "down_proj"], **phi}
     model = get_peft_model(base, LRLoraConfig(r=2, task_type="CAUSAL_LM", tau="auto", tau_warmup_steps=1, **chosen))
     for *_, delta in deltas(model):
