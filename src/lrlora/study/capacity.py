@@ -11,9 +11,9 @@ import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
 from lrlora.data import TaskData
-from lrlora.data.encode import IGNORED
 from lrlora.statistics import Interval, bounds_of, mean_interval
 from lrlora.study.score import batches, evaluating
+from lrlora.training.labelled import labelled_logits
 from lrlora.training.scoring import collator_of
 
 UNRELATED_TOKENS = 128
@@ -100,9 +100,7 @@ def _of_answers(model: Any, tokenizer: Any, data: TaskData, encoded: Any) -> tup
 
 def _of_tokens(model: Any, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Of every token that is a label: its nats, and whether it is the likeliest; and which of all but the first are."""
-    labels = batch.pop("labels")[:, 1:]
-    is_label = labels != IGNORED
-    logits, wanted = model(**batch).logits[:, :-1][is_label], labels[is_label]
+    logits, wanted, is_label = labelled_logits(model, batch)
     # in float32 a sum over a vocabulary loses the fifth digit
     losses = cross_entropy(logits.double(), wanted, reduction="none")
     return losses, logits.argmax(dim=-1) == wanted, is_label

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lrlora.data import TaskData
-from lrlora.data.encode import IGNORED
+from lrlora.training.labelled import labelled_logits
 from lrlora.training.scoring import collator_of, metrics_of
 
 Score = Callable[[Any, Any, TaskData, Any, int], dict[str, float]]
@@ -63,12 +63,9 @@ def _score_texts(model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch
     collate = collator_of(task, tokenizer)
     total = tokens = 0.0
     for _, batch in batches(encoded, collate, batch_size, model.device):
-        labels = batch.pop("labels")[:, 1:]
-        logits = model(**batch).logits[:, :-1].float()
-        total += torch.nn.functional.cross_entropy(
-            logits.flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="sum"
-        ).item()
-        tokens += (labels != IGNORED).sum().item()
+        logits, labels, _ = labelled_logits(model, batch)
+        total += torch.nn.functional.cross_entropy(logits.float(), labels, reduction="sum").item()
+        tokens += len(labels)
     return {"loss": total / max(tokens, 1)}
 
 

@@ -13,6 +13,7 @@ from lrlora.data import TaskData
 from lrlora.errors import InputError
 from lrlora.training.config import TrainConfig
 from lrlora.training.guard import NonFiniteGuard
+from lrlora.training.labelled import LabelledTrainer
 from lrlora.training.model import precision_of
 from lrlora.training.scoring import scoring_parts
 from lrlora.tuner.callback import TauCallback
@@ -77,7 +78,7 @@ def make_trainer(
         )
     except ValueError as error:
         raise InputError(str(error).splitlines()[0]) from error
-    trainer = Trainer(
+    trainer = (LabelledTrainer if task.kind == "causal" else Trainer)(
         model=model,
         args=arguments,
         train_dataset=train_rows,
