@@ -25,11 +25,12 @@ import transformers
 import lrlora
 from lrlora.cli.flags import quiet_libraries
 from lrlora.data import load_task
-from lrlora.evaluation.metric import evaluate_model
+from lrlora.evaluation.score import score_task
 from lrlora.export import RankChoice, export_lora, rank_pattern
 from lrlora.files import write_json
+from lrlora.saved.load import load_adapter
+from lrlora.saved.tokens import load_tokenizer
 from lrlora.training import TrainConfig, train
-from lrlora.training.model import load_adapter, load_tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "export.json"
 PAGE = Path(__file__).parents[1] / "docs" / "export.md"
@@ -100,7 +101,7 @@ def export_cell(run: Path, at: Path, energy: float) -> dict:
     config = TrainConfig()
     model = load_adapter(str(at / "exported"))
     assert model.peft_config["default"].peft_type == "LORA"
-    found = evaluate_model(model, load_tokenizer(str(run / "adapter")), load_task(config.data_source()), config)
+    found = score_task(model, load_tokenizer(str(run / "adapter")), load_task(config.data_source()), config.max_length)
     return {
         **found,
         "parameters": made.parameters,

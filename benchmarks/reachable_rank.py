@@ -20,9 +20,9 @@ from lrlora.errors import InputError
 from lrlora.files import write_json
 from lrlora.method.nonlinearity import initial_coefficients, phi
 from lrlora.method.rank import stable_rank
+from lrlora.ranks.measure import Update
+from lrlora.saved.updates import stored_updates
 from lrlora.tuner.names import block_of
-from lrlora.tuner.ranks import Update
-from lrlora.tuner.stored import stored_updates
 
 RESULT = Path(__file__).parent / "results" / "reachable_rank.json"
 RATIOS = (0.25, 0.5, 1.0, 2.0, 4.0)

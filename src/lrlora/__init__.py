@@ -6,27 +6,28 @@
 
 Importing this package registers the method with PEFT. Its rooms, each importing only those above it:
 
-    statistics/  how sure a number is: intervals, paired differences, attention against MLP
-    method/    the paper as mathematics: phi, dW = s phi(B A), ranks
-    ops/       the same, fast
-    tuner/     inside PEFT: LRLoraConfig, the layer, the model, the learned ranks of a model
-    data/      tasks and their text
-    training/  train(TrainConfig(...)) -> a run folder; the Trainer callback for tau = "auto"
-    evaluation/ what a model gets right
-    export/    merge into plain weights; plain LoRA; the ranks to train one with
-    study/     methods x tasks x rates x seeds, each tuned by the same budget
-    report/    what was learned, for the eye: one HTML page of runs and studies
-    cli/       the command `lrlora`, one file per verb
+    statistics/  how sure a number is: intervals, paired differences
+    method/      the paper as mathematics: phi, dW = s phi(B A), ranks
+    ops/         the same, fast
+    tuner/       inside PEFT: LRLoraConfig, the layer, the model; the Trainer callback for tau = "auto"
+    ranks/       what was learned: the rank of every layer, while training and at the end, against its nulls
+    data/        tasks and their text
+    saved/       what lies on disk: adapter folders, run folders, and how they are loaded
+    evaluation/  what a model gets right
+    training/    train(TrainConfig(...)) -> a run folder
+    export/      merge into plain weights; plain LoRA; the ranks to train one with
+    study/       methods x tasks x rates x seeds, each tuned by the same budget
+    report/      what was learned, for the eye: one HTML page of runs and studies
+    cli/         the command `lrlora`, one file per verb
 """
 
 from lrlora.errors import InputError
 from lrlora.ops import adapted_linear, delta_weight
+from lrlora.ranks import LayerRank, RankCallback, layer_ranks, record_ranks
 from lrlora.tuner import LRLoraConfig, LRLoraLayer, LRLoraModel
 from lrlora.tuner.callback import TauCallback
 from lrlora.tuner.hotswap import hotswap_adapter
 from lrlora.tuner.optimize import follow_tau, param_groups
-from lrlora.tuner.ranks import LayerRank, layer_ranks
-from lrlora.tuner.records import RankCallback, record_ranks
 
 __version__ = "0.1.0"
 

@@ -6,7 +6,7 @@ import pytest
 
 from lrlora import InputError
 from lrlora.data import DataSource, load_evaluation, load_task
-from lrlora.training.scoring import metrics_of
+from lrlora.evaluation.score import metrics_of
 from tests.conftest import write_rows
 
 

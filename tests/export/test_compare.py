@@ -9,8 +9,9 @@ from lrlora.cli import main
 from lrlora.data.commonsense import load_commonsense
 from lrlora.evaluation.commonsense import score_commonsense
 from lrlora.export.compare import compare, run_config
+from lrlora.saved.load import load_adapter
+from lrlora.saved.tokens import load_tokenizer
 from lrlora.training import TrainConfig, train
-from lrlora.training.model import load_adapter, load_tokenizer
 from tests.conftest import write_rows
 
 

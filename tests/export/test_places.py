@@ -15,8 +15,9 @@ import lrlora
 from lrlora import InputError
 from lrlora.cli import main
 from lrlora.export import RankChoice, export_lora, merge
-from lrlora.training import load_adapter
-from lrlora.training.model import load_base, put_on
+from lrlora.saved import load_adapter
+from lrlora.saved.load import load_base
+from lrlora.training.model import put_on
 from tests.conftest import disturb, tiny_llama, token_ids
 
 pytestmark = pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")

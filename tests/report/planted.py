@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 
 import lrlora
 from lrlora.files import write_json
-from lrlora.tuner.ranks import measure
-from lrlora.tuner.stored import stored_updates
+from lrlora.ranks.measure import measure
+from lrlora.saved.updates import stored_updates
 
 MODULES = ("attention.self.query", "attention.self.value", "intermediate.dense", "output.dense")
 

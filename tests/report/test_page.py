@@ -9,9 +9,10 @@ import pytest
 import lrlora
 from lrlora.cli import main
 from lrlora.files import write_json
-from lrlora.report.numbers import findings, read_run
+from lrlora.report.findings import findings
 from lrlora.report.page import charts_of, write_report
 from lrlora.report.study import study_section
+from lrlora.saved.results import read_run
 from tests.conftest import write_rows
 from tests.report.planted import write_run
 

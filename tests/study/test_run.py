@@ -19,6 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from lrlora import InputError
 from lrlora.cli.main import main
 from lrlora.data.encode import encode
+from lrlora.evaluation.score import score
 from lrlora.study import Machines, read_study, run_study
 from lrlora.study.cell import Bench
 from lrlora.study.comparison import method_comparison_rows
@@ -32,7 +33,6 @@ from lrlora.study.plan import (
     search_cells,
 )
 from lrlora.study.rows import load_parts
-from lrlora.study.score import score
 from lrlora.study.spec import Arm
 from lrlora.study.store import Results, read_rows
 from lrlora.study.summary import answers, summary, summary_lines

@@ -11,9 +11,9 @@ import pytest
 
 from lrlora import InputError
 from lrlora.cli import main
+from lrlora.saved.run import last_checkpoint, whole_checkpoints
 from lrlora.training import TrainConfig, train
 from lrlora.training import run as run_module
-from lrlora.training.folder import last_checkpoint, whole_checkpoints
 from tests.conftest import write_rows
 from tests.training.test_run import config_for
 

@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from lrlora.data.encode import IGNORED
-from lrlora.training.labelled import LabelledTrainer, labelled_logits
+from lrlora.evaluation.labelled import labelled_logits
+from lrlora.training.labelled import LabelledTrainer
 
 SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
 MODELS = {

@@ -14,9 +14,11 @@ from transformers import AutoTokenizer, BertConfig, DistilBertConfig, GPT2Config
 from lrlora import InputError, LRLoraConfig
 from lrlora.cli import main
 from lrlora.export.compare import compare, run_config, score_model
-from lrlora.training import TrainConfig, load_adapter, train
-from lrlora.training.model import load_base, put_on
-from lrlora.training.tokens import pad_token_id, settle_padding
+from lrlora.saved import load_adapter
+from lrlora.saved.load import load_base
+from lrlora.saved.tokens import pad_token_id, settle_padding
+from lrlora.training import TrainConfig, train
+from lrlora.training.model import put_on
 from tests.conftest import tiny_bert, tiny_llama, write_rows
 
 _SIZES: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -13,8 +13,9 @@ from peft import AutoPeftModelForCausalLM, AutoPeftModelForSequenceClassificatio
 from safetensors.torch import load_file
 
 from lrlora import InputError
-from lrlora.training import TrainConfig, load_adapter, train
-from lrlora.training.folder import last_checkpoint
+from lrlora.saved import load_adapter
+from lrlora.saved.run import last_checkpoint
+from lrlora.training import TrainConfig, train
 from lrlora.tuner import deltas
 from tests.conftest import write_rows
 

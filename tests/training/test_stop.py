@@ -51,9 +51,9 @@ def after(function):
 if phase == "loading":
     run.load_task_for = after(run.load_task_for)
 if phase == "evaluating":
-    Trainer.evaluate = after(Trainer.evaluate)
+    run.score = after(run.score)
 if phase == "writing":
-    run.run_folder.save_adapter = after(run.run_folder.save_adapter)
+    run.RunFolder.save_adapter = after(run.RunFolder.save_adapter)
 trained = run.train
 verb.train = lambda config: trained(config, callbacks=[Sender()])
 sys.exit(main(sys.argv[3:]))

@@ -11,8 +11,8 @@ import lrlora
 from lrlora import InputError, LRLoraConfig
 from lrlora.method import update as definition
 from lrlora.method.carrier import signs, slopes
+from lrlora.saved.updates import stored_updates
 from lrlora.tuner import deltas
-from lrlora.tuner.stored import stored_updates
 from tests.conftest import disturb, tiny_bert, tiny_llama, token_ids
 from tests.tuner.test_experts import mixtral
 from tests.tuner.test_types import LAYERS
@@ -138,12 +138,12 @@ def test_the_gate_is_measured_and_its_warnings_know_it():
         assert row.gate == pytest.approx((g * g / (m * m + g * g)).item(), abs=1e-6)
         assert row.stable_rank > row.stable_rank_ba
         assert row.outside_grid is None and row.rms_over_tau == 0
-    assert lrlora.tuner.ranks.rank_warnings(lrlora.layer_ranks(model), "linear") == []
+    assert lrlora.ranks.measure.rank_warnings(lrlora.layer_ranks(model), "linear") == []
     for start, is_line in (("open", False), ("closed", True)):
         model = adapted(tau=50.0, carrier_start=start)
         for *_, delta in deltas(model):
             delta.theta.data.zero_()
-        said = " ".join(lrlora.tuner.ranks.rank_warnings(lrlora.layer_ranks(model), "sinc"))
+        said = " ".join(lrlora.ranks.measure.rank_warnings(lrlora.layer_ranks(model), "sinc"))
         assert ("straight line" in said) == is_line
 
 

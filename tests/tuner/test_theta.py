@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from lrlora import InputError, LRLoraConfig, hotswap_adapter, param_groups
 from lrlora.method.nonlinearity import initial_coefficients
+from lrlora.saved.updates import stored_updates
 from lrlora.tuner import deltas
-from lrlora.tuner.stored import stored_updates
 from tests.conftest import disturb, tiny_llama, token_ids
 
 FIELDS = {"r": 2, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSAL_LM"}

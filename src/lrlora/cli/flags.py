@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import difflib
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from lrlora.errors import InputError
 
@@ -29,9 +30,18 @@ def parse(
     """
     from transformers import HfArgumentParser
 
+    class Parser(HfArgumentParser):
+        """Takes of a field's metadata what argparse knows; a setting says more of itself than its help."""
+
+        @staticmethod
+        def _parse_dataclass_field(parser: Any, field: Any) -> None:
+            plain = copy.copy(field)
+            plain.metadata = {"help": field.metadata["help"]}
+            HfArgumentParser._parse_dataclass_field(parser, plain)
+
     if positional is not None and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{positional}", *arguments]
-    parser = HfArgumentParser(
+    parser = Parser(
         cls,  # pyright: ignore[reportArgumentType]
         prog=f"lrlora {verb}",
         epilog=f"example: {example}",

@@ -14,7 +14,9 @@ from lrlora.cli.show import print_mean_ranks, print_ranks, print_warnings
 from lrlora.errors import InputError
 from lrlora.export import RankChoice, rank_pattern
 from lrlora.files import check_file, new_file
-from lrlora.report.numbers import MEASURES, Run, findings, layer_means, read_run
+from lrlora.ranks.seeds import MEASURES, layer_means
+from lrlora.report.findings import findings
+from lrlora.saved.results import Run, read_run
 
 
 @dataclass

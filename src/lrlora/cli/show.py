@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from lrlora.tuner.ranks import LayerRank
+from lrlora.ranks.measure import LayerRank
 
 
 def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> None:

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaLis
 
 from lrlora.data.commonsense import COMMONSENSE
 from lrlora.data.encode import Template, prompt_ids, uses_chat
-from lrlora.training.tokens import pad_token_id
+from lrlora.saved.tokens import pad_token_id
 
 MAX_NEW_TOKENS = 32
 """The literature's."""

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lrlora.errors import InputError
-from lrlora.training.local import check_local
-from lrlora.training.saved import LABELS, POOLING
+from lrlora.saved.local import check_local
+from lrlora.saved.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, LABELS, POOLING
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -21,10 +21,10 @@ _TOKENIZER_FILES = (
 _BASE_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json", "LICENSE*")
 _SENTENCE_FILES = ("modules.json", "*sentence*.json", "*_Pooling/config.json", "*_Normalize/config.json")
 MERGED_FILES = (
-    "config.json", "model*.safetensors", INDEX, *_TOKENIZER_FILES, *_BASE_FILES, *_SENTENCE_FILES,
+    CONFIG, "model*.safetensors", INDEX, *_TOKENIZER_FILES, *_BASE_FILES, *_SENTENCE_FILES,
 )  # fmt: skip
 """What a merge writes: `--overwrite` deletes these and no others."""
-EXPORTED_FILES = ("adapter_config.json", "adapter_model.safetensors", LABELS, POOLING, *_TOKENIZER_FILES)
+EXPORTED_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, LABELS, POOLING, *_TOKENIZER_FILES)
 """What an export writes."""
 
 
@@ -41,7 +41,7 @@ def base_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _from_hub(name)
-    if not (folder / "config.json").exists():
+    if not (folder / CONFIG).exists():
         raise InputError(f"{folder} is not a model folder: config.json is missing")
     quantised = read_config(folder).get("quantization_config")
     if quantised:
@@ -107,4 +107,4 @@ def _copy(source: Path, out: Path, patterns: tuple[str, ...]) -> None:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """config.json of a model folder."""
-    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))

@@ -15,17 +15,21 @@ from transformers import set_seed
 from lrlora.data import Kind, TaskData, load_evaluation, load_task
 from lrlora.errors import InputError
 from lrlora.evaluation.commonsense import Suite
-from lrlora.evaluation.metric import evaluate_model
+from lrlora.evaluation.score import score_task
 from lrlora.export.choose import RankChoice
 from lrlora.export.lora import export_lora
 from lrlora.export.merging import Say, merge
 from lrlora.files import read_json
+from lrlora.saved import names
+from lrlora.saved.adapter import AdapterFolder, base_config, names_in_config, read_adapter
+from lrlora.saved.identity import digest_of_rows
+from lrlora.saved.load import load_adapter, load_base, load_base_of
+from lrlora.saved.local import run_around
+from lrlora.saved.pooling import why_not_plain
+from lrlora.saved.run import RunFolder
+from lrlora.saved.tokens import load_tokenizer
 from lrlora.training.config import TrainConfig
-from lrlora.training.identity import digest_of_rows
-from lrlora.training.local import run_around
-from lrlora.training.model import load_adapter, load_base, load_base_of, load_tokenizer
-from lrlora.training.pooling import why_not_plain
-from lrlora.training.saved import SavedAdapter, base_config, names_in_config, read_adapter
+from lrlora.training.model import precision_of
 
 MODELS = ("base", "adapter", "merged", "exported")
 
@@ -61,11 +65,11 @@ def run_config(adapter: str, **overrides: Any) -> TrainConfig:
         InputError: no run around the adapter, and no data given.
     """
     folder = Path(adapter).expanduser() if is_model(adapter) else read_adapter(adapter).folder
-    described = folder.parent / "config.json"
+    run = RunFolder(folder.parent)
     given = {name: value for name, value in overrides.items() if value is not None}
     settings: dict[str, Any] = {}
-    if folder.name == "adapter" and described.exists():
-        settings = read_json(described).get("settings", {})
+    if folder == run.adapter and run.described:
+        settings = dict(run.settings)
         # runs did not always tell the seed of their split from that of their training
         settings.setdefault("split_seed", settings.get("seed", 0))
     elif "data" not in given:
@@ -125,8 +129,8 @@ def compare(
 def is_model(folder: str) -> bool:
     """Whether a folder holds a model of transformers, such as `merge` writes, and no adapter."""
     path = Path(folder).expanduser()
-    described = path / "config.json"
-    if not described.is_file() or (path / "adapter_config.json").exists():
+    described = path / names.CONFIG
+    if not described.is_file() or (path / names.ADAPTER_CONFIG).exists():
         return False
     return "model_type" in read_json(described)
 
@@ -146,11 +150,12 @@ def score_model(
         InputError: a model without the head that the task needs, or with other classes; whatever `load_task` and
             transformers refuse.
     """
-    described = read_json(Path(folder).expanduser() / "config.json")
+    described = read_json(Path(folder).expanduser() / names.CONFIG)
     is_causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in described.get("architectures") or ())
-    names = None if is_causal else names_in_config(described)
-    kind: Kind = "causal" if is_causal else "regression" if names is not None and len(names) == 1 else "classification"
-    measure = _measure_of(config, suite, kind, names, folder, say)
+    classes = None if is_causal else names_in_config(described)
+    is_number = classes is not None and len(classes) == 1
+    kind: Kind = "causal" if is_causal else "regression" if is_number else "classification"
+    measure = _measure_of(config, suite, kind, classes, folder, say)
     loaded = load_base(folder, "CAUSAL_LM" if measure.kind == "causal" else "SEQ_CLS").eval()
     if loaded.new_parameters:
         raise InputError(
@@ -198,7 +203,16 @@ def _measure_of(
         task.kind,
         task.metrics[0] if task.metrics else "loss",
         len(task.evaluation),
-        lambda model, tokenizer: evaluate_model(model, tokenizer, task, config, say),
+        lambda model, tokenizer: score_task(
+            model,
+            tokenizer,
+            task,
+            config.max_length,
+            config.template,
+            2 * config.batch_size,
+            precision_of(config.precision) == "bf16",
+            say,
+        ),
     )
 
 
@@ -206,13 +220,13 @@ def _tell_of_changes(whose: str, config: TrainConfig, task: TaskData, say: Say) 
     """Say it where a run's own rows are no longer those that it was trained on and measured on."""
     runs = [] if is_model(whose) else run_around(read_adapter(whose).folder)
     for run in runs:
-        before = (read_json(run / "config.json").get("inputs") or {}).get("data")
+        before = (RunFolder(run).inputs or {}).get("data")
         is_its_own = run_config(whose).data_source() == config.data_source()
         if is_its_own and before is not None and before != digest_of_rows(task):
             say(f"the rows of {config.data or task.name} have changed since {run} was trained; these are new numbers")
 
 
-def _load(name: str, saved: SavedAdapter, scratch: Path, choice: RankChoice | None, say: Say) -> Any:
+def _load(name: str, saved: AdapterFolder, scratch: Path, choice: RankChoice | None, say: Say) -> Any:
     if name == "merged":
         merge(str(saved.folder), scratch, model=saved.base, say=say)
         return saved.auto_class.from_pretrained(scratch, dtype=torch.float32).eval()

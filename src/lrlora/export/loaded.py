@@ -10,12 +10,12 @@ import torch
 from lrlora.export.rounding import MergedLayer, Rounding
 from lrlora.export.shards import Entry
 from lrlora.export.skeleton import ADAPTER, AdaptedLayer
-from lrlora.training.model import load_adapter
-from lrlora.training.saved import SavedAdapter
+from lrlora.saved.adapter import AdapterFolder
+from lrlora.saved.load import load_adapter
 from lrlora.tuner import deltas
 
 
-def merge_loaded(saved: SavedAdapter, folder: Path, dtype: torch.dtype) -> list[MergedLayer]:
+def merge_loaded(saved: AdapterFolder, folder: Path, dtype: torch.dtype) -> list[MergedLayer]:
     """Load the base in float32 with the adapter, merge, cast and save into `folder`."""
     model: Any = load_adapter(str(saved.folder), saved.base)
     found = deltas(model, ADAPTER)

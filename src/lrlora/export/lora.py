@@ -19,8 +19,9 @@ from lrlora.export.names import pattern_keys, target_modules
 from lrlora.export.skeleton import AdaptedLayer, Skeleton, skeleton
 from lrlora.files import check_folder, new_folder, write_json
 from lrlora.method.rank import singular_values
-from lrlora.training.pooling import own_pooling
-from lrlora.training.saved import LABELS, POOLING, SavedAdapter, base_config, read_adapter
+from lrlora.saved.adapter import AdapterFolder, base_config, read_adapter
+from lrlora.saved.names import ADAPTER_WEIGHTS, LABELS, POOLING
+from lrlora.saved.pooling import own_pooling
 from lrlora.tuner.experts import ParamWrapper
 from lrlora.tuner.types import Conv, Embedding, Linear
 
@@ -112,7 +113,7 @@ def export_lora(
             tensors.update(_as_peft_names_them(layer, factors))
             rows.append(_row(layer, rank, factors))
         tensors.update(_trained_whole(saved))
-        save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         _config(saved, built, layers, ranks).save_pretrained(str(folder))
         copy_tokenizer(saved.folder, folder)
         if saved.labels is not None:
@@ -187,12 +188,12 @@ def _as_peft_names_them(layer: AdaptedLayer, factors: Factors) -> dict[str, Tens
     return {f"{prefix}.lora_A.weight": A.contiguous(), f"{prefix}.lora_B.weight": B.contiguous()}
 
 
-def _trained_whole(saved: SavedAdapter) -> dict[str, Tensor]:
-    tensors = load_file(saved.folder / "adapter_model.safetensors")
+def _trained_whole(saved: AdapterFolder) -> dict[str, Tensor]:
+    tensors = load_file(saved.folder / ADAPTER_WEIGHTS)
     return {name: value for name, value in tensors.items() if ".lrlora_" not in name}
 
 
-def _config(saved: SavedAdapter, built: Skeleton, layers: Sequence[AdaptedLayer], ranks: Sequence[int]) -> LoraConfig:
+def _config(saved: AdapterFolder, built: Skeleton, layers: Sequence[AdaptedLayer], ranks: Sequence[int]) -> LoraConfig:
     # the largest rank is the config's: servers reserve memory by it
     r = max(ranks)
     keys = pattern_keys([layer.name for layer in layers])
@@ -204,7 +205,7 @@ def _ranks(r: int, pattern: dict[str, int]) -> dict[str, Any]:
     return {"r": r, "lora_alpha": r, "rank_pattern": pattern, "alpha_pattern": dict(pattern)}
 
 
-def common_fields(saved: SavedAdapter, built: Skeleton, layers: Sequence[AdaptedLayer]) -> dict[str, Any]:
+def common_fields(saved: AdapterFolder, built: Skeleton, layers: Sequence[AdaptedLayer]) -> dict[str, Any]:
     """The fields of LoraConfig that say where its layers are and what else is trained."""
     bias = saved.config.get("bias", "none")
     return {

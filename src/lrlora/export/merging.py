@@ -19,10 +19,9 @@ from lrlora.export.rounding import MergedLayer, Rounding
 from lrlora.export.shards import Entry, read_layout, read_tensors, write_index, write_shard
 from lrlora.export.skeleton import Skeleton, skeleton
 from lrlora.files import check_folder, new_folder
-from lrlora.training.model import load_base_of
-from lrlora.training.pooling import why_not_plain
-from lrlora.training.reload import refuse_random
-from lrlora.training.saved import SavedAdapter, base_config, read_adapter
+from lrlora.saved.adapter import AdapterFolder, base_config, read_adapter
+from lrlora.saved.load import load_base_of, refuse_random
+from lrlora.saved.pooling import why_not_plain
 
 Say = Callable[[str], None]
 """Where to send a line for the user."""
@@ -118,7 +117,7 @@ class _Stream:
     """Goes through the shards of a base, one tensor at a time."""
 
     def __init__(
-        self, built: Skeleton, saved: SavedAdapter, matched: Matched, target: torch.dtype | None, usual: torch.dtype
+        self, built: Skeleton, saved: AdapterFolder, matched: Matched, target: torch.dtype | None, usual: torch.dtype
     ) -> None:
         self.built, self.matched, self.target, self.usual = built, matched, target, usual
         self.replaced, self.tokens = built.replaced(), built.tokens(saved)

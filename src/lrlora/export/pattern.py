@@ -11,7 +11,7 @@ from lrlora.export.lora import common_fields, matrix_shape, ranks_of, refuse_wha
 from lrlora.export.names import pattern_keys
 from lrlora.export.skeleton import ADAPTER, skeleton
 from lrlora.files import check_file, write_json
-from lrlora.training.saved import read_adapter
+from lrlora.saved.adapter import read_adapter
 
 
 def rank_pattern(

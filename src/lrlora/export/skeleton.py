@@ -16,12 +16,12 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from lrlora.errors import InputError
-from lrlora.training.reload import ADAPTER, put_saved_on, settle
-from lrlora.training.saved import SavedAdapter
+from lrlora.saved.adapter import AdapterFolder
+from lrlora.saved.load import ADAPTER, put_saved_on, settle
+from lrlora.saved.updates import adapter_weights
 from lrlora.tuner import deltas
 from lrlora.tuner.experts import ParamWrapper
 from lrlora.tuner.layer import LRLoraLayer
-from lrlora.tuner.stored import adapter_weights
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Skeleton:
             found[name.replace(f".modules_to_save.{ADAPTER}", "")] = value
         return {name: value for name, value in found.items() if name in self.shapes}
 
-    def tokens(self, saved: SavedAdapter) -> dict[str, tuple[list[int], Tensor]]:
+    def tokens(self, saved: AdapterFolder) -> dict[str, tuple[list[int], Tensor]]:
         """Token vectors that were trained (`trainable_token_indices`), by the name of their table: rows and values."""
         found = {}
         for name, module in self.model.named_modules():
@@ -128,7 +128,7 @@ class AdaptedLayer:
         return self.layer.to_layout(self.matrix())
 
 
-def skeleton(saved: SavedAdapter) -> Skeleton:
+def skeleton(saved: AdapterFolder) -> Skeleton:
     """Build the base without weights and put the adapter on it.
 
     Raises:

@@ -11,10 +11,10 @@ from plotly.subplots import make_subplots
 
 from lrlora.method import rank
 from lrlora.method.nonlinearity import phi as phi_of
+from lrlora.ranks.measure import Update
 from lrlora.report.figures import COLOURS, GREY, Figure, block_name, block_order, plain, sized, unique
-from lrlora.report.numbers import Run
+from lrlora.saved.results import Run
 from lrlora.tuner.names import block_of, kind_of, type_of
-from lrlora.tuner.ranks import Update
 
 CURVES_OF_BLOCKS = 12
 """Curves of phi are drawn for so many blocks at most, evenly spaced."""

@@ -11,8 +11,9 @@ from plotly import graph_objects
 from plotly.subplots import make_subplots
 
 from lrlora.method import rank
-from lrlora.report.numbers import Findings, Run
-from lrlora.statistics import block_pairs
+from lrlora.ranks.layers import block_pairs
+from lrlora.report.findings import Findings
+from lrlora.saved.results import Run
 from lrlora.tuner.names import kind_of
 
 # readable on white and on near-black, and told apart by the colour-blind

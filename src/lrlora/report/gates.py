@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from plotly.subplots import make_subplots
 
 from lrlora.report.figures import COLOURS, NAMES, Figure, block_name, block_order, line, plain, sized, track, unique
-from lrlora.report.numbers import Findings, Run
+from lrlora.report.findings import Findings
+from lrlora.saved.results import Run
 
 
 def gate_heatmap(found: Findings) -> Figure | None:

@@ -13,8 +13,11 @@ from lrlora.errors import InputError
 from lrlora.files import check_file, new_file
 from lrlora.report import figures, gates
 from lrlora.report.curves import curves
-from lrlora.report.numbers import Findings, Run, findings, read_run
+from lrlora.report.findings import Findings, findings
 from lrlora.report.study import FILE, StudySection, study_section
+from lrlora.saved.local import adapter_in
+from lrlora.saved.names import ADAPTER_CONFIG
+from lrlora.saved.results import Run, read_run
 from lrlora.statistics import Interval, PairedDifference
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -178,5 +181,4 @@ def _c_rate(settings: dict[str, Any]) -> str:
 
 
 def _is_run(folder: str | Path) -> bool:
-    path = Path(folder)
-    return (path / "adapter_config.json").exists() or (path / "adapter" / "adapter_config.json").exists()
+    return (adapter_in(Path(folder)) / ADAPTER_CONFIG).exists()

@@ -11,10 +11,9 @@ import torch
 from torch.nn.functional import cross_entropy, log_softmax
 
 from lrlora.data import TaskData
+from lrlora.evaluation.labelled import labelled_logits
+from lrlora.evaluation.score import batches, collator_of, evaluating
 from lrlora.statistics import Interval, bounds_of, mean_interval
-from lrlora.study.score import batches, evaluating
-from lrlora.training.labelled import labelled_logits
-from lrlora.training.scoring import collator_of
 
 UNRELATED_TOKENS = 128
 """Of an unrelated article so many tokens are scored, its first ones."""

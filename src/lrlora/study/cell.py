@@ -16,6 +16,9 @@ from lrlora.data.encode import encode
 from lrlora.data.facts import encode_texts
 from lrlora.errors import InputError
 from lrlora.evaluation.commonsense import Suite
+from lrlora.evaluation.score import score
+from lrlora.ranks.measure import layer_ranks
+from lrlora.saved.identity import digest_of_model, stamp_of_model
 from lrlora.study import memory
 from lrlora.study.arms import AllocateRanks, steps_of
 from lrlora.study.base import keep_blocks, under_arm
@@ -23,15 +26,12 @@ from lrlora.study.capacity import UNRELATED_TOKENS, score_facts, unrelated_nats
 from lrlora.study.facts import encode_facts
 from lrlora.study.plan import Cell, Row, arm_named, digest_of_parts, task_named
 from lrlora.study.rows import Parts, load_parts
-from lrlora.study.score import score
 from lrlora.study.spec import Arm, Study, Task
 from lrlora.training.config import TrainConfig
 from lrlora.training.fit import train_in_memory
-from lrlora.training.identity import digest_of_model, stamp_of_model
 from lrlora.training.model import base_of
 from lrlora.training.run import versions
 from lrlora.tuner import deltas
-from lrlora.tuner.ranks import layer_ranks
 
 AGAIN = "the same command runs the study on them as they are, and --retry_failed this cell if they were put back"
 RANK_FIELDS = (

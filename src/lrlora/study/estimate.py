@@ -12,13 +12,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from lrlora.data import GLUE
 from lrlora.data.embedded import encoder_folder, model_folder
 from lrlora.errors import InputError
+from lrlora.saved.pooling import set_pooling
 from lrlora.study.arms import steps_of
 from lrlora.study.base import keep_blocks, under_arm
 from lrlora.study.plan import cells_of_arm
 from lrlora.study.rows import load_splits
 from lrlora.study.scales import Scale, scale_lines, scale_of
 from lrlora.study.spec import EMBEDDED, Arm, Study, Task
-from lrlora.training.pooling import set_pooling
 
 GLUE_ROWS = {
     "cola": 8551, "sst2": 67349, "mrpc": 3668, "qqp": 363846, "stsb": 5749, "mnli": 392702, "qnli": 104743,

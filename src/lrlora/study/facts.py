@@ -19,7 +19,7 @@ from lrlora.data.facts import (
     written,
 )
 from lrlora.errors import InputError
-from lrlora.training.saved import base_config
+from lrlora.saved.adapter import base_config
 
 if TYPE_CHECKING:
     from lrlora.study.spec import Study, Task

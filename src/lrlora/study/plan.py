@@ -12,13 +12,13 @@ from typing import Any, Literal
 from transformers import AutoConfig
 
 from lrlora.errors import InputError
+from lrlora.saved.identity import digest_of_model, digest_of_rows
+from lrlora.saved.local import check_local
 from lrlora.study.arms import fields_of
 from lrlora.study.facts import OWN
 from lrlora.study.rows import Parts, fingerprint, load_parts
 from lrlora.study.spec import Arm, Study, Task
 from lrlora.study.widen import rate_beyond
-from lrlora.training.identity import digest_of_model, digest_of_rows
-from lrlora.training.local import check_local
 
 Phase = Literal["search", "final"]
 Row = dict[str, Any]

@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+from lrlora.ranks.layers import attention_against_mlp, block_pairs, layer_table
 from lrlora.statistics import (
     SMALLEST_EFFECT,
     SMALLEST_RANK_EFFECT,
     Interval,
     PairedDifference,
-    attention_against_mlp,
-    block_pairs,
     bounds_of,
-    layer_table,
     mean_interval,
     paired_difference,
 )

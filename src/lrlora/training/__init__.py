@@ -1,17 +1,7 @@
 """train(TrainConfig(...)) -> a run folder. Needs the extra `train`: pip install "lrlora[train]"."""
 
 from lrlora.training.config import TrainConfig
-from lrlora.training.model import load_adapter
-from lrlora.training.pooling import set_pooling
 from lrlora.training.run import RunResult, read_result, train
 from lrlora.training.stop import Interrupted
 
-__all__ = [
-    "Interrupted",
-    "RunResult",
-    "TrainConfig",
-    "load_adapter",
-    "read_result",
-    "set_pooling",
-    "train",
-]
+__all__ = ["Interrupted", "RunResult", "TrainConfig", "read_result", "train"]

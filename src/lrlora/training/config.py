@@ -10,17 +10,16 @@ from typing import Any, Literal, Optional
 
 from lrlora.data import DataSource
 from lrlora.errors import InputError
+from lrlora.saved.pooling import check_pooling
+from lrlora.saved.run import Settings
 from lrlora.training.placement import ALL_LINEAR
-from lrlora.training.pooling import check_pooling
 from lrlora.training.ranges import check_numbers, check_scheduler
 from lrlora.tuner import LRLoraConfig
 
-PLACES = ("model", "data", "eval_data")
-"""Settings that may name a place on this machine, or something on the hub."""
 
-
-def _flag(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+def _flag(default: Any, help: str, is_free: bool = False, is_place: bool = False) -> Any:
+    """A setting: `is_free` does not change what is trained, `is_place` may be a path here, or a name of the hub."""
+    return field(default=default, metadata={"help": help, "is_free": is_free, "is_place": is_place})
 
 
 # HfArgumentParser reads these annotations at run time and knows Optional[X], not X | None, on Python 3.10
@@ -38,15 +37,19 @@ class TrainConfig:
     """
 
     model: Optional[str] = _flag(
-        None, "base model: a local folder, a hub name, or embedded-decoder; the embedded encoder if left out"
+        None,
+        "base model: a local folder, a hub name, or embedded-decoder; the embedded encoder if left out",
+        is_place=True,
     )
     data: Optional[str] = _flag(
         None,
         "a file or folder of jsonl(.gz), csv or parquet, or a hub dataset; the embedded BBC News titles if left out",
+        is_place=True,
     )
     eval_data: Optional[str] = _flag(
         None,
         "a file, folder or hub dataset to evaluate on, all of it; what stands beside the training rows if left out",
+        is_place=True,
     )
     split_seed: int = _flag(
         0, "of the tenth that is held out where there are no evaluation rows, and of the rows that are drawn"
@@ -71,11 +74,13 @@ class TrainConfig:
     max_length: Optional[int] = _flag(None, "tokens of a row at most; as many as the model takes if left out")
 
     out: Optional[str] = _flag(
-        None, "run folder; runs/demo, or runs/ and the name of the task or the data, if left out"
+        None, "run folder; runs/demo, or runs/ and the name of the task or the data, if left out", is_free=True
     )
-    overwrite: bool = _flag(False, "start afresh in a folder that holds another run, deleting that run")
+    overwrite: bool = _flag(False, "start afresh in a folder that holds another run, deleting that run", is_free=True)
     method: Literal["lrlora", "lora"] = _flag("lrlora", "adapter to train; lora is PEFT's own, for comparison")
-    compare: Optional[bool] = _flag(None, "train plain LoRA with the same settings beside it; on in the demo only")
+    compare: Optional[bool] = _flag(
+        None, "train plain LoRA with the same settings beside it; on in the demo only", is_free=True
+    )
 
     r: int = _flag(8, "rank of the product BA")
     lora_alpha: Optional[float] = _flag(None, "s = lora_alpha / r; 2 r if left out")
@@ -120,16 +125,19 @@ class TrainConfig:
     max_grad_norm: float = _flag(1.0, "gradients are scaled down to this norm")
     precision: Literal["auto", "fp32", "bf16"] = _flag("auto", "auto: bf16 where the hardware has it, else fp32")
     seed: int = _flag(0, "of initialisation, order and dropout")
-    save_steps: int = _flag(100, "steps between checkpoints that a killed run resumes from")
+    save_steps: int = _flag(100, "steps between checkpoints that a killed run resumes from", is_free=True)
     rank_steps: Optional[int] = _flag(
-        None, "steps between records of the learned ranks; left out: as many as take two percent of the time; 0: none"
+        None,
+        "steps between records of the learned ranks; left out: as many as take two percent of the time; 0: none",
+        is_free=True,
     )
     report_to: list[str] = field(
-        default_factory=lambda: ["none"], metadata={"help": "trackers that transformers knows: tensorboard, wandb, ..."}
+        default_factory=lambda: ["none"],
+        metadata={"help": "trackers that transformers knows: tensorboard, wandb, ...", "is_free": True},
     )
-    verbose: bool = _flag(False, "tell how the adapted layers are computed, and why")
-    json: bool = _flag(False, "print the result as JSON")
-    debug: bool = _flag(False, "show a traceback on errors")
+    verbose: bool = _flag(False, "tell how the adapted layers are computed, and why", is_free=True)
+    json: bool = _flag(False, "print the result as JSON", is_free=True)
+    debug: bool = _flag(False, "show a traceback on errors", is_free=True)
 
     def __post_init__(self) -> None:
         for name in (*PLACES, "out"):
@@ -158,6 +166,10 @@ class TrainConfig:
     def compares(self) -> bool:
         """Whether plain LoRA is trained beside the run."""
         return self.method != "lora" and (self.is_demo if self.compare is None else self.compare)
+
+    def settings(self) -> Settings:
+        """Every setting by name, and which of them decide the result."""
+        return Settings(dataclasses.asdict(self), FREE, PLACES)
 
     def with_absolute_paths(self) -> TrainConfig:
         """The same settings for a process in any folder; a name of the hub stays one unless it is a path here."""
@@ -236,6 +248,12 @@ class TrainConfig:
             return float(self.tau)
         except ValueError:
             raise InputError(f"tau must be a number above 0 or auto, got {self.tau!r}") from None
+
+
+FREE = frozenset(each.name for each in dataclasses.fields(TrainConfig) if each.metadata.get("is_free"))
+"""Settings that do not change what is trained: a run may go on with others."""
+PLACES = tuple(each.name for each in dataclasses.fields(TrainConfig) if each.metadata.get("is_place"))
+"""Settings that may name a place on this machine, or something on the hub."""
 
 
 def _names(field: str, words: list[str] | str | None) -> list[str] | str | None:

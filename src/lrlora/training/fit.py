@@ -55,7 +55,7 @@ def train_in_memory(
         InputError: a setting that transformers refuses; a NaN in the loss.
     """
     with tempfile.TemporaryDirectory(prefix="lrlora-") as folder, open(os.devnull, "w") as nowhere:
-        trainer = make_trainer(config, task, model, tokenizer, train_rows, None, Path(folder), saves=False)
+        trainer = make_trainer(config, task, model, tokenizer, train_rows, Path(folder), saves=False)
         trainer.remove_callback(PrinterCallback)
         for callback in callbacks:
             trainer.add_callback(callback)

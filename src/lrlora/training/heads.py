@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from lrlora.data import DataSource, TaskData, load_task
 from lrlora.data.embedded import encoder_folder
-from lrlora.training.saved import base_config, names_in_config
+from lrlora.saved.adapter import base_config, names_in_config
 
 
 def load_task_for(model: str | None, source: DataSource, say: Callable[[str], None] = lambda line: None) -> TaskData:

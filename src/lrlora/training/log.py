@@ -9,8 +9,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lrlora.files import append_line, drop_lines_after
+from lrlora.saved.names import LOG
 
-FILE = "log.jsonl"
 # what the Trainer says of time and work: the machine's, not the training's
 _LEFT_OUT = ("_runtime", "_per_second", "total_flos", "_time")
 
@@ -28,7 +28,7 @@ class LogFile(TrainerCallback):
     """
 
     def __init__(self, folder: Path, c_factor: float | None) -> None:
-        self._path, self._c_factor = folder / FILE, c_factor
+        self._path, self._c_factor = folder / LOG, c_factor
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,4 +1,4 @@
-"""The base model of a run with a fresh adapter on it, and an adapter that was saved with its base under it."""
+"""The base model of a run with a fresh adapter on it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,16 @@ from typing import Any, Literal
 
 import torch
 from peft import PeftModel, get_peft_model
-from safetensors import SafetensorError
 
 from lrlora.data import TaskData
-from lrlora.data.embedded import encoder_folder, model_folder
+from lrlora.data.embedded import encoder_folder
 from lrlora.errors import InputError, first_lines
+from lrlora.saved.load import load_base
+from lrlora.saved.pooling import said_of_pooling, set_pooling
+from lrlora.saved.tokens import load_tokenizer, settle_padding
 from lrlora.training import processes
 from lrlora.training.config import TrainConfig
-from lrlora.training.local import absolute, check_local
 from lrlora.training.placement import check_names, said_of_expressions, trained_whole
-from lrlora.training.pooling import said_of_pooling, set_pooling
-from lrlora.training.reload import put_saved_on, refuse_random, settle
-from lrlora.training.saved import AUTO_CLASSES, SavedAdapter, read_adapter
-from lrlora.training.tokens import load_tokenizer, settle_padding
 
 
 def build(config: TrainConfig, task: TaskData) -> tuple[PeftModel, Any]:
@@ -89,60 +86,6 @@ def put_on(base: Any, adapter_config: Any) -> PeftModel:
         raise
     except (ValueError, TypeError) as error:
         raise InputError(f"{type(adapter_config).__name__}: {first_lines(error)}") from error
-
-
-def load_base(name: str, task_type: str | None, auto_class: Any = None, **options: Any) -> Any:
-    """A base model in float32 from a local folder or the hub.
-
-    Its attribute `new_parameters` names those that the files do not hold, which are random; see `put_on`.
-
-    Raises:
-        InputError: it is not there, is an adapter, or transformers has no such model for this kind of task.
-    """
-    name = absolute(model_folder(name))
-    check_local(name)
-    try:
-        base, info = (auto_class or AUTO_CLASSES[task_type]).from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = first_lines(error)
-        if "ignore_mismatched_sizes" in reason:
-            reason = "its weights do not have the shapes that are needed; has it a head for another number of classes?"
-        raise InputError(f"cannot load the model {name!r}: {reason}") from error
-    if getattr(base, "_hf_peft_config_loaded", False):
-        raise InputError(f"{name} is an adapter, not a base model: merge it first and pass the merged model")
-    base.new_parameters = sorted(info["missing_keys"])
-    return base
-
-
-def load_base_of(saved: SavedAdapter, **options: Any) -> Any:
-    """The base of a saved adapter with its head, pooling, vocabulary, padding; options and errors as `load_base`."""
-    saved.check_base()
-    head = saved.head_options()
-    try:
-        base = load_base(saved.base, saved.config.get("task_type"), saved.auto_class, **head, **options)
-    except InputError as error:
-        raise InputError(f"{error}{saved.base_advice}") from error
-    settle(base, saved)
-    return base
-
-
-def load_adapter(folder: str, model: str | None = None) -> PeftModel:
-    """An adapter with its base model under it, in evaluation mode.
-
-    Args:
-        folder: an adapter folder, or a run folder that holds one.
-        model: base model; None means the one that the adapter names.
-
-    Raises:
-        InputError: no adapter there, a file cut short, a base of other shapes or layers, or one with weights that
-            neither its files nor the adapter hold.
-    """
-    saved = read_adapter(folder, model)
-    base = load_base_of(saved)
-    refuse_random(saved, base.new_parameters)
-    return put_saved_on(base, saved).eval()
 
 
 def precision_of(choice: Literal["auto", "fp32", "bf16"]) -> str:

@@ -22,20 +22,21 @@ from lrlora.data import TaskData
 from lrlora.data.encode import encode
 from lrlora.data.length import length_of_rows
 from lrlora.errors import InputError
-from lrlora.files import explained, write_json
-from lrlora.training import folder as run_folder
+from lrlora.evaluation.score import score
+from lrlora.files import explained
+from lrlora.ranks.measure import LayerRank, layer_ranks, rank_warnings
+from lrlora.ranks.record import RankCallback
+from lrlora.saved.identity import digest_of_model, digest_of_rows
+from lrlora.saved.names import TRAINER_STATE
+from lrlora.saved.run import RunFolder, unlock
 from lrlora.training import processes
 from lrlora.training.config import TrainConfig
 from lrlora.training.heads import load_task_for
-from lrlora.training.identity import digest_of_model, digest_of_rows
 from lrlora.training.log import LogFile, mean_loss
 from lrlora.training.model import build, precision_of
-from lrlora.training.scoring import results_of
 from lrlora.training.stop import Interrupted, Stop
 from lrlora.training.trainer import check_trackers, make_trainer
 from lrlora.tuner.explain import computation_of
-from lrlora.tuner.ranks import LayerRank, layer_ranks, rank_warnings
-from lrlora.tuner.records import RankCallback
 
 
 @dataclass
@@ -82,57 +83,56 @@ def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = ()) -> Run
         result = _train(config, [*callbacks, stop], stop, config.overwrite)
         if config.compares:
             beside = dataclasses.replace(
-                config, method="lora", out=str(result.folder / "lora"), compare=False, overwrite=False
+                config, method="lora", out=str(RunFolder(result.folder).lora.path), compare=False, overwrite=False
             )
             result.compared = _train(beside, [*callbacks, stop], stop, config.overwrite)
     return result
 
 
 def _train(config: TrainConfig, callbacks: Sequence[TrainerCallback], stop: Stop, starts_again: bool) -> RunResult:
-    out, config = Path(config.out_folder()), config.with_absolute_paths()
+    out, config = RunFolder(Path(config.out_folder())), config.with_absolute_paths()
     with _told_what_is_left(config, out, starts_again):
         if _is_finished(config, out):
-            ended = datetime.fromtimestamp((out / "metrics.json").stat().st_mtime)
-            processes.tell(f"{out} finished before, on {ended:%Y-%m-%d at %H:%M}; shown again")
+            ended = datetime.fromtimestamp(out.ended)
+            processes.tell(f"{out.path} finished before, on {ended:%Y-%m-%d at %H:%M}; shown again")
         else:
             _train_one(config, out, callbacks, stop)
-    return read_result(out)
+    return read_result(out.path)
 
 
 def read_result(out: Path) -> RunResult:
     """What a finished run folder holds."""
-    metrics = run_folder.read(out / "metrics.json")
-    ranks_file = out / "ranks.json"
-    rows = [LayerRank(**row) for row in run_folder.read(ranks_file)] if ranks_file.exists() else []
-    return RunResult(out, metrics, rows, metrics.get("warnings", []))
+    run = RunFolder(out)
+    metrics = run.metrics
+    return RunResult(out, metrics, run.ranks or [], metrics.get("warnings", []))
 
 
 @contextlib.contextmanager
-def _told_what_is_left(config: TrainConfig, out: Path, starts_again: bool) -> Iterator[None]:
+def _told_what_is_left(config: TrainConfig, out: RunFolder, starts_again: bool) -> Iterator[None]:
     """Let an interruption say what it leaves, and what the same command will do."""
     try:
         yield
     except KeyboardInterrupt as error:
         number = error.number if isinstance(error, Interrupted) else signal.SIGINT
-        raise Interrupted(number, run_folder.what_is_left(out, dataclasses.asdict(config), starts_again)) from error
+        raise Interrupted(number, out.what_is_left(config.settings(), starts_again)) from error
 
 
-def _is_finished(config: TrainConfig, out: Path) -> bool:
+def _is_finished(config: TrainConfig, out: RunFolder) -> bool:
     """Whether this very run is there, with the same rows and base as now, as far as they can be read."""
-    settings = dataclasses.asdict(config)
-    if not run_folder.check(out, settings, config.overwrite):
+    settings = config.settings()
+    if not out.check(settings, config.overwrite):
         return False
-    if not run_folder.inputs_are_known(out):
+    if not out.inputs:
         processes.tell(
-            f"{out} is of an earlier version: whether its rows or its base model have changed since is not known"
+            f"{out.path} is of an earlier version: whether its rows or its base model have changed since is not known"
         )
         return True
     try:
         inputs = inputs_of(config, load_task_for(config.model, config.data_source()))
     except InputError as error:
-        processes.tell(f"whether what {out} was trained on has changed since is not known: {error}")
+        processes.tell(f"whether what {out.path} was trained on has changed since is not known: {error}")
         return True
-    return run_folder.check(out, settings, config.overwrite, inputs)
+    return out.check(settings, config.overwrite, inputs)
 
 
 def inputs_of(config: TrainConfig, task: TaskData) -> dict[str, str]:
@@ -140,32 +140,34 @@ def inputs_of(config: TrainConfig, task: TaskData) -> dict[str, str]:
     return {"data": digest_of_rows(task), "model": digest_of_model(config.model)}
 
 
-def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallback], stop: Stop) -> None:
+def _train_one(config: TrainConfig, out: RunFolder, callbacks: Sequence[TrainerCallback], stop: Stop) -> None:
     set_seed(config.seed)
     task = load_task_for(config.model, config.data_source(), _warn)
     for note in task.notes:
         _warn(note)
     model, tokenizer = build(config, task)
+    is_bf16 = precision_of(config.precision) == "bf16"
     if config.verbose and config.method == "lrlora":
-        for line in computation_of(model, torch.bfloat16 if precision_of(config.precision) == "bf16" else None):
+        for line in computation_of(model, torch.bfloat16 if is_bf16 else None):
             processes.tell(line)
     length = length_of_rows(config.max_length, tokenizer, model, _warn)
     train_rows, evaluation_rows = encode(task, tokenizer, length, config.template, _warn)
     with _begun(config, out, task) as checkpoint:
-        if checkpoint is not None and not run_folder.inputs_are_known(out):
+        if checkpoint is not None and not out.inputs:
             processes.tell(
-                f"{out} was begun by an earlier version: whether its rows or base have changed since is not known"
+                f"{out.path} was begun by an earlier version: whether its rows or base have changed since is not known"
             )
-        trainer = make_trainer(config, task, model, tokenizer, train_rows, evaluation_rows, out / "checkpoints")
-        _add_callbacks(trainer, config, out, callbacks)
+        trainer = make_trainer(config, task, model, tokenizer, train_rows, out.checkpoints)
+        _add_callbacks(trainer, config, out.path, callbacks)
         # the Trainer prints its log lines on stdout, which is for the result
-        goes_on = explained(out, "the same command goes on from the last checkpoint, if there is one")
+        goes_on = explained(out.path, "the same command goes on from the last checkpoint, if there is one")
         with contextlib.redirect_stdout(sys.stderr), _ended_bars(trainer), goes_on:
             started = time.perf_counter()
             with stop.at_the_next_step():
                 _run(trainer, checkpoint)
             wall_s = time.perf_counter() - started
-            evaluated = trainer.evaluate()
+            found = score(trainer.model, tokenizer, task, evaluation_rows, 2 * config.batch_size, is_bf16)
+            trainer.log({f"eval_{name}": value for name, value in found.items()})
         metrics = {
             "method": config.method,
             "task": task.name,
@@ -173,7 +175,7 @@ def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallba
             "train_rows": len(task.train),
             "eval_rows": len(task.evaluation),
             "metric": task.metrics[0] if task.metrics else "loss",
-            **results_of(evaluated),
+            **found,
             "train_loss": mean_loss(trainer.state.log_history),
             "steps": trainer.state.global_step,
             "wall_s": wall_s,
@@ -184,21 +186,21 @@ def _train_one(config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallba
 
 
 @contextlib.contextmanager
-def _begun(config: TrainConfig, out: Path, task: TaskData) -> Iterator[Path | None]:
+def _begun(config: TrainConfig, out: RunFolder, task: TaskData) -> Iterator[Path | None]:
     """The run folder, for this training alone while it lasts; gives the checkpoint to go on from."""
-    settings, inputs = dataclasses.asdict(config), inputs_of(config, task)
-    run_folder.check(out, settings, config.overwrite, inputs)
+    settings, inputs = config.settings(), inputs_of(config, task)
+    out.check(settings, config.overwrite, inputs)
     held: list[Any] = []
 
     def begin() -> Path | None:
-        held.append(run_folder.lock(out))
-        return run_folder.start(out, settings, versions(), inputs, config.overwrite)
+        held.append(out.lock())
+        return out.start(settings, versions(), inputs, config.overwrite)
 
     try:
         yield processes.in_first(begin)
     finally:
         for lock in held:
-            run_folder.unlock(lock)
+            unlock(lock)
 
 
 def _add_callbacks(trainer: Trainer, config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallback]) -> None:
@@ -218,7 +220,7 @@ def _add_callbacks(trainer: Trainer, config: TrainConfig, out: Path, callbacks: 
 def _run(trainer: Trainer, checkpoint: Path | None) -> None:
     """Train from the start or from a checkpoint to the end."""
     if checkpoint is not None:
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
         if state.global_step >= state.max_steps:
             # the Trainer would train a step more
             cast(Any, trainer.model).load_adapter(str(checkpoint), "default", is_trainable=True)
@@ -244,18 +246,17 @@ def _warn(line: str) -> None:
     processes.tell(f"warning: {line}")
 
 
-def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any], out: Path) -> None:
+def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any], out: RunFolder) -> None:
     # here, so that all else works without matplotlib
-    from lrlora.training.figure import rank_heatmap
+    from lrlora.ranks.heatmap import rank_heatmap
 
-    run_folder.save_adapter(trainer.model, trainer.processing_class, out / "adapter", config.pooling)
+    out.save_adapter(trainer.model, trainer.processing_class, config.pooling)
     if config.method == "lrlora":
         rows = layer_ranks(cast(torch.nn.Module, trainer.model))
         metrics["warnings"] = rank_warnings(rows, config.phi)
-        write_json(out / "ranks.json", [row.as_dict() for row in rows])
-        rank_heatmap(rows, out / "ranks.png")
-    # written last: a folder with metrics.json is a finished run
-    write_json(out / "metrics.json", metrics)
+        out.save_ranks(rows)
+        rank_heatmap(rows, out.picture)
+    out.save_metrics(metrics)
 
 
 def _tracked(trainer: Trainer, config: TrainConfig) -> Any:

@@ -11,11 +11,11 @@ from transformers.integrations.integration_utils import get_reporting_integratio
 
 from lrlora.data import TaskData
 from lrlora.errors import InputError
+from lrlora.evaluation.score import collator_of
 from lrlora.training.config import TrainConfig
 from lrlora.training.guard import NonFiniteGuard
 from lrlora.training.labelled import LabelledTrainer
 from lrlora.training.model import precision_of
-from lrlora.training.scoring import scoring_parts
 from lrlora.tuner.callback import TauCallback
 from lrlora.tuner.optimize import param_groups
 
@@ -26,7 +26,6 @@ def make_trainer(
     model: Any,
     tokenizer: Any,
     train_rows: Any,
-    evaluation_rows: Any,
     out: Path,
     saves: bool = True,
 ) -> Trainer:
@@ -38,7 +37,6 @@ def make_trainer(
         model: the model, adapted or not.
         tokenizer: of the model.
         train_rows: encoded rows.
-        evaluation_rows: encoded rows, or None.
         out: folder of the checkpoints.
         saves: write checkpoints.
 
@@ -52,7 +50,6 @@ def make_trainer(
             num_train_epochs=config.epochs,
             max_steps=config.max_steps,
             per_device_train_batch_size=config.batch_size,
-            per_device_eval_batch_size=2 * config.batch_size,
             gradient_accumulation_steps=config.gradient_accumulation,
             gradient_checkpointing=config.gradient_checkpointing,
             learning_rate=config.learning_rate,
@@ -73,7 +70,6 @@ def make_trainer(
             dataloader_pin_memory=torch.cuda.is_available(),
             remove_unused_columns=True,
             label_names=["labels"],
-            prediction_loss_only=task.kind == "causal",
             disable_tqdm=not saves,
         )
     except ValueError as error:
@@ -82,8 +78,8 @@ def make_trainer(
         model=model,
         args=arguments,
         train_dataset=train_rows,
-        eval_dataset=evaluation_rows,
-        **scoring_parts(task, tokenizer),
+        data_collator=collator_of(task, tokenizer),
+        processing_class=tokenizer,
         # the groups travel in the optimizer's arguments: the way that the Trainer offers for its own methods
         optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": config.learning_rate}),
         callbacks=[TauCallback(), NonFiniteGuard()],

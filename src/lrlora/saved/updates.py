@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 
 from lrlora.errors import InputError
 from lrlora.files import read_json
+from lrlora.ranks.measure import Update, updates_of
+from lrlora.saved.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.delta import LRLoraDelta
 from lrlora.tuner.model import LRLoraModel
-from lrlora.tuner.ranks import Update, updates_of
 
 MARK = ".lrlora_delta."
 
@@ -26,7 +27,7 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: it is missing, or not a JSON object.
     """
-    described = folder / "adapter_config.json"
+    described = folder / ADAPTER_CONFIG
     if not described.is_file():
         raise InputError(f"no adapter in {folder}: {described.name} is missing")
     saved = read_json(described, "copy the adapter again")
@@ -41,7 +42,7 @@ def adapter_weights(folder: Path) -> Path:
     Raises:
         InputError: it is missing; where the weights are pickled, how to convert them.
     """
-    file, pickled = folder / "adapter_model.safetensors", folder / "adapter_model.bin"
+    file, pickled = folder / ADAPTER_WEIGHTS, folder / "adapter_model.bin"
     if file.is_file():
         return file
     if pickled.is_file():

@@ -8,12 +8,10 @@ from pathlib import Path
 
 from lrlora.errors import InputError
 from lrlora.files import explained
+from lrlora.saved.names import ADAPTER, CHECKPOINTS, CONFIG, LOCK, LOG, LORA, METRICS, PICTURE, RANKS, RECORDS
 
-LOCK = ".lock"
-"""File in a run folder that the process training there holds."""
-_LORA = "lora"
-_FILES = {"config.json", "metrics.json", "ranks.json", "ranks.jsonl", "ranks.png", "log.jsonl"}
-_FOLDERS = {"adapter", "checkpoints"}
+_FILES = {CONFIG, METRICS, RANKS, RECORDS, PICTURE, LOG}
+_FOLDERS = {ADAPTER, CHECKPOINTS}
 # what `lrlora.files` has begun beside a place, where a kill left it
 _BEGUN = re.compile(rf"\.({'|'.join(sorted(_FILES | _FOLDERS))})\.[\w.-]*(tmp|old)")
 _REPORT = "report.html"
@@ -35,7 +33,7 @@ _TRACKED = re.compile(r"events\.out\.tfevents\..*")
 def is_run(folder: Path) -> bool:
     """Whether a folder's config.json is one that a run has written; a model has a file of that name too."""
     try:
-        described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        described = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
     return isinstance(described, dict) and isinstance(described.get("settings"), dict) and "versions" in described
@@ -57,8 +55,8 @@ def foreign_to_nobody(folder: Path) -> list[str]:
 def foreign_in_the_way(folder: Path) -> list[str]:
     """As `foreign`, of what a run that goes on will replace: its adapter and its checkpoints."""
     replaced = [
-        (folder / "adapter", _OF_ADAPTER),
-        *((path, _OF_CHECKPOINT) for path in checkpoints(folder / "checkpoints")),
+        (folder / ADAPTER, _OF_ADAPTER),
+        *((path, _OF_CHECKPOINT) for path in checkpoints(folder / CHECKPOINTS)),
     ]
     found = [path for where, is_mine in replaced if where.is_dir() for path in _foreign_files(where, is_mine)]
     return [str(path.relative_to(folder)) for path in found]
@@ -131,11 +129,11 @@ def _foreign_to_part(path: Path) -> list[Path]:
     """What is not a run's in a folder inside a run folder."""
     begun = _BEGUN.fullmatch(path.name)
     name = begun.group(1) if begun else path.name
-    if name == "adapter":
+    if name == ADAPTER:
         return _foreign_files(path, _OF_ADAPTER)
-    if name == "checkpoints":
+    if name == CHECKPOINTS:
         return _foreign_to_checkpoints(path)
-    if name == _LORA and (is_run(path) or not any(path.iterdir())):
+    if name == LORA and (is_run(path) or not any(path.iterdir())):
         return _foreign_to_run(path)
     return [path]
 

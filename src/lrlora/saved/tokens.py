@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError, first_lines
-from lrlora.training.local import absolute
+from lrlora.saved.local import absolute
 
 
 def load_tokenizer(name: str) -> Any:

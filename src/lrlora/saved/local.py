@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrlora.errors import InputError
+from lrlora.saved import names
 
 
 def absolute(name: str) -> str:
@@ -32,21 +33,27 @@ def check_local(name: str) -> None:
     folder = Path(name).expanduser()
     if looks_local(name) and not folder.is_dir():
         raise InputError(f"no such model folder: {name}")
-    place = folder if folder.is_dir() else cached(name, "adapter_config.json")
+    place = folder if folder.is_dir() else cached(name, names.ADAPTER_CONFIG)
     if place is None:
         return
-    inside = place / "adapter"
-    if not (place / "adapter_config.json").is_file():
-        is_model = "model_type" in _object(place / "config.json")
-        if is_model or not (inside / "adapter_config.json").is_file():
+    inside = place / names.ADAPTER
+    if not (place / names.ADAPTER_CONFIG).is_file():
+        is_model = "model_type" in _object(place / names.CONFIG)
+        if is_model or not (inside / names.ADAPTER_CONFIG).is_file():
             return
         place = inside
-    method = _object(place / "adapter_config.json").get("peft_type")
+    method = _object(place / names.ADAPTER_CONFIG).get("peft_type")
     how = f"lrlora merge {name} --out FOLDER" if method == "LRLORA" else "peft's merge_and_unload and save_pretrained"
     raise InputError(
         f"{name} is an adapter{' of a run' if place == inside else ''}, not a base model: what it has learned would be "
         f"lost; merge it first ({how}) and pass the merged model as --model, or pass its own base"
     )
+
+
+def adapter_in(folder: Path) -> Path:
+    """The adapter folder in a run folder; any other folder itself."""
+    inside = folder / names.ADAPTER
+    return inside if (inside / names.ADAPTER_CONFIG).exists() else folder
 
 
 def read_for(adapter: Path, base: str | None) -> list[Path]:
@@ -57,14 +64,14 @@ def read_for(adapter: Path, base: str | None) -> list[Path]:
 def run_around(adapter: Path) -> list[Path]:
     """The run folder that an adapter or a checkpoint lies in, if it does."""
     around = adapter.resolve().parents[:2]
-    return [folder for folder in around if "settings" in _object(folder / "config.json")][:1]
+    return [folder for folder in around if "settings" in _object(folder / names.CONFIG)][:1]
 
 
 def local_model(name: str) -> list[Path]:
     """The folder of a model, or all that the hub's cache keeps of it; nothing where it is not on this machine."""
     if Path(name).expanduser().is_dir():
         return [Path(name).expanduser()]
-    found = cached(name, "config.json")
+    found = cached(name, names.CONFIG)
     # models--OWNER--NAME/snapshots/COMMIT
     return [] if found is None else [found.parent.parent]
 

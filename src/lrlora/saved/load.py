@@ -1,4 +1,4 @@
-"""A saved adapter put on its base: every tensor of it must find its place, and the base must be what it was."""
+"""Base models and saved adapters, loaded: every tensor must find its place, and the base must be what it was."""
 
 from __future__ import annotations
 
@@ -6,18 +6,77 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from peft import PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 
+from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError, first_lines
-from lrlora.training.pooling import set_pooling
-from lrlora.training.saved import SavedAdapter
-from lrlora.training.tokens import load_tokenizer, settle_padding
+from lrlora.saved.adapter import AUTO_CLASSES, AdapterFolder, read_adapter
+from lrlora.saved.local import absolute, check_local
+from lrlora.saved.pooling import set_pooling
+from lrlora.saved.tokens import load_tokenizer, settle_padding
 
 ADAPTER = "default"
 _PREFIX = "base_model.model."
 
 
-def settle(base: Any, saved: SavedAdapter) -> None:
+def load_base(name: str, task_type: str | None, auto_class: Any = None, **options: Any) -> Any:
+    """A base model in float32 from a local folder or the hub.
+
+    Its attribute `new_parameters` names those that the files do not hold, which are random: see `put_on` in
+    `lrlora.training.model`.
+
+    Raises:
+        InputError: it is not there, is an adapter, or transformers has no such model for this kind of task.
+    """
+    name = absolute(model_folder(name))
+    check_local(name)
+    try:
+        base, info = (auto_class or AUTO_CLASSES[task_type]).from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = first_lines(error)
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights do not have the shapes that are needed; has it a head for another number of classes?"
+        raise InputError(f"cannot load the model {name!r}: {reason}") from error
+    if getattr(base, "_hf_peft_config_loaded", False):
+        raise InputError(f"{name} is an adapter, not a base model: merge it first and pass the merged model")
+    base.new_parameters = sorted(info["missing_keys"])
+    return base
+
+
+def load_base_of(saved: AdapterFolder, **options: Any) -> Any:
+    """The base of a saved adapter with its head, pooling, vocabulary, padding; options and errors as `load_base`."""
+    saved.check_base()
+    head = saved.head_options()
+    try:
+        base = load_base(saved.base, saved.config.get("task_type"), saved.auto_class, **head, **options)
+    except InputError as error:
+        raise InputError(f"{error}{saved.base_advice}") from error
+    settle(base, saved)
+    return base
+
+
+def load_adapter(folder: str, model: str | None = None) -> PeftModel:
+    """An adapter with its base model under it, in evaluation mode.
+
+    Args:
+        folder: an adapter folder, or a run folder that holds one.
+        model: base model; None means the one that the adapter names.
+
+    Raises:
+        InputError: no adapter there, a file cut short, a base of other shapes or layers, or one with weights that
+            neither its files nor the adapter hold.
+    """
+    saved = read_adapter(folder, model)
+    base = load_base_of(saved)
+    refuse_random(saved, base.new_parameters)
+    return put_saved_on(base, saved).eval()
+
+
+def settle(base: Any, saved: AdapterFolder) -> None:
     """Give a base what the run changed of it: its pooling, the length of its vocabulary, the token to pad with.
 
     Raises:
@@ -30,7 +89,7 @@ def settle(base: Any, saved: SavedAdapter) -> None:
         settle_padding(base, load_tokenizer(str(saved.folder)))
 
 
-def _resize(base: Any, saved: SavedAdapter) -> None:
+def _resize(base: Any, saved: AdapterFolder) -> None:
     """The vocabulary of the saved embedding: PEFT saves it whole where it was resized."""
     table = base.get_input_embeddings()
     rows = _saved_rows(base, table, saved)
@@ -49,14 +108,14 @@ def _resize(base: Any, saved: SavedAdapter) -> None:
         )
 
 
-def _saved_rows(base: Any, module: Any, saved: SavedAdapter) -> int | None:
+def _saved_rows(base: Any, module: Any, saved: AdapterFolder) -> int | None:
     name = next((name for name, inside in base.named_modules() if inside is module), None)
     holders = ("", ".base_layer", ".token_adapter.base_layer")
     keys = [f"{_PREFIX}{name}{holder}.weight" for holder in holders]
     return next((saved.shapes[key][0] for key in keys if key in saved.shapes), None)
 
 
-def refuse_random(saved: SavedAdapter, lacking: Sequence[str]) -> None:
+def refuse_random(saved: AdapterFolder, lacking: Sequence[str]) -> None:
     """Refuse to use an adapter whose base has weights that are random at every load.
 
     Args:
@@ -83,7 +142,7 @@ def refuse_random(saved: SavedAdapter, lacking: Sequence[str]) -> None:
         )
 
 
-def put_saved_on(base: Any, saved: SavedAdapter, is_sparing: bool = False) -> PeftModel:
+def put_saved_on(base: Any, saved: AdapterFolder, is_sparing: bool = False) -> PeftModel:
     """A model with a saved adapter on it.
 
     Args:

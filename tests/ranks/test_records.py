@@ -14,9 +14,9 @@ import transformers
 
 import lrlora
 from lrlora.files import read_json_lines
+from lrlora.ranks.record import read_records
 from lrlora.training import TrainConfig, train
 from lrlora.tuner import deltas
-from lrlora.tuner.records import read_records
 from tests.conftest import disturb, tiny_bert, token_ids
 
 
@@ -57,8 +57,8 @@ def test_a_quick_look_at_a_large_matrix_takes_lanczos_steps_to_the_same_rank(sha
     torch.manual_seed(0)
     A, B = torch.randn(4, shape[1]) / shape[1] ** 0.5, 0.1 * torch.randn(shape[0], 4)
     c = torch.randn(11)
-    update = lrlora.tuner.ranks.Update("layer.0.query", None, A, B, c, torch.tensor(0.005), 2.0, "sinc")
-    quick, whole = (lrlora.tuner.ranks.measure(update, None, is_quick=q) for q in (True, False))
+    update = lrlora.ranks.measure.Update("layer.0.query", None, A, B, c, torch.tensor(0.005), 2.0, "sinc")
+    quick, whole = (lrlora.ranks.measure.measure(update, None, is_quick=q) for q in (True, False))
     assert quick.stable_rank == pytest.approx(whole.stable_rank, rel=1e-5)
     assert whole.stable_rank > whole.stable_rank_ba
 
@@ -235,7 +235,7 @@ def test_frozen_coefficients_are_no_learned_rank(form):
         delta.theta.zero_()
     rows = lrlora.layer_ranks(model)
     assert all(row.c_change == 0 and row.stable_rank_initial == row.stable_rank for row in rows)
-    (warning, *_) = lrlora.tuner.ranks.rank_warnings(rows, form)
+    (warning, *_) = lrlora.ranks.measure.rank_warnings(rows, form)
     assert "no rank was learned there" in warning and f"{len(rows)} of {len(rows)} layers" in warning
 
 

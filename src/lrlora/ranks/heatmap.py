@@ -7,7 +7,7 @@ from pathlib import Path
 import matplotlib
 
 from lrlora.files import new_file
-from lrlora.tuner.ranks import LayerRank
+from lrlora.ranks.measure import LayerRank
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

@@ -73,6 +73,16 @@ class LayerRank:
         """The row as it stands in ranks.json."""
         return asdict(self)
 
+    @classmethod
+    def from_dict(cls, row: dict[str, Any]) -> LayerRank:
+        """A row of ranks.json; measures that a newer version has added are left out.
+
+        Raises:
+            TypeError: it lacks one that every version has.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in row.items() if name in known})
+
 
 @torch.no_grad()
 def layer_ranks(model: nn.Module, adapter_name: str = "default", is_quick: bool = False) -> list[LayerRank]:

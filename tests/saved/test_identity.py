@@ -3,7 +3,7 @@ import os
 from pathlib import Path
 
 from lrlora.data import DataSource, load_task
-from lrlora.training.identity import digest_of_model, digest_of_rows
+from lrlora.saved.identity import digest_of_model, digest_of_rows
 from tests.conftest import write_rows
 
 

@@ -16,8 +16,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lrlora.errors import InputError
 from lrlora.files import append_line, drop_lines_after, read_json_lines
+from lrlora.ranks.measure import LayerRank, layer_ranks, measure, updates_of
 from lrlora.tuner.model import deltas
-from lrlora.tuner.ranks import LayerRank, layer_ranks, measure, updates_of
 
 FILE = "ranks.jsonl"
 SHARE = 0.02
@@ -71,7 +71,7 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(folder) / FILE
     records = read_json_lines(path) if path.exists() else []
-    return [{**record, "layers": [LayerRank(**row) for row in record["layers"]]} for record in records]
+    return [{**record, "layers": [LayerRank.from_dict(row) for row in record["layers"]]} for record in records]
 
 
 def drop_records_after(folder: str | Path, step: int) -> int | None:

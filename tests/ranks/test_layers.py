@@ -4,7 +4,7 @@ import numpy
 import pytest
 from scipy import stats
 
-from lrlora.statistics import attention_against_mlp, block_pairs, layer_variation
+from lrlora.ranks.layers import attention_against_mlp, block_pairs, layer_variation
 
 MODULES = {"attention": ("query", "key", "value", "output"), "mlp": ("up", "down")}
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from lrlora.data import TaskData
 from lrlora.data.embedded import encoder_folder, model_folder
 from lrlora.data.tasks import MACRO_F1
-from lrlora.training.local import cached
+from lrlora.saved import names
+from lrlora.saved.local import cached
 
 ROW = "row"
 """Column with the number of a row in its file: where a row stands is not what it says."""
@@ -79,5 +80,5 @@ def _files_of(name: str | None) -> list[Path] | None:
 
 def _revision_of(name: str) -> str:
     # models--OWNER--NAME/snapshots/COMMIT
-    found = cached(name, "config.json")
+    found = cached(name, names.CONFIG)
     return name if found is None else f"{name}@{found.name}"

@@ -16,8 +16,9 @@ from lrlora import InputError, LRLoraConfig
 from lrlora.cli import main
 from lrlora.export.compare import compare, run_config, score_model
 from lrlora.files import write_json
-from lrlora.training import TrainConfig, load_adapter, set_pooling, train
-from lrlora.training.pooling import _ENCODERS, mean_of_tokens
+from lrlora.saved import load_adapter, set_pooling
+from lrlora.saved.pooling import _ENCODERS, mean_of_tokens
+from lrlora.training import TrainConfig, train
 from tests.conftest import tiny_bert, tiny_llama, token_ids, write_rows
 
 _SIZES: dict[str, Any] = {

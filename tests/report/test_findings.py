@@ -9,10 +9,10 @@ import pytest
 
 import lrlora
 from lrlora.cli import main
+from lrlora.ranks.measure import measure
+from lrlora.ranks.seeds import MEASURES
 from lrlora.report import findings, read_run
-from lrlora.report.numbers import MEASURES
-from lrlora.tuner.ranks import measure
-from lrlora.tuner.stored import stored_updates
+from lrlora.saved.updates import stored_updates
 from tests.conftest import disturb, tiny_bert
 from tests.report.planted import write_adapter, write_run
 

@@ -17,7 +17,7 @@ from transformers.utils import ModelOutput
 
 from lrlora.errors import InputError
 from lrlora.files import read_json
-from lrlora.training.local import local_model
+from lrlora.saved.local import local_model
 
 Pooling = Literal["auto", "mean", "cls"]
 _POOLINGS = ("auto", "mean", "cls")

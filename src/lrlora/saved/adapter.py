@@ -21,9 +21,10 @@ from lrlora.data import Kind
 from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError
 from lrlora.files import read_json
-from lrlora.training.local import absolute, check_local, looks_local, read_for, run_around
-from lrlora.training.pooling import Pooling, check_pooling
-from lrlora.tuner.stored import adapter_settings, adapter_weights
+from lrlora.saved import names
+from lrlora.saved.local import absolute, adapter_in, check_local, looks_local, read_for, run_around
+from lrlora.saved.pooling import Pooling, check_pooling
+from lrlora.saved.updates import adapter_settings, adapter_weights
 
 AUTO_CLASSES: dict[str | None, Any] = {
     "SEQ_CLS": AutoModelForSequenceClassification,
@@ -34,11 +35,6 @@ AUTO_CLASSES: dict[str | None, Any] = {
     "FEATURE_EXTRACTION": AutoModel,
     None: AutoModel,
 }
-LABELS = "labels.json"
-"""File beside an adapter with the names of its classes, which PEFT does not save."""
-POOLING = "pooling.json"
-"""File beside an adapter with the pooling that it was trained with, where that was chosen."""
-
 # what transformers calls the last layer of its classifiers; XLNet has a sequence_summary of another width as well
 _HEADS = (
     "logits_proj", "classifier", "score", "classifier.out_proj", "score.out_proj", "classifier.linear_out",
@@ -47,7 +43,7 @@ _HEADS = (
 
 
 @dataclass(frozen=True)
-class SavedAdapter:
+class AdapterFolder:
     """What an adapter folder says.
 
     Args:
@@ -102,9 +98,9 @@ class SavedAdapter:
         if self.labels is not None and wide in (None, len(self.labels)):
             return self.labels
         described = base_config(self.base)
-        names = None if described is None else names_in_config(described)
-        if names is not None and wide in (None, len(names)):
-            return names
+        known = None if described is None else names_in_config(described)
+        if known is not None and wide in (None, len(known)):
+            return known
         return None if wide is None else [str(number) for number in range(wide)]
 
     def head_options(self) -> dict[str, Any]:
@@ -135,7 +131,7 @@ class SavedAdapter:
     @property
     def base_advice(self) -> str:
         """What an error about the base ends with."""
-        named = f"; {self.folder / 'adapter_config.json'} names it as the base, pass --model with where that is now"
+        named = f"; {self.folder / names.ADAPTER_CONFIG} names it as the base, pass --model with where that is now"
         return "" if self.is_base_given else named
 
     def sources(self) -> list[Path]:
@@ -143,7 +139,7 @@ class SavedAdapter:
         return read_for(self.folder, self.base)
 
 
-def read_adapter(folder: str, model: str | None = None) -> SavedAdapter:
+def read_adapter(folder: str, model: str | None = None) -> AdapterFolder:
     """Read an adapter folder without loading any model.
 
     Args:
@@ -153,12 +149,11 @@ def read_adapter(folder: str, model: str | None = None) -> SavedAdapter:
     Raises:
         InputError: no adapter there, a file cut short, no base model named, or a kind of task that lrlora cannot load.
     """
-    path = Path(folder).expanduser()
-    path = path / "adapter" if (path / "adapter" / "adapter_config.json").exists() else path
+    path = adapter_in(Path(folder).expanduser())
     saved = adapter_settings(path)
     shapes = _tensor_shapes(adapter_weights(path))
     base = model or saved.get("base_model_name_or_path")
-    described = path / "adapter_config.json"
+    described = path / names.ADAPTER_CONFIG
     if not base:
         raise InputError(f"{described} names no base model; pass --model")
     if saved.get("task_type") not in AUTO_CLASSES:
@@ -166,19 +161,19 @@ def read_adapter(folder: str, model: str | None = None) -> SavedAdapter:
             f"{described}: task_type {saved.get('task_type')!r} is not one that lrlora loads; use peft.PeftModel"
         )
     base = absolute(model_folder(str(base)))
-    labels = read_json(path / LABELS) if (path / LABELS).exists() else None
-    return SavedAdapter(path, saved, base, shapes, labels, model is not None, _pooling(path))
+    labels = read_json(path / names.LABELS) if (path / names.LABELS).exists() else None
+    return AdapterFolder(path, saved, base, shapes, labels, model is not None, _pooling(path))
 
 
 def _pooling(folder: Path) -> Pooling:
     """What stands beside an adapter; of a checkpoint, which has no such file, the setting of the run around it."""
     pooling = "auto"
-    if (folder / POOLING).exists():
-        pooling = read_json(folder / POOLING)
-        check_pooling(pooling, str(folder / POOLING))
+    if (folder / names.POOLING).exists():
+        pooling = read_json(folder / names.POOLING)
+        check_pooling(pooling, str(folder / names.POOLING))
     elif runs := run_around(folder):
-        pooling = read_json(runs[0] / "config.json")["settings"].get("pooling", "auto")
-        check_pooling(pooling, f"pooling in {runs[0] / 'config.json'}")
+        pooling = read_json(runs[0] / names.CONFIG)["settings"].get("pooling", "auto")
+        check_pooling(pooling, f"pooling in {runs[0] / names.CONFIG}")
     return pooling
 
 

@@ -1,0 +1,163 @@
+"""One way to one number: how good a model is at a task, for a run, an evaluation, an export and a study alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+from torch import distributed
+from torch.nn.functional import cross_entropy, mse_loss
+from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
+
+from lrlora.data import TaskData
+from lrlora.data.encode import IGNORED, Say, Template, encode_rows
+from lrlora.data.length import length_of_rows
+from lrlora.data.tasks import compute_metrics
+from lrlora.evaluation.labelled import labelled_logits
+from lrlora.saved.tokens import settle_padding
+
+BATCH = 32
+"""Rows at once, where nobody says."""
+Outputs = dict[int, Any]
+"""What a model gives for a row, by the row's number."""
+
+
+def score(
+    model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: int = BATCH, is_bf16: bool = False
+) -> dict[str, float]:
+    """Measure a model on the evaluation rows of a task.
+
+    The number depends on the model, the rows and `batch_size` alone: in several processes each one scores its share
+    of the same batches, and all of them return the whole.
+
+    Args:
+        model: with or without an adapter; it is left in the mode that it was in.
+        tokenizer: of the model.
+        task: its `kind` says how its rows are measured.
+        encoded: its `evaluation` rows, encoded.
+        batch_size: rows at once.
+        is_bf16: compute in bfloat16, as a training in that precision does.
+
+    Returns:
+        The task's metrics by name, and "loss": cross entropy in nats a row (classification), squared error (regression)
+        or nats a token (causal), as a mean over all rows or tokens, without what a method adds to it for itself.
+    """
+    outputs, metrics = SCORERS[task.kind]
+    found: Outputs = {}
+    rank, many = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
+    with evaluating(model), torch.autocast(model.device.type, torch.bfloat16, enabled=is_bf16):
+        for number, (rows, batch) in enumerate(
+            batches(encoded, collator_of(task, tokenizer), batch_size, model.device)
+        ):
+            if number % many == rank:
+                found |= zip(rows, outputs(model, batch), strict=True)
+    if many > 1:
+        parts: list[Any] = [None] * many
+        distributed.all_gather_object(parts, found)
+        found = {number: output for part in parts for number, output in part.items()}
+    return metrics(task, [found[number] for number in range(len(encoded))], encoded)
+
+
+def score_task(
+    model: Any,
+    tokenizer: Any,
+    task: TaskData,
+    max_length: int | None = None,
+    template: Template = "auto",
+    batch_size: int = BATCH,
+    is_bf16: bool = False,
+    say: Say = lambda line: None,
+) -> dict[str, float]:
+    """Encode the evaluation rows of a task, and measure a model on them.
+
+    Args:
+        model: a model of transformers or PEFT; gets the padding of the tokenizer where it has none.
+        tokenizer: its tokenizer; gets that of the model where it has none.
+        task: as `load_task` returns it.
+        max_length: tokens of a row at most; None means as many as the model takes.
+        template: how instructions are written.
+        batch_size: rows at once.
+        is_bf16: compute in bfloat16.
+        say: gets a line about rows that were cut.
+
+    Example:
+        score_task(model, tokenizer, load_task(DataSource(data="glue", task="sst2")))["accuracy"]
+    """
+    settle_padding(model, tokenizer)
+    length = length_of_rows(max_length, tokenizer, model, say)
+    rows = encode_rows(task, tokenizer, length, template, "evaluation", say)
+    return score(model, tokenizer, task, rows, batch_size, is_bf16)
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """A model in evaluation mode, without gradients; changed back to its mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+
+
+def collator_of(task: TaskData, tokenizer: Any) -> Any:
+    """What makes a batch of encoded rows of a task."""
+    if task.kind == "causal":
+        return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+    return DataCollatorWithPadding(tokenizer)
+
+
+def batches(encoded: Any, collate: Any, batch_size: int, device: torch.device):
+    """Batches of rows of like length, the longest first, with the rows' numbers: padding costs as much as text."""
+    columns = [name for name in encoded.column_names if name not in ("text", "text_pair")]
+    lengths = [len(tokens) for tokens in encoded["input_ids"]]
+    order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
+    for start in range(0, len(order), batch_size):
+        numbers = order[start : start + batch_size]
+        part = encoded[numbers]
+        rows = [{name: part[name][i] for name in columns} for i in range(len(numbers))]
+        yield numbers, {name: value.to(device) for name, value in collate(rows).items()}
+
+
+def metrics_of(task: TaskData, scores: Any, labels: Any) -> dict[str, float]:
+    """The metrics of a task from what a model's head gives, [rows, classes] or [rows, 1], and the labels [rows]."""
+    predictions = scores.squeeze(-1) if task.kind == "regression" else numpy.argmax(scores, axis=-1)
+    return compute_metrics(task.metrics, predictions, labels, task.positive)
+
+
+def _logits(model: Any, batch: dict[str, Any]) -> list[Any]:
+    """The output of the head for every row."""
+    batch.pop("labels")
+    return list(model(**batch).logits.float().cpu())
+
+
+def _of_labels(task: TaskData, outputs: list[Any], encoded: Any) -> dict[str, float]:
+    logits, labels = torch.stack(outputs), torch.tensor(encoded["labels"][:])
+    is_number = task.kind == "regression"
+    loss = mse_loss(logits.squeeze(-1), labels.float()) if is_number else cross_entropy(logits, labels)
+    return {**metrics_of(task, logits.numpy(), labels.numpy()), "loss": loss.item()}
+
+
+def _nats(model: Any, batch: dict[str, Any]) -> list[Any]:
+    """The nats of every row, and the number of tokens that they are of."""
+    logits, labels, is_label = labelled_logits(model, batch)
+    counts = is_label.sum(dim=-1).tolist()
+    each = cross_entropy(logits.float(), labels, reduction="none").split(counts)
+    return [(nats.double().sum().item(), count) for nats, count in zip(each, counts, strict=True)]
+
+
+def _of_tokens(task: TaskData, outputs: list[Any], encoded: Any) -> dict[str, float]:
+    return {"loss": math.fsum(nats for nats, _ in outputs) / max(sum(count for _, count in outputs), 1)}
+
+
+SCORERS: dict[str, tuple[Callable[[Any, Any], list[Any]], Callable[[TaskData, list[Any], Any], dict[str, float]]]] = {
+    "classification": (_logits, _of_labels),
+    "regression": (_logits, _of_labels),
+    "causal": (_nats, _of_tokens),
+}
+"""By kind of task: what a model gives for the rows of a batch, and what all of it amounts to. A new kind is a line."""

@@ -1,0 +1,47 @@
+"""Every file name of an adapter folder and of a run folder."""
+
+from lrlora.ranks.record import FILE as RECORDS
+
+ADAPTER_CONFIG = "adapter_config.json"
+"""Of an adapter folder, as PEFT names it; so is the next."""
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+LABELS = "labels.json"
+"""Next to an adapter: the names of its classes, which PEFT does not save."""
+POOLING = "pooling.json"
+"""Next to an adapter: the pooling that it was trained with, where that was chosen."""
+
+CONFIG = "config.json"
+"""Of a run folder: settings, versions of the libraries, and what was read, as numbers."""
+METRICS = "metrics.json"
+"""The results; written last."""
+RANKS = "ranks.json"
+"""The learned ranks at the end; RECORDS are those while training."""
+PICTURE = "ranks.png"
+LOG = "log.jsonl"
+"""Losses and rates while training."""
+ADAPTER = "adapter"
+CHECKPOINTS = "checkpoints"
+LORA = "lora"
+"""Plain LoRA with the same settings, a run folder of its own."""
+LOCK = ".lock"
+"""Held by the process that trains there."""
+TRAINER_STATE = "trainer_state.json"
+"""What the Trainer writes last into a checkpoint."""
+
+__all__ = [
+    "ADAPTER",
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "CHECKPOINTS",
+    "CONFIG",
+    "LABELS",
+    "LOCK",
+    "LOG",
+    "LORA",
+    "METRICS",
+    "PICTURE",
+    "POOLING",
+    "RANKS",
+    "RECORDS",
+    "TRAINER_STATE",
+]

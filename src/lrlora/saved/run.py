@@ -1,0 +1,334 @@
+"""RunFolder: what `lrlora train` writes where, and what is found there when a run starts again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+
+from lrlora.errors import InputError
+from lrlora.files import explained, make_folder, new_folder, read_json, write_json
+from lrlora.ranks import LayerRank, read_records
+from lrlora.saved import names, owned
+from lrlora.saved.pooling import Pooling
+
+FORMAT = 2
+"""Of a run folder; 1, which is not written in its config.json, had no `inputs` at first and keeps the same files."""
+_WORDS = {"data": "the rows", "model": "the weights of the base model"}
+_ADVICE = "pass another --out"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a run, and which of them decide its result.
+
+    Args:
+        values: by name, as they stand in config.json.
+        free: names of those that do not change what is trained: a run may go on with others.
+        places: names of those that may be a path on this machine.
+    """
+
+    values: dict[str, Any]
+    free: Collection[str]
+    places: Collection[str]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A folder that a run has written, is writing, or will write.
+
+    Args:
+        path: the folder; it need not be there yet.
+
+    Raises:
+        InputError: by what reads it: a file that is not JSON, or a run written by a newer version of lrlora.
+
+    Example:
+        >>> RunFolder(Path("runs/none")).is_finished
+        False
+    """
+
+    path: Path
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter as PEFT saves it."""
+        return self.path / names.ADAPTER
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the Trainer writes its checkpoints."""
+        return self.path / names.CHECKPOINTS
+
+    @property
+    def picture(self) -> Path:
+        """The learned ranks as a heatmap."""
+        return self.path / names.PICTURE
+
+    @property
+    def lora(self) -> RunFolder:
+        """Plain LoRA with the same settings, where it was trained."""
+        return RunFolder(self.path / names.LORA)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run has begun here."""
+        return owned.is_run(self.path)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it holds results; they are written last."""
+        return self._metrics.exists()
+
+    @property
+    def ended(self) -> float:
+        """When it was finished, in seconds since 1970."""
+        return self._metrics.stat().st_mtime
+
+    @cached_property
+    def described(self) -> dict[str, Any]:
+        """config.json: "format", "settings", "versions", "inputs"; of a folder without one nothing."""
+        file = self.path / names.CONFIG
+        if not file.exists():
+            return {}
+        found = read_json(file, _ADVICE)
+        written = found.get("format", 1)
+        if not isinstance(written, int) or written > FORMAT:
+            raise InputError(
+                f"{file} has format {written}, of a newer lrlora, and this one reads up to {FORMAT}; upgrade lrlora, "
+                f"or {_ADVICE}"
+            )
+        return found
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What it was trained with, by the names of the flags."""
+        return self.described.get("settings", {})
+
+    @property
+    def inputs(self) -> dict[str, str] | None:
+        """What it has read, as numbers (see `lrlora.saved.identity`); None where an early version did not say."""
+        return self.described.get("inputs") or None
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """The results; nothing where it is not finished."""
+        return read_json(self._metrics, _ADVICE) if self._metrics.exists() else {}
+
+    @property
+    def ranks(self) -> list[LayerRank] | None:
+        """The learned ranks at the end; None where there are none."""
+        file = self.path / names.RANKS
+        if not file.exists():
+            return None
+        try:
+            return [LayerRank.from_dict(row) for row in read_json(file, _ADVICE)]
+        except TypeError as error:
+            raise InputError(f"{file} holds no rows of learned ranks ({error}); delete it, or {_ADVICE}") from error
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The ranks while training, as `lrlora.ranks.read_records` gives them."""
+        return read_records(self.path)
+
+    def check(self, settings: Settings, overwrite: bool, inputs: dict[str, str] | None = None) -> bool:
+        """Whether the folder holds this very run, finished. Changes nothing.
+
+        Args:
+            settings: of the run.
+            overwrite: whether another run that is there shall be deleted.
+            inputs: what the run reads, as numbers; None where it is not known yet.
+
+        Raises:
+            InputError: the folder holds a run with other settings or inputs and overwrite is off, or in the way lie
+                files that no run wrote.
+        """
+        folder = self.path
+        with explained(folder):
+            if folder.exists() and not folder.is_dir():
+                raise InputError(f"{folder} is a file, needed a folder or nothing; {_ADVICE}")
+        if not self.is_run:
+            self._refuse_foreign(owned.foreign_to_nobody(folder), overwrite)
+            return False
+        changed = self._changes(settings, inputs)
+        if changed and self._has_results() and not overwrite:
+            raise InputError(
+                f"{folder} holds a run with other {_named(changed)}; pass another --out, or --overwrite to delete it"
+            )
+        if overwrite or changed:
+            self._refuse_foreign(owned.foreign(folder), overwrite)
+            self._refuse_what_is_read(settings)
+            return False
+        if self.is_finished:
+            return True
+        self._refuse_foreign(owned.foreign_in_the_way(folder), overwrite)
+        return False
+
+    def start(
+        self, settings: Settings, versions: dict[str, str], inputs: dict[str, str], overwrite: bool
+    ) -> Path | None:
+        """Make the folder and write config.json, once data and model are known; an old run is deleted here.
+
+        Returns:
+            The checkpoint to go on from.
+
+        Raises:
+            InputError: as `check`.
+        """
+        known: dict[str, str] | None = inputs
+        if self.is_run:
+            if overwrite or self._changes(settings, inputs):
+                owned.remove(self.path)
+            elif self._has_results():
+                # a run of an earlier version: what it has read so far is not known, and cannot be found out any more
+                known = self.inputs
+        described = {"format": FORMAT, "settings": settings.values, "versions": versions, "inputs": known}
+        write_json(self.path / names.CONFIG, described)
+        self.__dict__.pop("described", None)
+        return last_checkpoint(self.checkpoints)
+
+    def lock(self) -> FileLock:
+        """Keep other processes from training here; until the lock is released, or the process ends. Makes the folder.
+
+        Raises:
+            InputError: another process trains there, or the folder cannot be made.
+        """
+        make_folder(self.path)
+        with explained(self.path):
+            held = FileLock(self.path / names.LOCK)
+            try:
+                held.acquire(timeout=0)
+            except Timeout as error:
+                raise InputError(f"another process is training in {self.path}; wait for it, or {_ADVICE}") from error
+        return held
+
+    def what_is_left(self, settings: Settings, starts_again: bool) -> str:
+        """What an interrupted run leaves, and what the same command will do, with --overwrite or without."""
+        from_start = "the same command starts from the beginning"
+        if not self.is_run:
+            return f"nothing was written to {self.path}; {from_start}"
+        if self._changes(settings, None):
+            return f"{self.path} was not changed; {from_start}"
+        found = whole_checkpoints(self.checkpoints)
+        if self.is_finished:
+            left, then = f"{self.path} holds a finished run", "shows it"
+        elif found:
+            left, then = f"{found[-1]} is written", "goes on from it"
+        else:
+            return f"{self.path} holds no checkpoint yet; {from_start}"
+        if starts_again:
+            return f"{left}; the same command without --overwrite {then}, with it it starts from the beginning"
+        return f"{left}; the same command {then}"
+
+    def save_adapter(self, model: Any, tokenizer: Any, pooling: Pooling = "auto") -> None:
+        """Save the adapter, as PEFT saves it, its tokenizer, classes and pooling; one that is there gives way."""
+        with new_folder(self.adapter, overwrite=True) as beside:
+            model.save_pretrained(beside)
+            tokenizer.save_pretrained(beside)
+            if model.peft_config["default"].task_type == "SEQ_CLS" and model.config.num_labels > 1:
+                write_json(beside / names.LABELS, list(model.config.id2label.values()))
+            if pooling != "auto":
+                write_json(beside / names.POOLING, pooling)
+
+    def save_ranks(self, rows: list[LayerRank]) -> None:
+        """Write the learned ranks at the end."""
+        write_json(self.path / names.RANKS, [row.as_dict() for row in rows])
+
+    def save_metrics(self, metrics: dict[str, Any]) -> None:
+        """Write the results, last: a folder that has them is finished."""
+        write_json(self._metrics, metrics)
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / names.METRICS
+
+    def _has_results(self) -> bool:
+        return self.is_finished or bool(owned.checkpoints(self.checkpoints))
+
+    def _changes(self, settings: Settings, inputs: dict[str, str] | None) -> dict[str, list[str]]:
+        """What differs from the run that is here: under "settings" as old -> new, under "inputs" in words."""
+        before, read_before = self.settings, self.inputs or {}
+        # the first version split rows off by the seed of everything else, and left the pooling to the model
+        before = {"split_seed": before.get("seed"), "pooling": "auto", **before}
+        other = [
+            f"{name} {before[name]!r} -> {value!r}"
+            for name, value in settings.values.items()
+            if name not in settings.free
+            and name in before
+            and not _is_same(before[name], value, is_place=name in settings.places)
+        ]
+        changed = [
+            f"{_WORDS[name]} of {settings.values.get(name) or 'the demo'} changed since"
+            for name, value in (inputs or {}).items()
+            if name in read_before and not _is_same_input(read_before[name], value)
+        ]
+        return {name: found for name, found in (("settings", other), ("data", changed)) if found}
+
+    def _refuse_foreign(self, found: list[str], overwrite: bool) -> None:
+        if found:
+            advice = "; --overwrite does not delete those" if overwrite else ""
+            raise InputError(
+                f"{self.path} holds files that no run of lrlora wrote ({owned.named(found)}){advice}; move them away, "
+                f"or {_ADVICE}"
+            )
+
+    def _refuse_what_is_read(self, settings: Settings) -> None:
+        for name in settings.places:
+            place = Path(settings.values.get(name) or os.devnull).resolve()
+            if place.is_relative_to(self.path.resolve()):
+                raise InputError(
+                    f"--{name} {settings.values[name]} lies in {self.path}, whose run would be deleted before it is "
+                    f"read; {_ADVICE}"
+                )
+
+
+def unlock(held: FileLock) -> None:
+    """Let other processes train there; the file goes first, while it is ours."""
+    Path(held.lock_file).unlink(missing_ok=True)
+    held.release()
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """The newest whole checkpoint; one whose writing was cut short is deleted."""
+    for checkpoint in reversed(owned.checkpoints(folder)):
+        if _is_whole(checkpoint):
+            return checkpoint
+        owned.remove_checkpoint(checkpoint)
+    return None
+
+
+def whole_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that can be gone on from, the newest last. Changes nothing."""
+    return [checkpoint for checkpoint in owned.checkpoints(folder) if _is_whole(checkpoint)]
+
+
+def _is_same(before: Any, now: Any, is_place: bool) -> bool:
+    if before == now or not is_place or before is None or now is None:
+        return before == now
+    # the first version kept paths as they were typed
+    return os.path.abspath(os.path.expanduser(before)) == os.path.abspath(os.path.expanduser(now))
+
+
+def _is_same_input(before: str, now: str) -> bool:
+    # a model of the hub has no revision before it is in the cache
+    return before == now or before.startswith(f"{now}@") or now.startswith(f"{before}@")
+
+
+def _named(changed: dict[str, list[str]]) -> str:
+    return " and other ".join(f"{kind} ({', '.join(found[:3])})" for kind, found in changed.items())
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        json.loads((checkpoint / names.TRAINER_STATE).read_text(encoding="utf-8"))
+        with safe_open(checkpoint / names.ADAPTER_WEIGHTS, framework="pt") as file:
+            return bool(list(file.keys()))
+    except (OSError, json.JSONDecodeError, SafetensorError):
+        return False
