@@ -147,7 +147,7 @@ def test_a_process_killed_while_it_records_is_resumed(tmp_path, tiny_encoder, se
     child = f"""
 import os, signal
 from lrlora import files
-from lrlora.tuner import records
+from lrlora.ranks import record
 from lrlora.training import TrainConfig, train
 
 def die_halfway(path, line):
@@ -158,7 +158,7 @@ def die_halfway(path, line):
         os.kill(os.getpid(), signal.SIGKILL)
     files.append_line(path, line)
 
-records.append_line = die_halfway
+record.append_line = die_halfway
 train({config!r})
 """
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}

@@ -11,7 +11,8 @@ import lrlora
 from lrlora.cli import main
 from lrlora.ranks.measure import measure
 from lrlora.ranks.seeds import MEASURES
-from lrlora.report import findings, read_run
+from lrlora.report import findings
+from lrlora.saved.results import read_run
 from lrlora.saved.updates import stored_updates
 from tests.conftest import disturb, tiny_bert
 from tests.report.planted import write_adapter, write_run

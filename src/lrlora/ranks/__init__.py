@@ -3,7 +3,7 @@
 `layers.py` (attention against MLP, variation over layers) needs scipy, `heatmap.py` matplotlib: import them by name.
 """
 
-from lrlora.ranks.measure import LayerRank, Update, layer_ranks, measure, rank_warnings
+from lrlora.ranks.measure import LayerRank, Update, layer_ranks, rank_warnings
 from lrlora.ranks.record import RankCallback, read_records, record_ranks
 
 __all__ = [
@@ -11,7 +11,6 @@ __all__ = [
     "RankCallback",
     "Update",
     "layer_ranks",
-    "measure",
     "rank_warnings",
     "read_records",
     "record_ranks",

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lrlora.errors import InputError
-from lrlora.ranks import LayerRank, Update, layer_ranks, measure, rank_warnings
+from lrlora.ranks import LayerRank, Update, layer_ranks, rank_warnings
+from lrlora.ranks.measure import measure
 from lrlora.saved.load import load_adapter
 from lrlora.saved.local import adapter_in, read_for
 from lrlora.saved.run import RunFolder
