@@ -7,6 +7,7 @@ from typing import Any
 
 from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.show import print_ranks, print_table, print_warnings
+from lrlora.saved import names
 from lrlora.training import RunResult, TrainConfig, processes, train
 
 
@@ -49,5 +50,5 @@ def _print_result(result: RunResult) -> None:
         ),
     )
     print_warnings(result.warnings)
-    names = ["adapter/", "metrics.json", "log.jsonl", *(["ranks.json", "ranks.png"] if result.ranks else [])]
-    print(f"{result.folder}: {', '.join(names)}")
+    written = [f"{names.ADAPTER}/", names.METRICS, names.LOG, *([names.RANKS, names.PICTURE] if result.ranks else [])]
+    print(f"{result.folder}: {', '.join(written)}")

@@ -1,10 +1,10 @@
 """Every file name of an adapter folder and of a run folder."""
 
 from lrlora.ranks.record import FILE as RECORDS
+from lrlora.tuner.internals import WEIGHTS as ADAPTER_WEIGHTS
 
 ADAPTER_CONFIG = "adapter_config.json"
-"""Of an adapter folder, as PEFT names it; so is the next."""
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+"""Of an adapter folder, as PEFT names it; its weights are in ADAPTER_WEIGHTS."""
 LABELS = "labels.json"
 """Next to an adapter: the names of its classes, which PEFT does not save."""
 POOLING = "pooling.json"

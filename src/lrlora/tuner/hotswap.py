@@ -16,10 +16,10 @@ from lrlora.errors import InputError
 from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.delta import LRLoraDelta
 from lrlora.tuner.experts import ParamWrapper
+from lrlora.tuner.internals import WEIGHTS
 from lrlora.tuner.layer import LRLoraLayer
 from lrlora.tuner.model import LRLoraModel
 
-_FILE = "adapter_model.safetensors"
 _MARK = ".lrlora_delta."
 _OF_A_LAYER = ("phi", "share", "carrier", "carrier_offset", "carrier_start", "config_version")
 """What of its configuration a layer keeps besides tensors: where it differs, the layer is made anew."""
@@ -92,9 +92,9 @@ def _read(adapter: str) -> tuple[LRLoraConfig, dict[str, Tensor]]:
         config = PeftConfig.from_pretrained(adapter)
         if not isinstance(config, LRLoraConfig):
             raise InputError(f"{adapter} is an adapter of type {config.peft_type}, needed LRLORA")
-        state = load_file(folder / _FILE if folder.is_dir() else hf_hub_download(adapter, _FILE))
+        state = load_file(folder / WEIGHTS if folder.is_dir() else hf_hub_download(adapter, WEIGHTS))
     except (FileNotFoundError, SafetensorError) as error:
-        raise InputError(f"{adapter} holds no whole {_FILE} ({error}); copy or save it again") from error
+        raise InputError(f"{adapter} holds no whole {WEIGHTS} ({error}); copy or save it again") from error
     return config, state
 
 

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import (
     _get_tuner_state_dict_key_prefixes,
     check_adapters_to_merge,
 )
+from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
 from peft.utils import AuxiliaryTrainingWrapper, PeftType, register_peft_method
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
@@ -23,6 +24,7 @@ from peft.utils.quantization_utils import (
 
 __all__ = [
     "TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING",
+    "WEIGHTS",
     "AuxiliaryTrainingWrapper",
     "BaseTuner",
     "BaseTunerLayer",
