@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks import measure, methods
 from lrlora.method.carrier import Carrier, starting_coefficients
 from lrlora.method.nonlinearity import initial_coefficients
-from lrlora.ops.fused import choose, factors_in_precision, signs_of
+from lrlora.ops.dispatch import choose, factors_in_precision, signs_of
 
 SHAPES = {"4096x4096": (4096, 4096), "11008x4096": (11008, 4096)}
 KERNELS: dict[str, tuple[str, int, Carrier | None]] = {

@@ -16,7 +16,9 @@ import jaxtyping
 # method/ and ops/ name shapes by a type that only type checkers import; here it is real, and checked in every call
 builtins.Float = jaxtyping.Float  # pyright: ignore[reportAttributeAccessIssue]
 # (not in the Triton kernels, whose source Triton reads itself)
-jaxtyping.install_import_hook(["lrlora.method", "lrlora.ops.fused", "lrlora.ops.eager"], "beartype.beartype")
+jaxtyping.install_import_hook(
+    ["lrlora.method", "lrlora.ops.linear", "lrlora.ops.dispatch", "lrlora.ops.eager"], "beartype.beartype"
+)
 
 import pytest
 import torch

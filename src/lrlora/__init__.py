@@ -24,7 +24,7 @@ Importing this package registers the method with PEFT. Its rooms, each importing
 from lrlora.errors import InputError
 from lrlora.ops import adapted_linear, delta_weight
 from lrlora.ranks import LayerRank, RankCallback, layer_ranks, record_ranks
-from lrlora.tuner import LRLoraConfig, LRLoraLayer, LRLoraModel
+from lrlora.tuner import LRLoraConfig, LRLoraLayer, LRLoraModel, deltas
 from lrlora.tuner.callback import TauCallback
 from lrlora.tuner.hotswap import hotswap_adapter
 from lrlora.tuner.optimize import follow_tau, param_groups
@@ -41,6 +41,7 @@ __all__ = [
     "TauCallback",
     "adapted_linear",
     "delta_weight",
+    "deltas",
     "follow_tau",
     "hotswap_adapter",
     "layer_ranks",

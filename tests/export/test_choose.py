@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lrlora import InputError
-from lrlora.export.choose import (
+from lrlora.export.lora.choose import (
     UNIFORM_RANKS,
     RankChoice,
     choose_ranks,
@@ -13,8 +13,8 @@ from lrlora.export.choose import (
     total_error,
     uniform_rank,
 )
-from lrlora.export.factor import factorise
-from lrlora.export.names import pattern_keys, target_modules
+from lrlora.export.lora.factor import factorise
+from lrlora.export.lora.names import pattern_keys, target_modules
 from lrlora.method.rank import singular_values
 from lrlora.tuner.internals import get_pattern_key
 

@@ -202,9 +202,9 @@ def test_the_commands_print_and_write(cases, tmp_path, capsys):
 
 def test_an_export_that_is_interrupted_leaves_nothing(cases, tmp_path):
     code = (
-        "import os, signal, sys; from lrlora.cli import main; from lrlora.export import lora\n"
+        "import os, signal, sys; from lrlora.cli import main; from lrlora.export.lora import write\n"
         "def stop(*_): os.kill(os.getpid(), signal.SIGINT)\n"
-        "lora.copy_tokenizer = stop\n"
+        "write.copy_tokenizer = stop\n"
         "sys.exit(main(['export', sys.argv[1], '--out', sys.argv[2]]))"
     )
     command = [sys.executable, "-c", code, str(cases["llama"].adapter), str(tmp_path / "out")]

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 import lrlora
 from lrlora import InputError
 from lrlora.cli import main
-from lrlora.export import merge, merging
+from lrlora.export import merge
 from lrlora.export.base import INDEX, SINGLE, base_folder
-from lrlora.export.rounding import rounding_warnings
+from lrlora.export.merging import merge as merging
+from lrlora.export.merging.rounding import rounding_warnings
 from tests.conftest import disturb, rel_rms, tiny_llama
 from tests.export.cases import BUILDERS, Case, make, without_lrlora
 
@@ -188,7 +189,7 @@ def test_a_hub_name_is_found_in_the_hub_s_cache(cases, tmp_path, monkeypatch):
 
 CUT_SHORT = """
 import os, signal, sys
-from lrlora.export import merging
+from lrlora.export.merging import merge as merging
 from lrlora.cli import main
 write, written = merging.write_shard, []
 

@@ -9,7 +9,7 @@ from lrlora import LRLoraConfig, ops
 from lrlora.method.carrier import Carrier, hashes, is_minus
 from lrlora.ops import adapted_linear, choose
 from tests.conftest import rel_rms, tiny_llama
-from tests.ops.test_fused import KINDS, carried, inputs, with_gradients
+from tests.ops.test_linear import KINDS, carried, inputs, with_gradients
 
 pytestmark = [
     pytest.mark.gpu,

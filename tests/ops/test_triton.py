@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lrlora.ops import adapted_linear
-from tests.ops.test_fused import inputs
+from tests.ops.test_linear import inputs
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -27,10 +27,10 @@ def test_the_kernels_compute_what_the_plain_passes_compute():
     script = """
 import json, torch
 from tests.conftest import rel_rms
-from tests.ops.test_fused import carried, inputs
+from tests.ops.test_linear import carried, inputs
 from lrlora.ops import eager, triton
 from lrlora.method.carrier import Carrier
-from lrlora.ops.fused import factors_in_precision, signs_of
+from lrlora.ops.dispatch import factors_in_precision, signs_of
 for phi, carrier in (("sinc", None), ("residual", None), ("sine", None), ("linear", None),
     ("sinc", Carrier(0.5, 7)), ("residual", Carrier(0.3, 8)), ("linear", Carrier(0.5, 7)),
 ):
@@ -60,10 +60,10 @@ for phi, carrier in (("sinc", None), ("residual", None), ("sine", None), ("linea
 def test_rows_by_number_and_tiles_have_the_signs_of_their_place():
     script = """
 import dataclasses, torch
-from tests.ops.test_fused import carried, inputs
+from tests.ops.test_linear import carried, inputs
 from lrlora.ops import tiles, triton
 from lrlora.method.carrier import Carrier
-from lrlora.ops.fused import factors_in_precision, signs_of
+from lrlora.ops.dispatch import factors_in_precision, signs_of
 carrier = Carrier(0.5, 7)
 given = carried(inputs(50, "sinc", dtype=torch.float32), carrier)
 A, B, *rest = (given[name] for name in ("A", "B", "c", "tau", "scale"))

@@ -9,8 +9,8 @@ from typing import Optional
 from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.show import print_table, print_warnings
 from lrlora.errors import InputError
-from lrlora.export.merging import merge
-from lrlora.export.rounding import rounding_warnings
+from lrlora.export.merging.merge import merge
+from lrlora.export.merging.rounding import rounding_warnings
 from lrlora.training import processes
 
 

@@ -16,9 +16,9 @@ from lrlora.data import Kind, TaskData, load_evaluation, load_task
 from lrlora.errors import InputError
 from lrlora.evaluation.commonsense import Suite
 from lrlora.evaluation.score import score_task
-from lrlora.export.choose import RankChoice
-from lrlora.export.lora import export_lora
-from lrlora.export.merging import Say, merge
+from lrlora.export.lora.choose import RankChoice
+from lrlora.export.lora.write import export_lora
+from lrlora.export.merging.merge import Say, merge
 from lrlora.files import read_json
 from lrlora.saved import names
 from lrlora.saved.adapter import AdapterFolder, base_config, names_in_config, read_adapter

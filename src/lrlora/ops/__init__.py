@@ -3,7 +3,8 @@
 See README.md in this folder for the derivation and the costs.
 """
 
+from lrlora.ops.dispatch import IMPLEMENTATIONS, choose
 from lrlora.ops.experts import experts_weight
-from lrlora.ops.fused import IMPLEMENTATIONS, adapted_linear, adapted_weight, choose, delta_weight
+from lrlora.ops.linear import adapted_linear, adapted_weight, delta_weight
 
 __all__ = ["IMPLEMENTATIONS", "adapted_linear", "adapted_weight", "choose", "delta_weight", "experts_weight"]

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form, check_form
-from lrlora.ops.fused import Implementation, choose, factors_in_precision, refuse_second_derivatives, signs_of
+from lrlora.ops.dispatch import Implementation, choose, factors_in_precision, signs_of
+from lrlora.ops.linear import refuse_second_derivatives
 
 if TYPE_CHECKING:
     from jaxtyping import Float

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -209,10 +209,28 @@ class LRLoraModel(BaseTuner):
         return remapped
 
 
-def deltas(model: nn.Module, adapter_name: str | None = None) -> list[tuple[str, LRLoraLayer, str, LRLoraDelta]]:
-    """Every (name, layer, adapter name, delta) of a model; of one adapter where its name is given.
+class Placed(NamedTuple):
+    """The update of one adapter, and where it stands in a model.
 
-    The name is the adapted module's, or the adapted parameter's where `target_parameters` chose it.
+    Args:
+        name: of the adapted module, or of the adapted parameter where `target_parameters` chose it.
+        layer: the adapted layer.
+        adapter: name of the adapter.
+        delta: A, B, theta and tau.
+    """
+
+    name: str
+    layer: LRLoraLayer
+    adapter: str
+    delta: LRLoraDelta
+
+
+def deltas(model: nn.Module, adapter_name: str | None = None) -> list[Placed]:
+    """Every trained update of a model, in its order; of one adapter where its name is given.
+
+    Example:
+        for name, layer, adapter, delta in lrlora.deltas(model):
+            print(name, delta.A.shape, delta.c)
     """
     found = []
     for name, layer in model.named_modules():
@@ -220,7 +238,11 @@ def deltas(model: nn.Module, adapter_name: str | None = None) -> list[tuple[str,
             if isinstance(layer, ParamWrapper):
                 name = f"{name.replace('.base_layer', '')}.{layer.parameter_name}"
             # a delta may stand behind a wrapper of FSDP or torch.compile, so no isinstance here
-            found += [(name, layer, a, d) for a, d in layer.lrlora_delta.items() if adapter_name in (None, a)]
+            found += [
+                Placed(name, layer, a, cast(LRLoraDelta, d))
+                for a, d in layer.lrlora_delta.items()
+                if adapter_name in (None, a)
+            ]
     return found
 
 

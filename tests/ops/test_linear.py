@@ -9,7 +9,7 @@ import torch
 from lrlora.method import update as definition
 from lrlora.method.carrier import Carrier, starting_coefficients
 from lrlora.method.nonlinearity import FORMS, initial_coefficients
-from lrlora.ops import IMPLEMENTATIONS, adapted_linear, choose, compiled, delta_weight, eager, fused, tiles
+from lrlora.ops import IMPLEMENTATIONS, adapted_linear, choose, compiled, delta_weight, dispatch, eager, tiles
 from tests.conftest import rel_rms
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
@@ -89,8 +89,8 @@ def test_with_a_carrier_nothing_moves_where_B_is_zero(size, phi, impl):
 def test_the_tiles_do_not_change_the_signs(entries):
     given = carried(inputs(150, "sinc", dtype=torch.float32), CARRIERS[1])
     numbers = (given[name] for name in ("A", "B", "c", "tau", "scale"))
-    signs = fused.signs_of(eager, CARRIERS[1], given["A"], given["B"])
-    factors = *fused.factors_in_precision(eager, *numbers, "sinc", *signs), "sinc"
+    signs = dispatch.signs_of(eager, CARRIERS[1], given["A"], given["B"])
+    factors = *dispatch.factors_in_precision(eager, *numbers, "sinc", *signs), "sinc"
     passes = dataclasses.replace(eager.passes(torch.device("cpu")), tile_entries=entries)
     made = tiles.weight(passes, None, *factors, torch.float32)
     # B A of a tile is rounded otherwise, but a sign that moved would change an entry as a whole

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from lrlora.errors import InputError
 from lrlora.export.base import MERGED_FILES, base_folder, copy_small_files, read_config
-from lrlora.export.loaded import merge_loaded
-from lrlora.export.match import Matched, match, parts
-from lrlora.export.rounding import MergedLayer, Rounding
-from lrlora.export.shards import Entry, read_layout, read_tensors, write_index, write_shard
+from lrlora.export.merging.in_memory import merge_loaded
+from lrlora.export.merging.match import Matched, match, parts
+from lrlora.export.merging.rounding import MergedLayer, Rounding
+from lrlora.export.merging.shards import Entry, read_layout, read_tensors, write_index, write_shard
 from lrlora.export.skeleton import Skeleton, skeleton
 from lrlora.files import check_folder, new_folder
 from lrlora.saved.adapter import AdapterFolder, base_config, read_adapter

@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from lrlora.export.choose import RankChoice
-from lrlora.export.lora import common_fields, matrix_shape, ranks_of, refuse_what_lora_cannot_hold
-from lrlora.export.names import pattern_keys
+from lrlora.export.lora.choose import RankChoice
+from lrlora.export.lora.names import pattern_keys
+from lrlora.export.lora.write import common_fields, matrix_shape, ranks_of, refuse_what_lora_cannot_hold
 from lrlora.export.skeleton import ADAPTER, skeleton
 from lrlora.files import check_file, write_json
 from lrlora.saved.adapter import read_adapter

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from lrlora.errors import InputError
 from lrlora.export.base import EXPORTED_FILES, copy_tokenizer
-from lrlora.export.choose import RankChoice, choose_ranks, total_error
-from lrlora.export.factor import Factors, factorise
-from lrlora.export.names import pattern_keys, target_modules
+from lrlora.export.lora.choose import RankChoice, choose_ranks, total_error
+from lrlora.export.lora.factor import Factors, factorise
+from lrlora.export.lora.names import pattern_keys, target_modules
 from lrlora.export.skeleton import AdaptedLayer, Skeleton, skeleton
 from lrlora.files import check_folder, new_folder, write_json
 from lrlora.method.rank import singular_values

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lrlora.errors import InputError
-from lrlora.export.shards import Entry
+from lrlora.export.merging.shards import Entry
 
 WARN_ABOVE = 0.01
 _PLAIN = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from lrlora.export.rounding import MergedLayer, Rounding
-from lrlora.export.shards import Entry
+from lrlora.export.merging.rounding import MergedLayer, Rounding
+from lrlora.export.merging.shards import Entry
 from lrlora.export.skeleton import ADAPTER, AdaptedLayer
 from lrlora.saved.adapter import AdapterFolder
 from lrlora.saved.load import load_adapter
