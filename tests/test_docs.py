@@ -87,7 +87,7 @@ def test_the_examples_in_docstrings(name):
 
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "studies/README.md")] + [
-    *(ROOT / "docs").glob("*.md"), *(ROOT / "src").rglob("README.md"), *(ROOT / "tests").rglob("README.md"),
+    *(ROOT / "docs").rglob("*.md"), *(ROOT / "src").rglob("README.md"), *(ROOT / "tests").rglob("README.md"),
 ]  # fmt: skip
 
 

@@ -34,9 +34,12 @@ BY_ANOTHER = {"pyarrow": "datasets"}
 
 
 def declared() -> set[str]:
-    """Names of the distributions of pyproject.toml, of all extras but the developers'."""
+    """Names of the distributions of pyproject.toml, of all extras but those of developers."""
     extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *(line for name, lines in extras.items() if name != "dev" for line in lines)]
+    lines = [
+        *PROJECT["dependencies"],
+        *(line for name, lines in extras.items() if name not in ("dev", "docs") for line in lines),
+    ]
     return {re.split(r"[\[<>=;! ]", line)[0].lower().replace("_", "-") for line in lines}
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Implementation = Literal["auto", "definition", "eager", "compiled", "triton"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
+"""What `impl` can be; "auto" takes the fastest that can run, and each of the others can be asked for."""
 
 
 def adapted_linear(
