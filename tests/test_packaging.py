@@ -199,6 +199,11 @@ def test_the_citation_is_that_of_the_package_and_of_the_readme():
     assert f"author = {{{' and '.join(author['family-names'] for author in paper['authors'])}}}" in entry
 
 
-def test_the_changelog_knows_the_version():
-    sections = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    assert lrlora.__version__ in sections
+def test_the_changelog_has_the_version_with_the_date_of_the_citation():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (.*)$", changelog, flags=re.MULTILINE)
+    assert sections[0] == "Unreleased"
+    released = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["date-released"]
+    assert f"{lrlora.__version__} ({released})" in sections
+    kinds = set(re.findall(r"^### (.*)$", changelog, flags=re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed"}, kinds
