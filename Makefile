@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint bench gpu conformance
+.PHONY: install demo test lint docs bench gpu conformance
 
 install: .venv/.installed
 
@@ -27,6 +27,15 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+# The documentation as a site, into site/: open site/index.html, or serve it with its search by .venv/bin/mkdocs serve.
+# A warning, such as a link that leads nowhere, is an error (with --quiet mkdocs would count none).
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.venv/.docs: .venv/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 # PEFT's own tests, of the PEFT that is installed, run with LR-LoRA and with LoRA; about four minutes on two cores.
 conformance: install

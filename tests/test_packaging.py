@@ -9,9 +9,11 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import lrlora
 from lrlora.cli import VERBS
 from lrlora.cli.main import _EXTRA_OF, _NEEDS
 from tests.test_docs import BLOCKS, README
@@ -22,7 +24,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 OTHERWISE_NAMED = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 # brought by torch on Linux, and read only where it is there; for type checkers alone
 NOT_OURS_TO_DECLARE = {"triton", "jaxtyping"}
@@ -31,9 +34,12 @@ BY_ANOTHER = {"pyarrow": "datasets"}
 
 
 def declared() -> set[str]:
-    """Names of the distributions of pyproject.toml, of all extras but the developers'."""
+    """Names of the distributions of pyproject.toml, of all extras but those of developers."""
     extras = PROJECT["optional-dependencies"]
-    lines = [*PROJECT["dependencies"], *(line for name, lines in extras.items() if name != "dev" for line in lines)]
+    lines = [
+        *PROJECT["dependencies"],
+        *(line for name, lines in extras.items() if name not in ("dev", "docs") for line in lines),
+    ]
     return {re.split(r"[\[<>=;! ]", line)[0].lower().replace("_", "-") for line in lines}
 
 
@@ -163,3 +169,41 @@ def test_the_readme_names_the_extra_of_every_verb():
         row = next(line for line in README.splitlines() if line.startswith("| `") and f"`lrlora {verb}`" in line)
         extra = row.split("`")[1]
         assert all(brings(extra, module) for module in modules), (verb, row)
+
+
+def test_the_hooks_before_a_commit_run_what_make_lint_runs():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    recipe = makefile.split("\nlint: install\n")[1].split("\n\n")[0]
+    commands = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe.splitlines()]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    assert [repo["repo"] for repo in hooks] == ["local"]
+    assert [hook["entry"] for hook in hooks[0]["hooks"]] == commands and len(commands) == 3
+    for hook in hooks[0]["hooks"]:
+        # the whole tree, as make lint checks it, and the tools of constraints.txt
+        assert hook["language"] == "system" and hook["pass_filenames"] is False, hook
+
+
+def test_the_citation_is_that_of_the_package_and_of_the_readme():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    # what the schema of the format, 1.2.0, asks for
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["cff-version"] == "1.2.0" and citation["type"] == "software"
+    assert citation["version"] == lrlora.__version__
+    assert citation["license"] == PROJECT["license"] and citation["keywords"] == PROJECT["keywords"]
+    assert [author["name"] for author in citation["authors"]] == [author["name"] for author in PROJECT["authors"]]
+    (paper,) = citation["references"]
+    assert {"authors", "title", "type"} <= set(paper)
+    entry = README.split("```\n@misc{")[1]
+    assert f"title  = {{{paper['title']}}}" in entry and f"year   = {{{paper['year']}}}" in entry
+    assert f"eprint = {{{paper['url'].rsplit('/', 1)[1]}}}" in entry
+    assert f"author = {{{' and '.join(author['family-names'] for author in paper['authors'])}}}" in entry
+
+
+def test_the_changelog_has_the_version_with_the_date_of_the_citation():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (.*)$", changelog, flags=re.MULTILINE)
+    assert sections[0] == "Unreleased"
+    released = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))["date-released"]
+    assert f"{lrlora.__version__} ({released})" in sections
+    kinds = set(re.findall(r"^### (.*)$", changelog, flags=re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed"}, kinds

@@ -14,6 +14,7 @@ from lrlora.ops import compiled, eager
 
 Implementation = Literal["auto", "definition", "eager", "compiled", "triton"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
+"""What `impl` can be; "auto" takes the fastest that can run, and each of the others can be asked for."""
 
 
 def choose(impl: Implementation, A: Tensor, B: Tensor) -> tuple[Any, str]:
