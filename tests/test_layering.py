@@ -1,18 +1,24 @@
-"""Each room of the house imports only the rooms above it, and PEFT comes in by one door."""
+"""Each room imports only the rooms above it, peft_study imports lrlora and not the reverse, PEFT has one door."""
 
 import ast
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import lrlora
+import peft_study
 
-SOURCE = Path(lrlora.__file__).parent
+SOURCE, STUDY = (Path(package.__path__[0]) for package in (lrlora, peft_study))
 ROOMS = [
-    "errors", "files", "statistics", "method", "ops", "tuner", "data", "training", "evaluation", "export", "study",
-    "report", "cli",
+    "errors", "files", "statistics", "method", "ops", "tuner", "data", "training", "evaluation", "export", "report",
+    "cli",
 ]  # fmt: skip
 """From the top down: a room may import those that stand before it."""
+DOOR = SOURCE / "cli" / "verbs.py"
+"""The one file of lrlora that names peft_study, and imports it by name when a verb needs it."""
 
 
 def imports_of(file: Path) -> set[str]:
@@ -26,11 +32,18 @@ def imports_of(file: Path) -> set[str]:
     return found
 
 
-def files() -> list[Path]:
-    return sorted(SOURCE.rglob("*.py"))
+def files(*packages: Path) -> list[Path]:
+    return sorted(file for package in packages or (SOURCE, STUDY) for file in package.rglob("*.py"))
 
 
-@pytest.mark.parametrize("file", files(), ids=lambda f: str(f.relative_to(SOURCE)))
+def names_of(file: Path) -> set[str]:
+    """Modules that a file imports, and every text in it that names one: an import by name is an import."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return imports_of(file) | {text for text in texts if re.fullmatch(r"[\w.]+", text)}
+
+
+@pytest.mark.parametrize("file", files(SOURCE), ids=lambda f: str(f.relative_to(SOURCE)))
 def test_a_room_imports_only_what_stands_above_it(file):
     room = file.relative_to(SOURCE).parts[0].removesuffix(".py")
     if room in ("__init__", "__main__"):
@@ -39,6 +52,21 @@ def test_a_room_imports_only_what_stands_above_it(file):
         parts = name.split(".")
         if parts[0] == "lrlora" and len(parts) > 1 and parts[1] in ROOMS:
             assert ROOMS.index(parts[1]) <= ROOMS.index(room), f"{room} imports {name}"
+
+
+def test_lrlora_reaches_peft_study_by_one_door():
+    naming = {file for file in files(SOURCE) if any(name.split(".")[0] == "peft_study" for name in names_of(file))}
+    assert naming == {DOOR}
+    assert not any(name.split(".")[0] == "peft_study" for name in imports_of(DOOR))
+
+
+def test_the_door_is_opened_only_when_a_study_is_asked_for():
+    code = "import sys, lrlora.cli; lrlora.cli.main(['report', '--help'])"
+    code = f"import atexit, sys; atexit.register(lambda: print('peft_study' in sys.modules)); {code}"
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "False"
+    assert "--folders" in ended.stdout
 
 
 def test_the_method_imports_torch_alone():
@@ -51,8 +79,9 @@ def test_what_of_peft_is_not_public_is_imported_in_one_file():
     for file in files():
         inner = {name for name in imports_of(file) if name.startswith(("peft.tuners", "peft.utils", "peft.mapping"))}
         assert not inner or file == SOURCE / "tuner" / "internals.py", (file, inner)
+    for file in files(SOURCE):
         peft = {name for name in imports_of(file) if name.split(".")[0] == "peft"}
-        assert not peft or file.relative_to(SOURCE).parts[0] in ("tuner", "training", "export", "study"), (file, peft)
+        assert not peft or file.relative_to(SOURCE).parts[0] in ("tuner", "training", "export"), (file, peft)
 
 
 def test_files_stay_readable():

@@ -10,8 +10,8 @@ import lrlora
 from lrlora.cli import main
 from lrlora.files import write_json
 from lrlora.report.numbers import findings, read_run
-from lrlora.report.page import charts_of, write_report
-from lrlora.report.study import study_section
+from lrlora.report.page import charts_of
+from peft_study.page import study_section, write_report
 from tests.conftest import write_rows
 from tests.report.planted import write_run
 

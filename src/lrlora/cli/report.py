@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
+from lrlora.cli import verbs
 from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.show import print_warnings
 
@@ -30,8 +31,10 @@ def run(arguments: list[str]) -> None:
     """Write the page, and say where."""
     chosen = parse(ReportArguments, "report", arguments, "lrlora report runs/demo", positional="folders")
     quiet_libraries()
-    from lrlora.report.page import write_report
+    from lrlora.report import page
 
+    # with a study among the folders, the page is written by the study's package
+    writer = verbs.of_studies("page") if any(map(verbs.is_of_study, chosen.folders)) else page
     out = Path(chosen.out) if chosen.out else Path(chosen.folders[0]) / "report.html"
-    print_warnings(write_report(chosen.folders, out, chosen.model))
+    print_warnings(writer.write_report(chosen.folders, out, chosen.model))
     print(out)

@@ -1,0 +1,308 @@
+"""What a study found: per arm a mean with its interval, paired differences to the reference, and the learned ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from lrlora.statistics import (
+    SMALLEST_EFFECT,
+    SMALLEST_RANK_EFFECT,
+    Interval,
+    PairedDifference,
+    attention_against_mlp,
+    block_pairs,
+    bounds_of,
+    layer_table,
+    mean_interval,
+    paired_difference,
+)
+from peft_study.capacity import Capacity, capacity_of
+from peft_study.plan import Row, chosen_rate, is_at_the_edge
+from peft_study.scales import Scale, scale_lines, scale_of
+from peft_study.spec import Study
+
+POSITIVE = (0.0, math.inf)
+
+
+@dataclass(frozen=True)
+class ArmRanks:
+    """The learned ranks of an arm on a task, seeds together.
+
+    Args:
+        stable_rank: SR(dW), mean over layers, over seeds.
+        stable_rank_ba: SR(B A), its null.
+        beyond_lora: SR(dW) - SR(B A), paired by layer.
+        attention, mlp: mean SR(dW) of the blocks' layers of that kind; None where no block has both.
+        attention_minus_mlp: paired by block, of SR(dW); None where no block has both.
+        attention_minus_mlp_ba: the same of the null.
+        attention_minus_mlp_beyond: the same of what is beyond it.
+        rms_over_tau: RMS(B A) / tau, mean over layers and seeds; None where phi has no knee.
+        outside_grid: share of entries outside the grid, mean over layers and seeds.
+        seeds: number of seeds.
+    """
+
+    stable_rank: Interval
+    stable_rank_ba: Interval
+    beyond_lora: PairedDifference
+    attention: float | None
+    mlp: float | None
+    attention_minus_mlp: PairedDifference | None
+    attention_minus_mlp_ba: PairedDifference | None
+    attention_minus_mlp_beyond: PairedDifference | None
+    rms_over_tau: float | None
+    outside_grid: float | None
+    seeds: int
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm on one task.
+
+    Args:
+        task, arm, method: which.
+        scale: s of its update with its rank; None for methods that have none, and where no cell came through.
+        metric: what `test` holds.
+        learning_rate: chosen on validation rows; None where no rate came through.
+        at_the_edge: the chosen rate is the lowest or the highest: a better one may lie beyond the grid.
+        validation: the metric that chose it, mean over search seeds.
+        test: the metric on test rows over seeds.
+        difference: to the reference arm, over the seeds that both have; None for the reference itself.
+        loss: the loss on test rows over seeds.
+        loss_difference: as `difference`.
+        trainable_parameters, file_bytes: of one cell.
+        wall_s, peak_bytes: medians over final cells.
+        ranks: None for arms without a learned rank.
+        failed: cells that failed, search and final together.
+        rates_tried: by the search, in rising order, with those beyond the grid of the study; empty without a search.
+        diverged: those of them that have lost because a cell diverged, which is a failure in tasks of other kinds.
+        capacity: what the arm holds; None for tasks that are not of facts.
+    """
+
+    task: str
+    arm: str
+    method: str
+    scale: Scale | None
+    metric: str | None
+    learning_rate: float | None
+    at_the_edge: bool
+    validation: float | None
+    test: Interval | None
+    difference: PairedDifference | None
+    loss: Interval | None
+    loss_difference: PairedDifference | None
+    trainable_parameters: int | None
+    file_bytes: int | None
+    wall_s: float | None
+    peak_bytes: float | None
+    ranks: ArmRanks | None
+    failed: int
+    rates_tried: tuple[float, ...] = ()
+    diverged: tuple[float, ...] = ()
+    capacity: Capacity | None = None
+
+
+def summary(
+    rows: Sequence[Row], reference: str | None = None, smallest_effect: float = SMALLEST_EFFECT
+) -> list[ArmResult]:
+    """The result of every arm on every task, in the order of the rows.
+
+    Args:
+        rows: as `run_study` returns them, or a part of them.
+        reference: the arm that others are compared with; None: the first of method "lora".
+        smallest_effect: smaller differences of the metric and of the loss are not called shown.
+    """
+    reference = reference or reference_of(rows)
+    by_cell: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        by_cell.setdefault((row["task"], row["arm"]), []).append(row)
+    return [
+        _result(mine, None if arm == reference else by_cell.get((task, reference or ""), []), smallest_effect)
+        for (task, arm), mine in by_cell.items()
+    ]
+
+
+def reference_of(rows: Sequence[Row]) -> str | None:
+    """The arm that the others are compared with where no study says so: the first of method "lora"."""
+    return next((row["arm"] for row in rows if row["method"] == "lora"), None)
+
+
+def as_dict(study: Study, rows: Sequence[Row], results: Sequence[ArmResult]) -> dict[str, Any]:
+    """summary.json: the results, and which rows of results.jsonl they are made of."""
+    return {
+        "study": study.study,
+        "note": study.note,
+        "reference": study.reference_arm(),
+        "smallest_effect": study.smallest_effect,
+        "arms": [_described(study, result) for result in results],
+        "cells": [row["fingerprint"] for row in rows],
+    }
+
+
+def _described(study: Study, result: ArmResult) -> dict[str, Any]:
+    """Without what only facts and widened searches have, where there are none."""
+    described = dataclasses.asdict(result)
+    if result.capacity is None and not study.widen:
+        for name in ("rates_tried", "diverged", "capacity"):
+            if name != "diverged" or not result.diverged:
+                del described[name]
+    return described
+
+
+def _result(rows: list[Row], theirs: list[Row] | None, smallest_effect: float) -> ArmResult:
+    searched = [row for row in rows if row["phase"] == "search"]
+    final = [row for row in rows if _is_result(row)]
+    rate = final[0]["learning_rate"] if final else chosen_rate(searched)
+    validation = [row["value"] for row in searched if row["learning_rate"] == rate and row["status"] == "done"]
+    one = final[0] if final else {}
+    known = next((row for row in (*final, *rows) if row["metric"]), {})
+    bounds = bounds_of(known.get("metric"))
+
+    def against(key: str) -> PairedDifference | None:
+        if not theirs or not final:
+            return None
+        ours, others = _by_seed(final, key), _by_seed(theirs, key)
+        both = [seed for seed in ours if seed in others]
+        limits = bounds if key == "value" else POSITIVE
+        pairs = [ours[seed] for seed in both], [others[seed] for seed in both]
+        return paired_difference(*pairs, smallest_effect=smallest_effect, bounds=limits) if both else None
+
+    return ArmResult(
+        task=rows[0]["task"],
+        arm=rows[0]["arm"],
+        method=rows[0]["method"],
+        scale=scale_of(known.get("adapter")),
+        metric=known.get("metric"),
+        learning_rate=rate,
+        at_the_edge=rate is not None and is_at_the_edge({row["learning_rate"] for row in searched}, rate),
+        validation=statistics.fmean(validation) if validation else None,
+        test=mean_interval(list(_by_seed(final, "value").values()), bounds=bounds) if final else None,
+        difference=against("value"),
+        loss=mean_interval(list(_by_seed(final, "loss").values()), bounds=POSITIVE) if final else None,
+        loss_difference=against("loss"),
+        trainable_parameters=one.get("trainable_parameters"),
+        file_bytes=one.get("file_bytes"),
+        wall_s=_middle(final, "wall_s"),
+        peak_bytes=_middle(final, "peak_bytes"),
+        ranks=_ranks(final),
+        failed=sum(row["status"] == "failed" for row in rows),
+        rates_tried=_rates(searched),
+        diverged=_rates([row for row in searched if row["status"] == "diverged"]),
+        capacity=capacity_of(final, [row for row in theirs or [] if _is_result(row)]),
+    )
+
+
+def _rates(rows: Sequence[Row]) -> tuple[float, ...]:
+    return tuple(sorted({row["learning_rate"] for row in rows}))
+
+
+def _ranks(final: list[Row]) -> ArmRanks | None:
+    # of a diverged layer there is no rank, and JSON has no nan
+    whole = [row for row in final if row.get("ranks") and all(layer["stable_rank"] for layer in row["ranks"])]
+    seeds: list[list[Any]] = [[SimpleNamespace(**layer) for layer in row["ranks"]] for row in whole]
+    if not seeds:
+        return None
+    pairs = block_pairs(seeds)
+    ours, null = (layer_table(seeds, measure).mean(axis=0) for measure in ("stable_rank", "stable_rank_ba"))
+    return ArmRanks(
+        stable_rank=mean_interval(_means(seeds, "stable_rank"), bounds=POSITIVE),
+        stable_rank_ba=mean_interval(_means(seeds, "stable_rank_ba"), bounds=POSITIVE),
+        beyond_lora=paired_difference(ours, null, smallest_effect=SMALLEST_RANK_EFFECT),
+        attention=statistics.fmean(a for a, _ in pairs.values()) if pairs else None,
+        mlp=statistics.fmean(m for _, m in pairs.values()) if pairs else None,
+        attention_minus_mlp=attention_against_mlp(seeds) if pairs else None,
+        attention_minus_mlp_ba=attention_against_mlp(seeds, "stable_rank_ba") if pairs else None,
+        attention_minus_mlp_beyond=attention_against_mlp(seeds, "beyond_lora") if pairs else None,
+        rms_over_tau=_mean(_means(seeds, "rms_over_tau")),
+        outside_grid=_mean(_means(seeds, "outside_grid")),
+        seeds=len(seeds),
+    )
+
+
+def _means(seeds: Sequence[Sequence[Any]], name: str) -> list[float]:
+    """Mean over layers, a number a seed; none where a layer has none."""
+    values = [[getattr(layer, name) for layer in layers] for layers in seeds]
+    return [statistics.fmean(layers) for layers in values if None not in layers]
+
+
+def _by_seed(rows: Sequence[Row], key: str) -> dict[int, float]:
+    return {row["seed"]: row[key] for row in rows if _is_result(row)}
+
+
+def _is_result(row: Row) -> bool:
+    return (row["phase"], row["status"]) == ("final", "done")
+
+
+def _middle(rows: Sequence[Row], key: str) -> float | None:
+    values = [row[key] for row in rows if row[key] is not None]
+    return statistics.median(values) if values else None
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return statistics.fmean(values) if values else None
+
+
+def summary_lines(results: Sequence[ArmResult]) -> list[str]:
+    """What to tell beside the table: other scales at one rank, rates at the edge of their grid, cells that failed."""
+    lines = scale_lines((r.arm, r.scale) for r in results)
+    for edge in (r for r in results if r.at_the_edge):
+        lines.append(
+            f"{edge.task}, {edge.arm}: the best learning rate, {edge.learning_rate:g}, is at the edge of its grid "
+            f"({', '.join(f'{rate:g}' for rate in edge.rates_tried)}); widen the grid of every arm before you trust a "
+            "difference"
+        )
+    for lost in (r for r in results if r.diverged):
+        rates = ", ".join(f"{rate:g}" for rate in lost.diverged)
+        end = "no learning rate came through" if lost.learning_rate is None else "they have lost"
+        lines.append(f"{lost.task}, {lost.arm}: diverged at the learning rates {rates}; {end}")
+    for bad in (r for r in results if r.failed):
+        what = "no learning rate came through" if bad.learning_rate is None else "the rest are counted"
+        lines.append(f"{bad.task}, {bad.arm}: {bad.failed} cells failed, {what}; --retry_failed runs them again")
+    return lines
+
+
+def answers(results: Sequence[ArmResult], reference: str) -> list[tuple[str, str]]:
+    """What a study says to each of its questions, in a sentence: pairs of question and answer, task by task.
+
+    Args:
+        results: as `summary` returns them.
+        reference: the arm that others were compared with.
+    """
+    found = []
+    for task in dict.fromkeys(result.task for result in results):
+        mine = [r for r in results if r.task == task]
+        asked = (
+            (f"Does an arm differ from {reference} in {mine[0].metric}", [(r.arm, r.difference) for r in mine], 4),
+            ("Is SR(dW) beyond SR(BA)", [(r.arm, r.ranks and r.ranks.beyond_lora) for r in mine], 2),
+            ("Attention - MLP of SR(dW)", [(r.arm, r.ranks and r.ranks.attention_minus_mlp) for r in mine], 2),
+        )
+        for question, pairs, digits in asked:
+            known = [(arm, difference) for arm, difference in pairs if difference is not None]
+            if known:
+                found.append((f"{task}: {question}?", _sentence(known, digits)))
+    return found
+
+
+def _sentence(known: Sequence[tuple[str, PairedDifference]], digits: int) -> str:
+    """Which differences are shown; where none is, the largest; how many chance alone would show; what is too small."""
+    shown = [(arm, difference) for arm, difference in known if difference.is_shown]
+    if all(difference.p_value is None for _, difference in known):
+        return f"nothing can be concluded: {known[0][1].test}"
+    if shown:
+        told = "; ".join(f"{arm}, {_said(difference, digits)}" for arm, difference in shown)
+        chance = f" (chance alone would show {0.05 * len(known):.1f})" if len(known) > 1 else ""
+        said = f"shown for {len(shown)} of {len(known)}{chance}: {told}"
+    else:
+        arm, largest = max(known, key=lambda pair: abs(pair[1].mean))
+        said = f"no difference is shown, of {len(known)} compared; the largest is {arm}, {_said(largest, digits)}"
+    small = [f"{arm}, {_said(difference, digits)}" for arm, difference in known if difference.is_too_small]
+    return f"{said}; {known[0][1].below}: {'; '.join(small)}" if small else said
+
+
+def _said(value: PairedDifference, digits: int) -> str:
+    return ", ".join(filter(None, (value.signed(digits), value.chance)))
