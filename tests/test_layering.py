@@ -10,6 +10,7 @@ import pytest
 
 import lrlora
 import peft_study
+from tests.circles import circles, graph, modules
 
 SOURCE, STUDY = (Path(package.__path__[0]) for package in (lrlora, peft_study))
 ROOMS = [
@@ -67,6 +68,19 @@ def test_the_door_is_opened_only_when_a_study_is_asked_for():
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1] == "False"
     assert "--folders" in ended.stdout
+
+
+def test_no_imports_of_the_study_go_round_in_a_circle(tmp_path):
+    found = [group for group in circles(graph()) if any(name.split(".")[0] == "peft_study" for name in group)]
+    assert found == []
+    assert len([name for name in modules() if name.startswith("peft_study.")]) == len(files(STUDY)) - 1
+    # it sees one where there is one, in a function or for type checkers
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("")
+    (tmp_path / "pack" / "a.py").write_text("from pack.b import x")
+    (tmp_path / "pack" / "b.py").write_text("if TYPE_CHECKING:\n    from pack import c")
+    (tmp_path / "pack" / "c.py").write_text("def f():\n    import pack.a")
+    assert circles(graph(tmp_path)) == [{"pack.a", "pack.b", "pack.c"}]
 
 
 def test_the_method_imports_torch_alone():

@@ -14,6 +14,7 @@ from lrlora.data import TaskData
 from lrlora.statistics import Interval, bounds_of, mean_interval
 from lrlora.training.labelled import labelled_logits
 from lrlora.training.scoring import collator_of
+from peft_study.result import CellResult
 from peft_study.score import batches, evaluating
 
 UNRELATED_TOKENS = 128
@@ -124,25 +125,26 @@ def _rows_at_once(model: Any, encoded: Any) -> int:
     return max(1, min(_ROWS_AT_ONCE, _LOGITS_AT_ONCE // (longest * vocabulary)))
 
 
-def capacity_of(final: Sequence[dict[str, Any]], theirs: Sequence[dict[str, Any]]) -> Capacity | None:
+def capacity_of(final: Sequence[CellResult], theirs: Sequence[CellResult]) -> Capacity | None:
     """What an arm holds, from its final rows and those of the reference; None where its task is of another kind.
 
     Args:
         final: rows that are done.
         theirs: of the reference arm; empty for the reference itself.
     """
-    if not final or "nats_per_fact" not in (final[0].get("metrics") or {}):
+    if not final or "nats_per_fact" not in (final[0].metrics or {}):
         return None
 
     def over_seeds(name: str) -> Interval | None:
-        values = [row["metrics"][name] for row in final if row["metrics"].get(name) is not None]
+        found = [(row.metrics or {}).get(name) for row in final]
+        values = [value for value in found if value is not None]
         return mean_interval(values, bounds=bounds_of(name)) if values else None
 
-    others = {row["seed"]: row["value"] for row in theirs}
-    pairs = [(row["value"], others[row["seed"]]) for row in final if row["seed"] in others]
+    others = {row.seed: row.known_value for row in theirs}
+    pairs = [(row.known_value, others[row.seed]) for row in final if row.seed in others]
     is_known = bool(pairs) and all(other > 0 for _, other in pairs)
     return Capacity(
-        facts=final[0]["train_rows"],
+        facts=final[0].train_rows or 0,
         bits=over_seeds("bits"),
         bits_per_parameter=over_seeds("bits_per_parameter"),
         exact_recall=over_seeds("exact_recall"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import tempfile
@@ -28,7 +29,8 @@ from peft_study.arms import AllocateRanks, steps_of
 from peft_study.base import keep_blocks, under_arm
 from peft_study.capacity import UNRELATED_TOKENS, score_facts, unrelated_nats
 from peft_study.facts import encode_facts
-from peft_study.plan import Cell, Row, arm_named, digest_of_parts, task_named
+from peft_study.plan import Cell, arm_named, digest_of_parts, task_named
+from peft_study.result import CellResult
 from peft_study.rows import Parts, load_parts
 from peft_study.score import score
 from peft_study.spec import Arm, Study, Task
@@ -46,7 +48,7 @@ class Bench:
     of data that it was not made from. The base is hashed once, and again where its files look otherwise.
 
     Example:
-        Bench(study).run(cell)["value"]
+        Bench(study).run(cell).value
     """
 
     def __init__(self, study: Study) -> None:
@@ -58,25 +60,23 @@ class Bench:
         self._notes: dict[tuple[str, str], list[str]] = {}
         self._unrelated: dict[str, tuple[Any, float]] = {}
 
-    def run(self, cell: Cell) -> Row:
+    def run(self, cell: Cell) -> CellResult:
         """The row of a cell in results.jsonl; whatever goes wrong inside is a row too, with its reason."""
-        row = blank_row(self._study, cell)
+        blank = blank_row(self._study, cell)
         try:
-            row.update(self._measured(cell))
-            row["status"] = "done"
+            return self._measured(cell, blank)
         except Exception as error:  # one bad cell must not stop the others; nothing is hidden: the row says it
-            row["reason"] = reason_of(error)
+            reason = reason_of(error)
             # of a capacity the best rate is often the last one that holds: one that does not has lost, like any other
-            if task_named(self._study, cell.task).is_facts and cell.phase == "search":
-                row["status"] = "diverged" if row["reason"].startswith("diverged") else "failed"
-            row["traceback"] = traceback.format_exc(limit=-3)
+            is_lost = task_named(self._study, cell.task).is_facts and cell.phase == "search"
+            status = "diverged" if is_lost and reason.startswith("diverged") else "failed"
+            return dataclasses.replace(blank, status=status, reason=reason, traceback=traceback.format_exc(limit=-3))
         finally:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        return row
 
-    def _measured(self, cell: Cell) -> Row:
+    def _measured(self, cell: Cell, blank: CellResult) -> CellResult:
         arm, task = arm_named(self._study, cell.arm), task_named(self._study, cell.task)
         data = self._parts_of(task, cell).of(cell.phase)
         config = _train_config(self._study, arm, task, cell)
@@ -92,18 +92,42 @@ class Bench:
         unrelated = self._unrelated_of(task, data, base, tokenizer)
         steps = steps_of(task, len(train_rows))
         model, peft_config = under_arm(self._study, task, arm, base, task_type, steps)
-        counts = {
-            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-            "total_parameters": sum(p.numel() for p in model.parameters()),
-        }
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in model.parameters())
         fitted = train_in_memory(config, data, model, tokenizer, train_rows, [AllocateRanks()])
         peak = watch.peak()
+        metric, metrics = self._scored(cell, task, model, tokenizer, data, evaluation_rows, unrelated)
+        return dataclasses.replace(
+            blank,
+            metric=metric,
+            value=metrics[metric],
+            metrics=metrics,
+            loss=metrics["loss"],
+            train_loss=fitted.train_loss,
+            trainable_parameters=trainable,
+            total_parameters=total,
+            wall_s=fitted.wall_s,
+            **peak,
+            file_bytes=_file_bytes(model, peft_config is not None),
+            steps=fitted.steps,
+            train_rows=len(data.train),
+            eval_rows=len(data.evaluation),
+            ranks=_ranks(model) if cell.phase == "final" else None,
+            adapter=None if peft_config is None else settings_of(peft_config),
+            notes=self._notes[task.name, cell.phase],
+            status="done",
+        )
+
+    def _scored(
+        self, cell: Cell, task: Task, model: Any, tokenizer: Any, data: Any, encoded: Any, unrelated: Any
+    ) -> tuple[str, dict[str, float]]:
+        """The metric that counts, and all of them by name."""
         metric = data.metrics[0] if data.metrics else "loss"
         if task.is_facts:
-            metrics = score_facts(model, tokenizer, data, evaluation_rows)
+            metrics = score_facts(model, tokenizer, data, encoded)
             metric = "nats_per_fact" if cell.phase == "search" and not data.labels else metric
         else:
-            metrics = score(model, tokenizer, data, evaluation_rows, 2 * task.batch_size)
+            metrics = score(model, tokenizer, data, encoded, 2 * task.batch_size)
         if unrelated is not None:
             rows, before = unrelated
             after = unrelated_nats(model, tokenizer, data, rows)
@@ -116,23 +140,7 @@ class Bench:
         bad = [name for name, value in metrics.items() if not math.isfinite(value)]
         if bad:
             raise InputError(f"diverged: {bad[0]} is not finite after training")
-        return {
-            "metric": metric,
-            "value": metrics[metric],
-            "metrics": metrics,
-            "loss": metrics["loss"],
-            "train_loss": fitted.train_loss,
-            **counts,
-            "wall_s": fitted.wall_s,
-            **peak,
-            "file_bytes": _file_bytes(model, peft_config is not None),
-            "steps": fitted.steps,
-            "train_rows": len(data.train),
-            "eval_rows": len(data.evaluation),
-            "ranks": _ranks(model) if cell.phase == "final" else None,
-            "adapter": None if peft_config is None else settings_of(peft_config),
-            "notes": self._notes[task.name, cell.phase],
-        }
+        return metric, metrics
 
     def _parts_of(self, task: Task, cell: Cell) -> Parts:
         if task.name not in self._parts:
@@ -175,28 +183,19 @@ class Bench:
         return self._unrelated[task.name]
 
 
-def blank_row(study: Study, cell: Cell) -> Row:
-    """A row with every key of results.jsonl, of a cell that has not come through."""
-    arm = arm_named(study, cell.arm)
-    nothing = (
-        "metric", "value", "metrics", "loss", "train_loss", "trainable_parameters", "total_parameters", "wall_s",
-        "peak_bytes", "peak_kind", "file_bytes", "steps", "train_rows", "eval_rows", "ranks", "adapter",
-        "notes",
-    )  # fmt: skip
-    return {
-        "study": study.study,
-        "arm": cell.arm,
-        "method": arm.method,
-        "task": cell.task,
-        "phase": cell.phase,
-        "learning_rate": cell.learning_rate,
-        "seed": cell.seed,
-        **dict.fromkeys(nothing),
-        "status": "failed",
-        "reason": None,
-        "versions": versions(),
-        "fingerprint": cell.fingerprint,
-    }
+def blank_row(study: Study, cell: Cell) -> CellResult:
+    """The row of a cell that has not come through."""
+    return CellResult(
+        study=study.study,
+        arm=cell.arm,
+        method=arm_named(study, cell.arm).method,
+        task=cell.task,
+        phase=cell.phase,
+        learning_rate=cell.learning_rate,
+        seed=cell.seed,
+        versions=versions(),
+        fingerprint=cell.fingerprint,
+    )
 
 
 def reason_of(error: BaseException) -> str:
@@ -247,7 +246,7 @@ def _ranks(model: Any) -> list[dict[str, Any]] | None:
     return [{name: row.as_dict()[name] for name in RANK_FIELDS} for row in layer_ranks(model)]
 
 
-def settings_of(config: Any) -> Row:
+def settings_of(config: Any) -> dict[str, Any]:
     """A method's config as PEFT saves it, without where this machine keeps the base model."""
     return {key: value for key, value in _plain(config.to_dict()).items() if key != "base_model_name_or_path"}
 

@@ -58,7 +58,7 @@ def run(arguments: list[str]) -> int:
         if results and results[0].exists():
             from peft_study.store import read_rows
 
-            done = sum(row["status"] != "failed" for row in read_rows(results[0]))
+            done = sum(row.status != "failed" for row in read_rows(results[0]))
             kept = f"{results[0]} holds {done} finished cells; the same command goes on with the others"
         print(f"lrlora: {'terminated' if terminations else 'interrupted'}; {kept}", file=sys.stderr)
         return 128 + (signal.SIGTERM if terminations else signal.SIGINT)
@@ -83,9 +83,10 @@ def _run(chosen: StudyArguments, files: list[Path]) -> int:
     """Do what the flags say; `files` gets the file of the results, as soon as it may be written to."""
     quiet_libraries()
     from peft_study import Machines, read_study, run_study
+    from peft_study.answers import summary_lines
     from peft_study.plan import with_root
     from peft_study.run import RESULTS
-    from peft_study.summary import as_dict, summary, summary_lines
+    from peft_study.summary import as_dict, summary
 
     study = with_root(read_study(chosen.study), chosen.data_root)
     if chosen.dry_run:
@@ -106,7 +107,7 @@ def _run(chosen: StudyArguments, files: list[Path]) -> int:
         print(json.dumps({"folder": str(out), **described, "warnings": summary_lines(results)}, indent=2))
     else:
         _show(study, results, out)
-    failed = sum(row["status"] == "failed" for row in rows)
+    failed = sum(row.status == "failed" for row in rows)
     if failed:
         told = f"{failed} of {len(rows)} cells failed, {out / RESULTS} says why; --retry_failed runs them again"
         print(f"lrlora: {told}", file=sys.stderr)
@@ -125,7 +126,7 @@ def _write(study: Any, rows: list[Any], described: dict[str, Any], out: Path) ->
 
 
 def _show(study: Any, results: list[Any], out: Path) -> None:
-    from peft_study.summary import answers, summary_lines
+    from peft_study.answers import answers, summary_lines
 
     reference = study.reference_arm() or "nothing"
     for task in study.tasks:

@@ -7,7 +7,8 @@ import threading
 from typing import Any
 
 from lrlora.errors import InputError
-from peft_study.plan import Cell, Row
+from peft_study.plan import Cell
+from peft_study.result import CellResult
 from peft_study.spec import Study
 
 
@@ -63,7 +64,7 @@ class RayPool:
             self._actors[worker] = actor.remote(self._study, self._threads)
         self._running[self._actors[worker].run.remote(cell)] = (worker, cell)
 
-    def finished(self) -> list[tuple[Cell, Row | None, str | None]]:
+    def finished(self) -> list[tuple[Cell, CellResult | None, str | None]]:
         """As `Pool.finished`."""
         ready, _ = self._ray.wait(list(self._running), num_returns=1)
         done = []
@@ -98,5 +99,5 @@ class _Actor:
         prepare_process(threads)
         self._bench = Bench(study)
 
-    def run(self, cell: Cell) -> Row:
+    def run(self, cell: Cell) -> CellResult:
         return self._bench.run(cell)

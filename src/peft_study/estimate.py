@@ -18,7 +18,8 @@ from peft_study.base import keep_blocks, under_arm
 from peft_study.plan import cells_of_arm
 from peft_study.rows import load_splits
 from peft_study.scales import Scale, scale_lines, scale_of
-from peft_study.spec import EMBEDDED, Arm, Study, Task
+from peft_study.spec import Arm, Study, Task
+from peft_study.task import EMBEDDED
 
 GLUE_ROWS = {
     "cola": 8551, "sst2": 67349, "mrpc": 3668, "qqp": 363846, "stsb": 5749, "mnli": 392702, "qnli": 104743,

@@ -1,9 +1,8 @@
-"""Tasks of kind "facts": what they may say, and their rows. The same rows train, choose the rate, and are recalled."""
+"""The rows of tasks of kind "facts". The same rows train, choose the rate, and are recalled."""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
@@ -11,7 +10,6 @@ from lrlora.data import DataSource, TaskData
 from lrlora.data.facts import (
     PATTERN,
     Facts,
-    check_pattern,
     drawn_facts,
     encode_labelled,
     encode_recalled,
@@ -20,61 +18,7 @@ from lrlora.data.facts import (
 )
 from lrlora.errors import InputError
 from lrlora.training.saved import base_config
-
-if TYPE_CHECKING:
-    from peft_study.spec import Study, Task
-
-OWN = ("facts", "values", "question_column", "answer_column", "pattern", "forgetting")
-"""Fields of a task that mean nothing where it is of another kind."""
-_OF_OTHERS = (
-    "text_columns", "label_column", "train_rows", "validation_rows", "test_rows", "test_from", "template",
-    "commonsense", "commonsense_data", "commonsense_rows", "how", "prompt",
-)  # fmt: skip
-
-
-def check_facts(task: Task) -> None:
-    """Refuse settings of facts that do not go together, those of other kinds of tasks here, and these there.
-
-    Raises:
-        InputError: which, and what to do.
-    """
-    plain = {each.name: each.default for each in dataclasses.fields(task)}
-    chosen = [name for name, default in plain.items() if getattr(task, name) != default]
-    if not task.is_facts:
-        if strange := [name for name in OWN if name in chosen]:
-            raise InputError(
-                f"{strange[0]} is of tasks of kind facts; give task {task.name!r} kind: facts, or leave it out"
-            )
-        return
-    if strange := [name for name in _OF_OTHERS if name in chosen]:
-        raise InputError(
-            f"{strange[0]} has no meaning for task {task.name!r} of kind facts: all facts are trained on, and the same "
-            "ones are recalled; leave it out"
-        )
-    for name, least in (("facts", 1), ("values", 2), ("forgetting", 1)):
-        if getattr(task, name) is not None and getattr(task, name) < least:
-            raise InputError(f"{name} must be at least {least}, got {getattr(task, name)}")
-    if (task.question_column is None) != (task.answer_column is None):
-        raise InputError(f"task {task.name!r} needs both question_column and answer_column, or none of them")
-    _check_source(task, is_drawn=task.question_column is None, has_values="values" in chosen)
-    check_pattern(task.pattern)
-
-
-def _check_source(task: Task, is_drawn: bool, has_values: bool) -> None:
-    if is_drawn and task.data is not None:
-        raise InputError(
-            f"task {task.name!r} reads pairs of {task.data}: name their question_column and answer_column; or leave "
-            "data out, and facts are drawn"
-        )
-    if is_drawn and task.facts is None:
-        raise InputError(f"task {task.name!r} of kind facts needs facts, how many; or data, a file of pairs")
-    if not is_drawn and task.data in (None, "embedded"):
-        raise InputError(f"task {task.name!r} names columns of pairs, and no data that has them; give it data: a file")
-    if not is_drawn and has_values:
-        raise InputError(
-            f"values is of drawn facts, and nobody knows how many answers the pairs of {task.data} could have had; "
-            "leave it out"
-        )
+from peft_study.spec import Study, Task
 
 
 def load_facts(study: Study, task: Task) -> TaskData:

@@ -9,14 +9,15 @@ from typing import Any
 
 from plotly import graph_objects
 
-from lrlora.files import check_file, read_json, read_json_lines
+from lrlora.files import check_file, read_json
 from lrlora.report import page
 from lrlora.report.figures import COLOURS, GREY, NAMES, plain
 from lrlora.statistics import SMALLEST_EFFECT, Interval
+from peft_study.answers import answers
 from peft_study.capacity_figures import capacity_figures
-from peft_study.plan import Row
 from peft_study.scales import scale_lines
-from peft_study.summary import ArmResult, answers, reference_of, summary
+from peft_study.store import read_rows
+from peft_study.summary import ArmResult, reference_of, summary
 
 FILE = "results.jsonl"
 DESCRIBED = "summary.json"
@@ -110,17 +111,17 @@ def study_section(folder: str | Path) -> StudySection | None:
     arms are compared with the study's reference; without, all rows, and the first arm of method "lora".
 
     Raises:
-        InputError: a line that is not JSON, other than a last one cut short.
+        InputError: a line that is no row of a study, other than a last one cut short.
     """
     path = Path(folder) / FILE
     if not path.exists():
         return None
-    rows: list[Row] = read_json_lines(path)
+    rows = read_rows(path)
     described = path.with_name(DESCRIBED)
     about: dict[str, Any] = read_json(described) if described.exists() else {}
     if "cells" in about:
         cells = set(about["cells"])
-        rows = [row for row in rows if row["fingerprint"] in cells]
+        rows = [row for row in rows if row.fingerprint in cells]
     reference = about.get("reference") or reference_of(rows) or ""
     results = summary(rows, reference, about.get("smallest_effect", SMALLEST_EFFECT))
     if not any(result.test for result in results):
@@ -136,10 +137,10 @@ def study_section(folder: str | Path) -> StudySection | None:
         answers=answers(results, reference),
         scales=scale_lines((result.arm, result.scale) for result in results),
         failed=[
-            f"{row['arm']}, {row['task']}, {row['phase']}, rate {row['learning_rate']:g}, seed {row['seed']}: "
-            f"{row['reason'] or 'no value'}"
+            f"{row.arm}, {row.task}, {row.phase}, rate {row.learning_rate:g}, seed {row.seed}: "
+            f"{row.reason or 'no value'}"
             for row in rows
-            if row["status"] == "failed"
+            if row.status == "failed"
         ],
         frontier=[(task, figure) for task, figure in frontier if figure is not None],
         kinds=[(task, figure) for task, figure in kinds if figure is not None],

@@ -7,7 +7,7 @@ import math
 import statistics
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 from transformers import AutoConfig
 
@@ -15,13 +15,12 @@ from lrlora.errors import InputError
 from lrlora.training.identity import digest_of_model, digest_of_rows
 from lrlora.training.local import check_local
 from peft_study.arms import fields_of
-from peft_study.facts import OWN
+from peft_study.result import CellResult, Phase
 from peft_study.rows import Parts, fingerprint, load_parts
 from peft_study.spec import Arm, Study, Task
+from peft_study.task import OWN
 from peft_study.widen import rate_beyond
 
-Phase = Literal["search", "final"]
-Row = dict[str, Any]
 LOWER_IS_BETTER = ("loss", "nats_per_fact")
 """Metrics of which the lowest value is chosen."""
 
@@ -126,7 +125,7 @@ def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, 
 
 
 def search_cells(
-    study: Study, digests: Digests, arm: Arm, task: Task, rows: Mapping[str, Row] | None = None
+    study: Study, digests: Digests, arm: Arm, task: Task, rows: Mapping[str, CellResult] | None = None
 ) -> list[Cell]:
     """The cells that choose an arm's rate on a task; none where it has one rate: there is nothing to choose.
 
@@ -153,7 +152,7 @@ def search_cells(
             break
         searched = [finished[cell.fingerprint] for cell in cells]
         best = chosen_rate(searched, study.choose_by)
-        if best is None and all(row["status"] == "diverged" for row in searched):
+        if best is None and all(row.status == "diverged" for row in searched):
             best = min(rates)  # all were too high
         further = None if best is None else rate_beyond(rates, best)
         if further is None:
@@ -168,7 +167,7 @@ def final_cells(study: Study, digests: Digests, arm: Arm, task: Task, rate: floa
     return [cell_of(study, digests, arm, task, "final", rate, seed) for seed in study.seeds]
 
 
-def open_cells(study: Study, digests: Digests, rows: Mapping[str, Row]) -> list[Cell]:
+def open_cells(study: Study, digests: Digests, rows: Mapping[str, CellResult]) -> list[Cell]:
     """The cells that can run now and have no row yet, in the order in which they should run.
 
     The final cells of an arm come up when its search on that task is through. Tasks go one after the other.
@@ -191,13 +190,13 @@ def open_cells(study: Study, digests: Digests, rows: Mapping[str, Row]) -> list[
     return cells
 
 
-def rate_of(study: Study, arm: Arm, searched: Sequence[Row]) -> float | None:
+def rate_of(study: Study, arm: Arm, searched: Sequence[CellResult]) -> float | None:
     """The learning rate of an arm's result: what its search chooses, or its only one; None where none came through."""
     rates = study.rates_of(arm)
     return rates[0] if len(rates) == 1 else chosen_rate(searched, study.choose_by)
 
 
-def chosen_rate(searched: Iterable[Row], by: Literal["metric", "loss"] = "metric") -> float | None:
+def chosen_rate(searched: Iterable[CellResult], by: Literal["metric", "loss"] = "metric") -> float | None:
     """The learning rate of the best mean validation metric; of equals the one of the lower loss, then the lower rate.
 
     A rate that failed or diverged with any seed is out. Rows of other phases are refused: no test row may choose.
@@ -209,22 +208,22 @@ def chosen_rate(searched: Iterable[Row], by: Literal["metric", "loss"] = "metric
     Returns:
         The rate; None where no rate came through.
     """
-    by_rate: dict[float, list[Row]] = {}
+    by_rate: dict[float, list[CellResult]] = {}
     for row in searched:
-        assert row["phase"] == "search", row
-        by_rate.setdefault(row["learning_rate"], []).append(row)
-    whole = {rate: rows for rate, rows in by_rate.items() if all(row["status"] == "done" for row in rows)}
+        assert row.phase == "search", row
+        by_rate.setdefault(row.learning_rate, []).append(row)
+    whole = {rate: rows for rate, rows in by_rate.items() if all(row.status == "done" for row in rows)}
     if not whole:
         return None
 
     def order(rate: float) -> tuple[float, float, float]:
         rows = whole[rate]
-        value = statistics.fmean(row["value"] for row in rows)
-        losses = [row["loss"] for row in rows]
-        loss = statistics.fmean(losses) if None not in losses else math.inf
+        value = statistics.fmean(row.known_value for row in rows)
+        losses = [row.loss for row in rows if row.loss is not None]
+        loss = statistics.fmean(losses) if len(losses) == len(rows) else math.inf
         if by == "loss":
             return (loss, 0.0, rate)
-        return (value if rows[0]["metric"] in LOWER_IS_BETTER else -value, loss, rate)
+        return (value if rows[0].metric in LOWER_IS_BETTER else -value, loss, rate)
 
     return min(whole, key=order)
 

@@ -10,7 +10,8 @@ from typing import Any
 from lrlora.errors import InputError
 from peft_study import yaml_fields
 from peft_study.arms import check_arm, check_field, is_grid
-from peft_study.spec import Arm, Study, Task, Training, check_name
+from peft_study.spec import Arm, Study, Task, Training
+from peft_study.task import check_name
 from peft_study.yaml_fields import Marked
 
 

@@ -14,7 +14,8 @@ from lrlora.errors import InputError
 from lrlora.files import write_json
 from peft_study.arms import check_arm
 from peft_study.cell import blank_row
-from peft_study.plan import Cell, Digests, Row, cells_at_most, digests_of, open_cells
+from peft_study.plan import Cell, Digests, cells_at_most, digests_of, final_cells, open_cells, rate_of, search_cells
+from peft_study.result import CellResult
 from peft_study.spec import Study
 from peft_study.store import Results
 from peft_study.workers import LocalPool, Pool
@@ -64,7 +65,7 @@ def run_study(
     machines: Machines | None = None,
     retry_failed: bool = False,
     tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
-) -> list[Row]:
+) -> list[CellResult]:
     """Run whatever of a study has not run yet.
 
     Every arm is tuned first, on rows split off the training file, over as many learning rates as every other arm; then
@@ -89,7 +90,7 @@ def run_study(
     digests = digests_of(study)
     with Results(out / RESULTS) as results:
         write_json(out / DESCRIBED, dataclasses.asdict(study))
-        known = {key: row for key, row in results.rows.items() if not (retry_failed and row["status"] == "failed")}
+        known = {key: row for key, row in results.rows.items() if not (retry_failed and row.status == "failed")}
         if open_cells(study, digests, known):
             pool = (machines or Machines()).pool(study)
             try:
@@ -100,7 +101,12 @@ def run_study(
 
 
 def _run_cells(
-    study: Study, digests: Digests, known: dict[str, Row], results: Results, pool: Pool, tell: Callable[[str], None]
+    study: Study,
+    digests: Digests,
+    known: dict[str, CellResult],
+    results: Results,
+    pool: Pool,
+    tell: Callable[[str], None],
 ) -> None:
     running: set[str] = set()
     told: set[str] = set()
@@ -117,21 +123,19 @@ def _run_cells(
         for cell, row, death in pool.finished():
             running.remove(cell.fingerprint)
             if row is None:
-                row = {**blank_row(study, cell), "reason": death}
+                row = dataclasses.replace(blank_row(study, cell), reason=death)
             results.append(row)
             known[cell.fingerprint] = row
-            for note in dict.fromkeys(f"{cell.task}: {note}" for note in row["notes"] or ()):
+            for note in dict.fromkeys(f"{cell.task}: {note}" for note in row.notes or ()):
                 if note not in told:
                     told.add(note)
                     tell(f"warning: {note}")
             tell(f"{len(rows_of(study, digests, known))}/{total} {_told(cell, row)}")
 
 
-def rows_of(study: Study, digests: Digests, rows: dict[str, Row]) -> list[Row]:
+def rows_of(study: Study, digests: Digests, rows: dict[str, CellResult]) -> list[CellResult]:
     """Those rows that are cells of the study as it stands, in its order."""
-    from peft_study.plan import final_cells, rate_of, search_cells
-
-    found: list[Row] = []
+    found: list[CellResult] = []
     for task in study.tasks:
         for arm in study.arms:
             cells = search_cells(study, digests, arm, task, rows)
@@ -142,11 +146,11 @@ def rows_of(study: Study, digests: Digests, rows: dict[str, Row]) -> list[Row]:
     return found
 
 
-def _told(cell: Cell, row: Row) -> str:
+def _told(cell: Cell, row: CellResult) -> str:
     head = f"{cell.task} {cell.arm} {cell.phase} rate {cell.learning_rate:g} seed {cell.seed}"
-    if row["status"] == "failed":
-        return f"{head}: FAILED: {row['reason']}"
-    if row["status"] == "diverged":
-        return f"{head}: {row['reason']}; this rate has lost"
-    loss = "" if row["metric"] == "loss" else f", loss {row['loss']:.4f}"
-    return f"{head}: {row['metric']} {row['value']:.4f}{loss}, {row['wall_s']:.1f} s"
+    if row.status == "failed":
+        return f"{head}: FAILED: {row.reason}"
+    if row.status == "diverged":
+        return f"{head}: {row.reason}; this rate has lost"
+    loss = "" if row.metric == "loss" else f", loss {row.loss:.4f}"
+    return f"{head}: {row.metric} {row.value:.4f}{loss}, {row.wall_s:.1f} s"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 from pathlib import Path
 from types import TracebackType
@@ -12,8 +11,7 @@ from typing import Any
 
 from lrlora.errors import InputError
 from lrlora.files import explained
-
-Row = dict[str, Any]
+from peft_study.result import CellResult
 
 
 class Results:
@@ -30,12 +28,12 @@ class Results:
 
     Example:
         with Results(Path("runs/mine/results.jsonl")) as results:
-            results.append({"fingerprint": "a", "status": "done"})
+            results.append(Bench(study).run(cell))
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.rows: dict[str, Row] = {}
+        self.rows: dict[str, CellResult] = {}
         self._file = -1
 
     def __enter__(self) -> Results:
@@ -45,7 +43,7 @@ class Results:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             _repair(self._file, self.path)
-            self.rows = {row["fingerprint"]: row for row in read_rows(self.path)}
+            self.rows = {row.fingerprint: row for row in read_rows(self.path)}
         except BlockingIOError as error:
             os.close(self._file)
             raise InputError(f"another process is running this study: {self.path} is locked; wait for it") from error
@@ -59,54 +57,50 @@ class Results:
     ) -> None:
         os.close(self._file)
 
-    def append(self, row: Row) -> None:
+    def append(self, row: CellResult) -> None:
         """Write one row; a later row of the same cell takes the place of an earlier one; inf and NaN become null.
 
         Raises:
             InputError: the disk is full.
         """
-        row = _finite(row)
-        line = (json.dumps(row, allow_nan=False) + "\n").encode()
+        row = row.finite()
+        line = (json.dumps(row.as_dict(), allow_nan=False) + "\n").encode()
         with explained(self.path):
             written = os.write(self._file, line)
             if written != len(line):
                 _repair(self._file, self.path)
                 raise InputError(f"no space left on the disk while writing {self.path}; the cell was not counted")
             os.fsync(self._file)
-        self.rows[row["fingerprint"]] = row
+        self.rows[row.fingerprint] = row
 
 
-def read_rows(path: Path) -> list[Row]:
-    """All whole rows of a results file, in the order in which they were written.
+def read_rows(path: Path) -> list[CellResult]:
+    """All whole rows of a results file, in the order in which they were written; a last line cut short is left out.
 
     Raises:
-        InputError: no such file, or a line that is no row of a study.
+        InputError: no such file, or a line that is no row of a study, or of a newer version.
     """
     if not path.is_file():
         raise InputError(f"no results there: {path}")
     rows = []
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+    *whole, last = path.read_bytes().split(b"\n")
+    for number, line in enumerate(whole if _row_of(last) is None else [*whole, last], start=1):
         row = _row_of(line)
         if row is None:
             raise InputError(f"{path}, line {number} is no row of a study; delete the line, and its cell runs again")
-        rows.append(row)
+        try:
+            rows.append(CellResult.of(row))
+        except InputError as error:
+            raise InputError(f"{path}, line {number} {error}") from error
     return rows
 
 
-def _row_of(line: bytes) -> Row | None:
+def _row_of(line: bytes) -> dict[str, Any] | None:
     try:
         row = json.loads(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) and "fingerprint" in row else None
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _repair(file: int, path: Path) -> None:

@@ -23,8 +23,9 @@ from lrlora.statistics import (
     paired_difference,
 )
 from peft_study.capacity import Capacity, capacity_of
-from peft_study.plan import Row, chosen_rate, is_at_the_edge
-from peft_study.scales import Scale, scale_lines, scale_of
+from peft_study.plan import chosen_rate, is_at_the_edge
+from peft_study.result import CellResult
+from peft_study.scales import Scale, scale_of
 from peft_study.spec import Study
 
 POSITIVE = (0.0, math.inf)
@@ -108,7 +109,7 @@ class ArmResult:
 
 
 def summary(
-    rows: Sequence[Row], reference: str | None = None, smallest_effect: float = SMALLEST_EFFECT
+    rows: Sequence[CellResult], reference: str | None = None, smallest_effect: float = SMALLEST_EFFECT
 ) -> list[ArmResult]:
     """The result of every arm on every task, in the order of the rows.
 
@@ -118,21 +119,21 @@ def summary(
         smallest_effect: smaller differences of the metric and of the loss are not called shown.
     """
     reference = reference or reference_of(rows)
-    by_cell: dict[tuple[str, str], list[Row]] = {}
+    by_cell: dict[tuple[str, str], list[CellResult]] = {}
     for row in rows:
-        by_cell.setdefault((row["task"], row["arm"]), []).append(row)
+        by_cell.setdefault((row.task, row.arm), []).append(row)
     return [
         _result(mine, None if arm == reference else by_cell.get((task, reference or ""), []), smallest_effect)
         for (task, arm), mine in by_cell.items()
     ]
 
 
-def reference_of(rows: Sequence[Row]) -> str | None:
+def reference_of(rows: Sequence[CellResult]) -> str | None:
     """The arm that the others are compared with where no study says so: the first of method "lora"."""
-    return next((row["arm"] for row in rows if row["method"] == "lora"), None)
+    return next((row.arm for row in rows if row.method == "lora"), None)
 
 
-def as_dict(study: Study, rows: Sequence[Row], results: Sequence[ArmResult]) -> dict[str, Any]:
+def as_dict(study: Study, rows: Sequence[CellResult], results: Sequence[ArmResult]) -> dict[str, Any]:
     """summary.json: the results, and which rows of results.jsonl they are made of."""
     return {
         "study": study.study,
@@ -140,7 +141,7 @@ def as_dict(study: Study, rows: Sequence[Row], results: Sequence[ArmResult]) -> 
         "reference": study.reference_arm(),
         "smallest_effect": study.smallest_effect,
         "arms": [_described(study, result) for result in results],
-        "cells": [row["fingerprint"] for row in rows],
+        "cells": [row.fingerprint for row in rows],
     }
 
 
@@ -154,14 +155,14 @@ def _described(study: Study, result: ArmResult) -> dict[str, Any]:
     return described
 
 
-def _result(rows: list[Row], theirs: list[Row] | None, smallest_effect: float) -> ArmResult:
-    searched = [row for row in rows if row["phase"] == "search"]
-    final = [row for row in rows if _is_result(row)]
-    rate = final[0]["learning_rate"] if final else chosen_rate(searched)
-    validation = [row["value"] for row in searched if row["learning_rate"] == rate and row["status"] == "done"]
-    one = final[0] if final else {}
-    known = next((row for row in (*final, *rows) if row["metric"]), {})
-    bounds = bounds_of(known.get("metric"))
+def _result(rows: list[CellResult], theirs: list[CellResult] | None, smallest_effect: float) -> ArmResult:
+    searched = [row for row in rows if row.phase == "search"]
+    final = [row for row in rows if row.is_result]
+    rate = final[0].learning_rate if final else chosen_rate(searched)
+    validation = [row.known_value for row in searched if row.learning_rate == rate and row.status == "done"]
+    one = final[0] if final else None
+    known = next((row for row in (*final, *rows) if row.metric), None)
+    bounds = bounds_of(known and known.metric)
 
     def against(key: str) -> PairedDifference | None:
         if not theirs or not final:
@@ -173,38 +174,38 @@ def _result(rows: list[Row], theirs: list[Row] | None, smallest_effect: float) -
         return paired_difference(*pairs, smallest_effect=smallest_effect, bounds=limits) if both else None
 
     return ArmResult(
-        task=rows[0]["task"],
-        arm=rows[0]["arm"],
-        method=rows[0]["method"],
-        scale=scale_of(known.get("adapter")),
-        metric=known.get("metric"),
+        task=rows[0].task,
+        arm=rows[0].arm,
+        method=rows[0].method,
+        scale=scale_of(known and known.adapter),
+        metric=known and known.metric,
         learning_rate=rate,
-        at_the_edge=rate is not None and is_at_the_edge({row["learning_rate"] for row in searched}, rate),
+        at_the_edge=rate is not None and is_at_the_edge({row.learning_rate for row in searched}, rate),
         validation=statistics.fmean(validation) if validation else None,
         test=mean_interval(list(_by_seed(final, "value").values()), bounds=bounds) if final else None,
         difference=against("value"),
         loss=mean_interval(list(_by_seed(final, "loss").values()), bounds=POSITIVE) if final else None,
         loss_difference=against("loss"),
-        trainable_parameters=one.get("trainable_parameters"),
-        file_bytes=one.get("file_bytes"),
+        trainable_parameters=one and one.trainable_parameters,
+        file_bytes=one and one.file_bytes,
         wall_s=_middle(final, "wall_s"),
         peak_bytes=_middle(final, "peak_bytes"),
         ranks=_ranks(final),
-        failed=sum(row["status"] == "failed" for row in rows),
+        failed=sum(row.status == "failed" for row in rows),
         rates_tried=_rates(searched),
-        diverged=_rates([row for row in searched if row["status"] == "diverged"]),
-        capacity=capacity_of(final, [row for row in theirs or [] if _is_result(row)]),
+        diverged=_rates([row for row in searched if row.status == "diverged"]),
+        capacity=capacity_of(final, [row for row in theirs or [] if row.is_result]),
     )
 
 
-def _rates(rows: Sequence[Row]) -> tuple[float, ...]:
-    return tuple(sorted({row["learning_rate"] for row in rows}))
+def _rates(rows: Sequence[CellResult]) -> tuple[float, ...]:
+    return tuple(sorted({row.learning_rate for row in rows}))
 
 
-def _ranks(final: list[Row]) -> ArmRanks | None:
+def _ranks(final: list[CellResult]) -> ArmRanks | None:
     # of a diverged layer there is no rank, and JSON has no nan
-    whole = [row for row in final if row.get("ranks") and all(layer["stable_rank"] for layer in row["ranks"])]
-    seeds: list[list[Any]] = [[SimpleNamespace(**layer) for layer in row["ranks"]] for row in whole]
+    whole = [row for row in final if row.ranks and all(layer["stable_rank"] for layer in row.ranks)]
+    seeds: list[list[Any]] = [[SimpleNamespace(**layer) for layer in row.ranks or ()] for row in whole]
     if not seeds:
         return None
     pairs = block_pairs(seeds)
@@ -230,79 +231,14 @@ def _means(seeds: Sequence[Sequence[Any]], name: str) -> list[float]:
     return [statistics.fmean(layers) for layers in values if None not in layers]
 
 
-def _by_seed(rows: Sequence[Row], key: str) -> dict[int, float]:
-    return {row["seed"]: row[key] for row in rows if _is_result(row)}
+def _by_seed(rows: Sequence[CellResult], key: str) -> dict[int, float]:
+    return {row.seed: getattr(row, key) for row in rows if row.is_result}
 
 
-def _is_result(row: Row) -> bool:
-    return (row["phase"], row["status"]) == ("final", "done")
-
-
-def _middle(rows: Sequence[Row], key: str) -> float | None:
-    values = [row[key] for row in rows if row[key] is not None]
+def _middle(rows: Sequence[CellResult], key: str) -> float | None:
+    values = [getattr(row, key) for row in rows if getattr(row, key) is not None]
     return statistics.median(values) if values else None
 
 
 def _mean(values: Sequence[float]) -> float | None:
     return statistics.fmean(values) if values else None
-
-
-def summary_lines(results: Sequence[ArmResult]) -> list[str]:
-    """What to tell beside the table: other scales at one rank, rates at the edge of their grid, cells that failed."""
-    lines = scale_lines((r.arm, r.scale) for r in results)
-    for edge in (r for r in results if r.at_the_edge):
-        lines.append(
-            f"{edge.task}, {edge.arm}: the best learning rate, {edge.learning_rate:g}, is at the edge of its grid "
-            f"({', '.join(f'{rate:g}' for rate in edge.rates_tried)}); widen the grid of every arm before you trust a "
-            "difference"
-        )
-    for lost in (r for r in results if r.diverged):
-        rates = ", ".join(f"{rate:g}" for rate in lost.diverged)
-        end = "no learning rate came through" if lost.learning_rate is None else "they have lost"
-        lines.append(f"{lost.task}, {lost.arm}: diverged at the learning rates {rates}; {end}")
-    for bad in (r for r in results if r.failed):
-        what = "no learning rate came through" if bad.learning_rate is None else "the rest are counted"
-        lines.append(f"{bad.task}, {bad.arm}: {bad.failed} cells failed, {what}; --retry_failed runs them again")
-    return lines
-
-
-def answers(results: Sequence[ArmResult], reference: str) -> list[tuple[str, str]]:
-    """What a study says to each of its questions, in a sentence: pairs of question and answer, task by task.
-
-    Args:
-        results: as `summary` returns them.
-        reference: the arm that others were compared with.
-    """
-    found = []
-    for task in dict.fromkeys(result.task for result in results):
-        mine = [r for r in results if r.task == task]
-        asked = (
-            (f"Does an arm differ from {reference} in {mine[0].metric}", [(r.arm, r.difference) for r in mine], 4),
-            ("Is SR(dW) beyond SR(BA)", [(r.arm, r.ranks and r.ranks.beyond_lora) for r in mine], 2),
-            ("Attention - MLP of SR(dW)", [(r.arm, r.ranks and r.ranks.attention_minus_mlp) for r in mine], 2),
-        )
-        for question, pairs, digits in asked:
-            known = [(arm, difference) for arm, difference in pairs if difference is not None]
-            if known:
-                found.append((f"{task}: {question}?", _sentence(known, digits)))
-    return found
-
-
-def _sentence(known: Sequence[tuple[str, PairedDifference]], digits: int) -> str:
-    """Which differences are shown; where none is, the largest; how many chance alone would show; what is too small."""
-    shown = [(arm, difference) for arm, difference in known if difference.is_shown]
-    if all(difference.p_value is None for _, difference in known):
-        return f"nothing can be concluded: {known[0][1].test}"
-    if shown:
-        told = "; ".join(f"{arm}, {_said(difference, digits)}" for arm, difference in shown)
-        chance = f" (chance alone would show {0.05 * len(known):.1f})" if len(known) > 1 else ""
-        said = f"shown for {len(shown)} of {len(known)}{chance}: {told}"
-    else:
-        arm, largest = max(known, key=lambda pair: abs(pair[1].mean))
-        said = f"no difference is shown, of {len(known)} compared; the largest is {arm}, {_said(largest, digits)}"
-    small = [f"{arm}, {_said(difference, digits)}" for arm, difference in known if difference.is_too_small]
-    return f"{said}; {known[0][1].below}: {'; '.join(small)}" if small else said
-
-
-def _said(value: PairedDifference, digits: int) -> str:
-    return ", ".join(filter(None, (value.signed(digits), value.chance)))

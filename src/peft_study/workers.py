@@ -12,7 +12,8 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Protocol
 
-from peft_study.plan import Cell, Row
+from peft_study.plan import Cell
+from peft_study.result import CellResult
 from peft_study.spec import Study
 
 GRACE_S = 10
@@ -31,7 +32,7 @@ class Pool(Protocol):
         """Give a cell to an idle worker."""
         ...
 
-    def finished(self) -> list[tuple[Cell, Row | None, str | None]]:
+    def finished(self) -> list[tuple[Cell, CellResult | None, str | None]]:
         """Wait until a cell is through: its row; or, where its worker died, None and what is known of that death."""
         ...
 
@@ -73,7 +74,7 @@ class LocalPool:
         except OSError:
             return  # it died just now; `finished` finds that out
 
-    def finished(self) -> list[tuple[Cell, Row | None, str | None]]:
+    def finished(self) -> list[tuple[Cell, CellResult | None, str | None]]:
         """As `Pool.finished`."""
         watched = {}
         for worker in self._running:
@@ -85,7 +86,7 @@ class LocalPool:
             done.append((cell, row, death))
         return done
 
-    def _outcome(self, worker: int) -> tuple[Row | None, str | None]:
+    def _outcome(self, worker: int) -> tuple[CellResult | None, str | None]:
         pipe, process = self._pipes[worker], self._processes[worker]
         assert pipe is not None
         try:

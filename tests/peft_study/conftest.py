@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from peft_study.result import CellResult
 from peft_study.spec import Arm, Study, Task
 from tests.conftest import write_rows
 
@@ -50,7 +51,14 @@ def small_study(model: Path, data: Path, **fields) -> Study:
     return Study(**chosen)
 
 
+def a_row(**fields) -> CellResult:
+    """A row of a final cell that is done, with some fields as they are given."""
+    names = {"study": "s", "arm": "lora", "method": "lora", "task": "t", "phase": "final", "status": "done"}
+    whole = {**names, "learning_rate": 1e-3, "seed": 0, "versions": {}, "fingerprint": "a", **fields}
+    return CellResult(**whole)
+
+
 def without_measurements(rows) -> list[dict]:
     """Rows without times, memory and versions, in a fixed order."""
-    kept = [{key: value for key, value in row.items() if key not in MEASURED} for row in rows]
+    kept = [{key: value for key, value in row.as_dict().items() if key not in MEASURED} for row in rows]
     return sorted(kept, key=lambda row: row["fingerprint"])

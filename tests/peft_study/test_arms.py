@@ -29,19 +29,19 @@ def test_every_method_takes_two_steps(tiny_encoder, words, method):
     study = small_study(tiny_encoder, words, arms=(Arm("it", method, SMALL.get(method, {})),))
     study = dataclasses.replace(study, tasks=(dataclasses.replace(study.tasks[0], max_steps=2),))
     row = one_cell(study, study.arms[0])
-    assert row["status"] == "done", row["traceback"]
-    assert (row["steps"], row["train_rows"], row["eval_rows"]) == (2, 48, 32)
-    assert 0 <= row["value"] == row["metrics"]["accuracy"] <= 1
-    assert row["loss"] == row["metrics"]["loss"] > 0
+    assert row.status == "done", row.traceback
+    assert (row.steps, row.train_rows, row.eval_rows) == (2, 48, 32)
+    assert 0 <= row.value == row.metrics["accuracy"] <= 1
+    assert row.loss == row.metrics["loss"] > 0
     is_whole = method == "full"
-    assert (row["trainable_parameters"] == row["total_parameters"]) == is_whole
-    assert (row["adapter"] is None) == is_whole
-    assert 0 < row["file_bytes"] < (10**7 if is_whole else 10**6)
+    assert (row.trainable_parameters == row.total_parameters) == is_whole
+    assert (row.adapter is None) == is_whole
+    assert 0 < row.file_bytes < (10**7 if is_whole else 10**6)
     if method in ("lrlora", "sine"):
-        assert len(row["ranks"]) == 13
-        assert set(row["ranks"][0]) == set(RANK_FIELDS)
+        assert len(row.ranks) == 13
+        assert set(row.ranks[0]) == set(RANK_FIELDS)
     else:
-        assert row["ranks"] is None
+        assert row.ranks is None
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -64,9 +64,9 @@ def test_adalora_moves_its_ranks(tiny_encoder, words):
     study = small_study(tiny_encoder, words, arms=(arm,))
     study = dataclasses.replace(study, tasks=(dataclasses.replace(study.tasks[0], max_steps=10),))
     row = one_cell(study, arm)
-    assert row["status"] == "done", row["traceback"]
-    assert row["adapter"]["total_step"] == row["steps"] == 10
-    kept = sum(sum(ranks) for ranks in row["adapter"]["rank_pattern"].values())
+    assert row.status == "done", row.traceback
+    assert row.adapter["total_step"] == row.steps == 10
+    kept = sum(sum(ranks) for ranks in row.adapter["rank_pattern"].values())
     assert kept == 13 * 1
 
 
@@ -84,7 +84,7 @@ def test_steps_are_counted_as_the_trainer_counts_them(tiny_encoder, words, rows,
         epochs=epochs,
     )
     row = one_cell(dataclasses.replace(study, tasks=(task,)), study.arms[0])
-    assert row["steps"] == steps_of(task, rows)
+    assert row.steps == steps_of(task, rows)
 
 
 def test_the_rate_of_c_is_a_multiple_of_the_arm_s_rate(tiny_encoder, words):
@@ -92,18 +92,18 @@ def test_the_rate_of_c_is_a_multiple_of_the_arm_s_rate(tiny_encoder, words):
     losses = set()
     for factor in (None, 10.0, 500.0):
         arm = Arm("it", "lrlora", {"r": 2, "tau": 0.001}, c_lr_factor=factor)
-        losses.add(one_cell(dataclasses.replace(study, arms=(arm,)), arm)["loss"])
+        losses.add(one_cell(dataclasses.replace(study, arms=(arm,)), arm).loss)
     assert len(losses) == 2
 
 
 def test_what_goes_wrong_in_a_cell_is_its_row(tiny_encoder, words):
     study = small_study(tiny_encoder, words, learning_rates=(1e30, 1e-3))
     row = one_cell(study, study.arms[0])
-    assert (row["status"], row["value"]) == ("failed", None)
-    assert row["reason"].startswith("diverged: the loss became NaN or inf at step")
+    assert (row.status, row.value) == ("failed", None)
+    assert row.reason.startswith("diverged: the loss became NaN or inf at step")
     nowhere = dataclasses.replace(study, target_modules=("quarry",))
     row = one_cell(nowhere, study.arms[0])
-    assert "quarry" in row["reason"]
+    assert "quarry" in row.reason
     with pytest.raises(InputError, match="no such model folder"):
         one_cell(dataclasses.replace(study, model="./nowhere"), study.arms[0])
 
@@ -113,6 +113,6 @@ def test_a_cell_depends_on_its_seed_alone(tiny_encoder, words):
     torch.manual_seed(123)
     first = one_cell(study, study.arms[0])
     torch.manual_seed(321)
-    assert one_cell(study, study.arms[0])["loss"] == first["loss"]
+    assert one_cell(study, study.arms[0]).loss == first.loss
     other = one_cell(dataclasses.replace(study, seeds=(5,)), study.arms[0])
-    assert other["loss"] != first["loss"]
+    assert other.loss != first.loss

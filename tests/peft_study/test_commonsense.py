@@ -53,13 +53,13 @@ def test_the_search_sees_answers_and_the_result_is_the_mean_accuracy(tiny_decode
         commonsense, "score_likelihood", lambda *a, **k: scored.append((a[2], len(a[3]))) or real(*a, **k)
     )
     searched = bench.run(search_cells(study, digests, study.arms[0], task)[0])
-    assert (searched["status"], searched["metric"], scored) == ("done", "loss", []), searched["reason"]
+    assert (searched.status, searched.metric, scored) == ("done", "loss", []), searched.reason
     final = bench.run(final_cells(study, digests, study.arms[1], task, 1e-3)[0])
-    assert (final["status"], final["metric"]) == ("done", "accuracy"), final["reason"]
+    assert (final.status, final.metric) == ("done", "accuracy"), final.reason
     assert scored == [("obqa", 5), ("arc_c", 5)]
-    accuracies = [final["metrics"][f"{name} acc"] for name in ("obqa", "arc_c")]
-    assert final["value"] == pytest.approx(sum(accuracies) / 2)
-    assert final["metrics"]["loss"] > 0
+    accuracies = [final.metrics[f"{name} acc"] for name in ("obqa", "arc_c")]
+    assert final.value == pytest.approx(sum(accuracies) / 2)
+    assert final.metrics["loss"] > 0
 
 
 def test_other_test_rows_are_another_result_but_the_same_search(tiny_decoder, folder):

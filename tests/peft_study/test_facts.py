@@ -17,6 +17,7 @@ from lrlora.data.facts import MOST_VALUES, drawn_facts, encode_recalled, read_fa
 from lrlora.data.source import DataSource
 from lrlora.report.page import write_report
 from peft_study import Machines, read_study, run_study
+from peft_study.answers import summary_lines
 from peft_study.base import blocks_of, keep_blocks
 from peft_study.capacity import score_facts
 from peft_study.capacity_figures import capacity_figures
@@ -28,8 +29,9 @@ from peft_study.plan import cell_of, chosen_rate, digests_of, final_cells, searc
 from peft_study.rows import load_parts
 from peft_study.spec import Arm, Study, Task, Training
 from peft_study.store import read_rows
-from peft_study.summary import summary, summary_lines
+from peft_study.summary import summary
 from tests.conftest import BENCHMARK_DATA, tiny_bert, tiny_llama, write_rows
+from tests.peft_study.conftest import a_row
 
 ALONE = Machines(workers=1, threads=1)
 STUDIES = Path(__file__).parents[2] / "studies"
@@ -68,7 +70,7 @@ def run_one(study: Study, arm: Arm | None = None, bench: Bench | None = None) ->
     """The final cell of an arm at the study's first rate."""
     cell = final_cells(study, digests_of(study), arm or study.arms[0], study.tasks[0], study.learning_rates[0])[0]
     row = (bench or Bench(study)).run(cell)
-    assert row["status"] == "done", (row["reason"], row["traceback"])
+    assert row.status == "done", (row.reason, row.traceback)
     return row
 
 
@@ -202,15 +204,15 @@ def test_recall_of_a_causal_model_is_what_greedy_decoding_gives(tiny_decoder, tm
 def test_every_arm_adapts_the_blocks_of_an_encoder_and_leaves_its_head_alone(tiny_encoder, arm):
     study = facts_study(tiny_encoder, arms=(arm,), blocks=1, task={"pooling": "mean"})
     row = run_one(study)
-    assert row["metric"] == "bits"
-    assert row["value"] == row["metrics"]["bits"] < 12
-    assert row["metrics"]["bits_per_parameter"] == row["value"] / row["trainable_parameters"]
-    assert estimates(study)[0].trainable_parameters == row["trainable_parameters"]
+    assert row.metric == "bits"
+    assert row.value == row.metrics["bits"] < 12
+    assert row.metrics["bits_per_parameter"] == row.value / row.trainable_parameters
+    assert estimates(study)[0].trainable_parameters == row.trainable_parameters
     if arm.name == "lora":
         # q, k, v, o of 32 x 32; 32 to 48 and back; nothing of a second block, a pooler or the head
-        assert row["trainable_parameters"] == 2 * (4 * 64 + 2 * 80)
+        assert row.trainable_parameters == 2 * (4 * 64 + 2 * 80)
     if arm.name == "full":
-        assert row["total_parameters"] - row["trainable_parameters"] == 4 * 32 + 4
+        assert row.total_parameters - row.trainable_parameters == 4 * 32 + 4
 
 
 @pytest.mark.parametrize("arm", (LORA, OPEN, EVERY[5], EVERY[6]), ids=lambda arm: arm.name)
@@ -218,38 +220,29 @@ def test_arms_on_a_causal_model(tiny_decoder, arm):
     study = facts_study(tiny_decoder, arms=(arm,), blocks=1)
     row = run_one(study)
     # the vocabulary of a fresh model is far larger than four answers
-    assert row["metric"] == "bits"
-    assert row["value"] < 0
-    assert estimates(study)[0].trainable_parameters == row["trainable_parameters"]
+    assert row.metric == "bits"
+    assert row.value < 0
+    assert estimates(study)[0].trainable_parameters == row.trainable_parameters
 
 
 def test_an_untrained_adapter_holds_nothing(embedded_encoder):
     study = facts_study(None, blocks=2, task={"facts": 60, "values": 16, "pooling": "mean"}, learning_rates=(1e-12,))
-    assert abs(run_one(study)["value"]) < 0.05 * 60 * 4
+    assert abs(run_one(study).value) < 0.05 * 60 * 4
 
 
 def test_lora_on_two_blocks_of_the_embedded_encoder_learns_sixty_facts(embedded_encoder):
     task = {"facts": 60, "values": 16, "pooling": "mean", "max_steps": 50, "batch_size": 60}
     row = run_one(facts_study(None, blocks=2, task=task, learning_rates=(2e-2,)))
     # of 240 bits, where the start has none
-    assert row["metrics"]["bits"] > 60
-    assert row["metrics"]["exact_recall"] > 0.3
+    assert row.metrics["bits"] > 60
+    assert row.metrics["exact_recall"] > 0.3
 
 
 def test_what_an_arm_holds_over_its_seeds_and_beside_the_reference():
     def row(arm, seed, bits, recall):
         metrics = {"bits": bits, "bits_per_parameter": bits / 50, "exact_recall": recall, "nats_per_fact": 1.0}
-        done = {
-            "status": "done",
-            "phase": "final",
-            "metric": "bits",
-            "value": bits,
-            "metrics": metrics,
-            "train_rows": 9,
-        }
-        gone = dict.fromkeys(("wall_s", "peak_bytes", "ranks", "adapter", "file_bytes"))
-        known = {"task": "d", "arm": arm, "method": "lora", "seed": seed, "learning_rate": 1e-3, "loss": 1.0}
-        return {**gone, **done, **known, "trainable_parameters": 50}
+        done = {"metric": "bits", "value": bits, "metrics": metrics, "loss": 1.0, "train_rows": 9}
+        return a_row(task="d", arm=arm, seed=seed, trainable_parameters=50, **done)
 
     rows = [row("lora", seed, 10.0 + seed, 0.5) for seed in range(3)]
     rows += [row("ours", seed, (10.0 + seed) * ratio, 1.0) for seed, ratio in enumerate((2.0, 3.0, 4.0))]
@@ -262,7 +255,7 @@ def test_what_an_arm_holds_over_its_seeds_and_beside_the_reference():
     # t of two degrees of freedom, 4.3027, times 1 / sqrt(3)
     assert ours.ratio is not None and ours.ratio.mean == pytest.approx(3.0)
     assert ours.ratio.low == pytest.approx(3 - 4.3027 / 3**0.5, abs=1e-3)
-    rows[0]["value"] = rows[0]["metrics"]["bits"] = -1.0
+    rows[0] = dataclasses.replace(rows[0], value=-1.0)
     nothing = summary(rows, "lora")[1].capacity
     assert nothing is not None and nothing.ratio is None
 
@@ -273,10 +266,10 @@ def test_forgetting_is_measured_from_one_number(tiny_decoder):
     )
     bench = Bench(study)
     rows = [run_one(study, arm, bench) for arm in study.arms]
-    before = {row["metrics"]["unrelated_nats_before"] for row in rows}
+    before = {row.metrics["unrelated_nats_before"] for row in rows}
     assert len(before) == 1
     # the same model would be scored the same to the tenth digit
-    assert all(abs(row["metrics"]["unrelated_nats_after"] - next(iter(before))) > 1e-4 for row in rows)
+    assert all(abs(row.metrics["unrelated_nats_after"] - next(iter(before))) > 1e-4 for row in rows)
     # the same number as without any of it
     tokenizer, model = AutoTokenizer.from_pretrained(tiny_decoder), AutoModelForCausalLM.from_pretrained(tiny_decoder)
     texts = load_parts(study, study.tasks[0]).unrelated
@@ -303,12 +296,12 @@ def test_the_search_of_pairs_looks_at_the_nats_and_a_rate_that_diverges_has_lost
     )
     told: list[str] = []
     rows = run_study(study, tmp_path / "out", ALONE, tell=told.append)
-    assert [(r["phase"], r["status"], r["metric"]) for r in rows] == [
+    assert [(r.phase, r.status, r.metric) for r in rows] == [
         ("search", "done", "nats_per_fact"), ("search", "done", "nats_per_fact"), ("search", "diverged", None),
         ("final", "done", "exact_recall"),
     ]  # fmt: skip
-    best = min(rows[:2], key=lambda row: row["metrics"]["nats_per_fact"])
-    assert chosen_rate(rows[:3]) == rows[3]["learning_rate"] == best["learning_rate"] == 1e-2
+    best = min(rows[:2], key=lambda row: row.metrics["nats_per_fact"])
+    assert chosen_rate(rows[:3]) == rows[3].learning_rate == best.learning_rate == 1e-2
     assert any(line.endswith("this rate has lost") for line in told)
     assert any("1 of the first 7 rows repeat a question" in line for line in told)
     found = summary(rows)[0]
@@ -362,7 +355,7 @@ def test_many_arms_are_shown_in_the_order_of_what_they_hold():
         "bits of every arm in order",
     ]
     (over,), (dots,) = (figure.data for _, figure in figures)
-    assert list(dots.x) == sorted(dots.x) and len(dots.x) == len({row["arm"] for row in rows})
+    assert list(dots.x) == sorted(dots.x) and len(dots.x) == len({row.arm for row in rows})
     assert dots.y[-1] == "lora-r16, 221,184" and "linear-open-r1, 13,848" in dots.y
     # as many colours as there are groups of like numbers, each of them with one name in the other figure
     assert len(set(dots.marker.color)) == sum(name != "" for name in over.text) == 7
@@ -388,7 +381,7 @@ def test_blocks_are_the_first_ones_and_part_of_what_a_cell_is_known_by(tiny_enco
     study = facts_study(tiny_encoder, blocks=3)
     cell = final_cells(study, digests_of(study), LORA, study.tasks[0], 1e-3)[0]
     row = Bench(study).run(cell)
-    assert (row["status"], "asks for the first 3 blocks" in row["reason"]) == ("failed", True)
+    assert (row.status, "asks for the first 3 blocks" in row.reason) == ("failed", True)
     digests = digests_of(study)
     prints = {
         cell_of(dataclasses.replace(study, blocks=n), digests, LORA, study.tasks[0], "final", 1e-3, 0).fingerprint

@@ -20,6 +20,7 @@ from lrlora import InputError
 from lrlora.cli.main import main
 from lrlora.data.encode import encode
 from peft_study import Machines, read_study, run_study
+from peft_study.answers import answers, summary_lines
 from peft_study.cell import Bench
 from peft_study.method_comparison import method_comparison_rows
 from peft_study.plan import (
@@ -35,10 +36,10 @@ from peft_study.rows import load_parts
 from peft_study.score import score
 from peft_study.spec import Arm
 from peft_study.store import Results, read_rows
-from peft_study.summary import answers, summary, summary_lines
+from peft_study.summary import summary
 from peft_study.workers import gpu_of, prepare_process
 from tests.conftest import write_rows
-from tests.peft_study.conftest import sentence_rows, small_study, without_measurements
+from tests.peft_study.conftest import a_row, sentence_rows, small_study, without_measurements
 
 KEYS = {
     "study", "arm", "method", "task", "phase", "learning_rate", "seed", "metric", "value", "metrics", "loss",
@@ -118,32 +119,32 @@ def test_rows_that_were_cut_are_said_once_and_written_down(whole, tmp_path):
     study = dataclasses.replace(study, arms=(dataclasses.replace(study.arms[0], learning_rates=()),))
     told: list[str] = []
     rows = run_study(study, tmp_path / "out", ALONE, tell=told.append)
-    assert [row["status"] for row in rows] == ["done", "done"]
+    assert [row.status for row in rows] == ["done", "done"]
     said = [line for line in told if "longer than max_length 4 and were cut" in line]
     assert len(said) == 2 and "48 training rows" in said[0] and "32 evaluation rows" in said[1]
-    assert [f"warning: words: {note}" for note in rows[0]["notes"]] == said
+    assert [f"warning: words: {note}" for note in rows[0].notes] == said
 
 
 def test_every_row_keeps_the_contract_and_every_arm_the_budget(whole):
     study, out, rows = whole
     assert without_measurements(read_rows(out / "results.jsonl")) == without_measurements(rows)
     for row in rows:
-        assert set(row) >= KEYS
-        assert (row["status"], row["reason"], row["study"], row["metric"]) == ("done", None, "small", "accuracy")
-        assert row["versions"]["threads"] == "1"
-        assert row["peak_kind"] == "rss_growth"
-        assert row["peak_bytes"] >= 0
-        assert (row["ranks"] is not None) == (row["arm"] == "ours" and row["phase"] == "final")
-        assert row["eval_rows"] == (16 if row["phase"] == "search" else 32)
-        assert row["train_rows"] == 48
-    assert Counter((row["arm"], row["phase"]) for row in rows) == {
+        assert set(row.as_dict()) >= KEYS
+        assert (row.status, row.reason, row.study, row.metric) == ("done", None, "small", "accuracy")
+        assert row.versions["threads"] == "1"
+        assert row.peak_kind == "rss_growth"
+        assert row.peak_bytes >= 0
+        assert (row.ranks is not None) == (row.arm == "ours" and row.phase == "final")
+        assert row.eval_rows == (16 if row.phase == "search" else 32)
+        assert row.train_rows == 48
+    assert Counter((row.arm, row.phase) for row in rows) == {
         (arm, phase): 2 for arm in ("lora", "ours") for phase in ("search", "final")
     }
     for arm in study.arms:
-        mine = [row for row in rows if row["arm"] == arm.name]
-        best = chosen_rate(row for row in mine if row["phase"] == "search")
-        assert {row["learning_rate"] for row in mine if row["phase"] == "final"} == {best}
-        assert {row["learning_rate"] for row in mine if row["phase"] == "search"} == {1e-3, 1e-2}
+        mine = [row for row in rows if row.arm == arm.name]
+        best = chosen_rate(row for row in mine if row.phase == "search")
+        assert {row.learning_rate for row in mine if row.phase == "final"} == {best}
+        assert {row.learning_rate for row in mine if row.phase == "search"} == {1e-3, 1e-2}
 
 
 def test_a_finished_study_runs_nothing_and_a_changed_one_only_what_changed(whole):
@@ -151,7 +152,7 @@ def test_a_finished_study_runs_nothing_and_a_changed_one_only_what_changed(whole
     told: list[str] = []
     assert run_study(study, out, ALONE, tell=told.append) == rows
     assert told == []
-    digests, known = digests_of(study), {row["fingerprint"]: row for row in rows}
+    digests, known = digests_of(study), {row.fingerprint: row for row in rows}
     more = dataclasses.replace(study, seeds=(0, 1, 2))
     assert [(c.phase, c.seed) for c in open_cells(more, digests, known)] == [("final", 2), ("final", 2)]
     other = dataclasses.replace(study, arms=(study.arms[0], Arm("ours", "lrlora", {"r": 3})))
@@ -174,11 +175,11 @@ def test_no_test_row_is_seen_by_the_search(whole, tmp_path):
     bench = Bench(poisoned_study)
     for arm in study.arms:
         again = [bench.run(cell) for cell in search_cells(poisoned_study, digests, arm, data)]
-        before = [row for row in rows if row["arm"] == arm.name and row["phase"] == "search"]
+        before = [row for row in rows if row.arm == arm.name and row.phase == "search"]
         assert without_measurements(again) == without_measurements(before)
         assert chosen_rate(again) == chosen_rate(before)
     # while the result does depend on them: every final cell runs again
-    waiting = open_cells(poisoned_study, digests, {row["fingerprint"]: row for row in rows})
+    waiting = open_cells(poisoned_study, digests, {row.fingerprint: row for row in rows})
     assert Counter(cell.phase for cell in waiting) == {"final": 4}
 
 
@@ -215,7 +216,7 @@ def test_one_rate_is_taken_without_a_search(tiny_encoder, words, tmp_path):
     arms = (Arm("lora", "lora", {"r": 2}), Arm("other", "lora", {"r": 3}, (1e-2,)))
     study = small_study(tiny_encoder, words, arms=arms, learning_rates=(1e-3,), seeds=(0,))
     rows = run_study(study, tmp_path / "out", ALONE, tell=lambda line: None)
-    assert [(row["arm"], row["phase"], row["learning_rate"]) for row in rows] == [
+    assert [(row.arm, row.phase, row.learning_rate) for row in rows] == [
         ("lora", "final", 1e-3), ("other", "final", 1e-2),
     ]  # fmt: skip
     assert cells_at_most(study) == len(rows)
@@ -226,7 +227,7 @@ def test_one_rate_is_taken_without_a_search(tiny_encoder, words, tmp_path):
 
 def test_how_a_rate_is_chosen():
     def row(rate, value, loss, status="done", phase="search", metric="accuracy"):
-        return {"phase": phase, "learning_rate": rate, "value": value, "loss": loss, "status": status, "metric": metric}
+        return a_row(phase=phase, learning_rate=rate, value=value, loss=loss, status=status, metric=metric)
 
     assert chosen_rate([row(1, 0.5, 1.0), row(2, 0.6, 2.0)]) == 2
     assert chosen_rate([row(1, 0.6, 1.0), row(2, 0.6, 2.0)]) == 1
@@ -245,11 +246,11 @@ def test_a_failed_cell_is_recorded_and_the_rest_goes_on(tiny_encoder, words, tmp
     arms = (Arm("lora", "lora", {"r": 2}), Arm("wild", "lora", {"r": 2}, (1e30, 1e29)))
     study = small_study(tiny_encoder, words, arms=arms, seeds=(0,))
     rows = run_study(study, tmp_path / "out", ALONE, tell=lambda line: None)
-    assert [(r["arm"], r["phase"], r["status"]) for r in rows] == [
+    assert [(r.arm, r.phase, r.status) for r in rows] == [
         ("lora", "search", "done"), ("lora", "search", "done"), ("lora", "final", "done"),
         ("wild", "search", "failed"), ("wild", "search", "failed"),
     ]  # fmt: skip
-    assert all(r["reason"].startswith("diverged") for r in rows if r["arm"] == "wild")
+    assert all(r.reason.startswith("diverged") for r in rows if r.arm == "wild")
     found = summary(rows)
     assert (found[1].learning_rate, found[1].test, found[1].failed) == (None, None, 2)
     assert any("wild: 2 cells failed, no learning rate came through" in line for line in summary_lines(found))
@@ -268,8 +269,8 @@ def test_a_worker_that_is_killed_fails_its_cell_and_another_takes_its_place(whol
         said, _ = process.communicate(timeout=400)
         assert process.returncode == 1
         assert re.search(r"lrlora: 1 of \d+ cells failed, ", said)
-    failed = [row for row in read_rows(tmp_path / "out" / "results.jsonl") if row["status"] == "failed"]
-    assert [row["reason"] for row in failed] == [
+    failed = [row for row in read_rows(tmp_path / "out" / "results.jsonl") if row.status == "failed"]
+    assert [row.reason for row in failed] == [
         "its worker process was ended by SIGKILL; the system kills so when memory is out"
     ]
     again = run_study(study, tmp_path / "out", ALONE, retry_failed=True, tell=lambda line: None)
@@ -307,7 +308,7 @@ def test_a_study_that_is_stopped_keeps_its_cells_and_ends_its_workers(whole, tmp
         process.send_signal(number)
         said, _ = process.communicate(timeout=200)
     assert process.returncode == status, said
-    done = [row for row in read_rows(out / "results.jsonl") if row["status"] == "done"]
+    done = [row for row in read_rows(out / "results.jsonl") if row.status == "done"]
     assert len(done) == lines_in(out / "results.jsonl") >= 1
     told = f"{word}.*; .*results.jsonl holds {len(done)} finished cells; the same command goes on with the others"
     assert re.search(told, said), said
@@ -323,15 +324,15 @@ def test_a_cell_of_other_rows_or_another_base_than_its_fingerprint_names_fails(t
     cells = final_cells(study, digests, arm, task, 1e-3)
     prepare_process(1)
     bench = Bench(study)
-    assert bench.run(cells[0])["status"] == "done"
+    assert bench.run(cells[0]).status == "done"
     # rows that are edited now were read before: the cell is still what it says
     train = words / "train.jsonl"
     before = train.read_text()
     train.write_text(before.replace("good", "dark"))
-    assert bench.run(cells[1])["status"] == "done"
+    assert bench.run(cells[1]).status == "done"
     late = Bench(study).run(cells[1])
-    assert (late["status"], late["value"]) == ("failed", None)
-    assert late["reason"].startswith("the rows of task 'words' changed after the study had begun; the same command")
+    assert (late.status, late.value) == ("failed", None)
+    assert late.reason.startswith("the rows of task 'words' changed after the study had begun; the same command")
     train.write_text(before)
     # one byte of the base, its size and time of writing as before
     weights = base / "model.safetensors"
@@ -340,17 +341,15 @@ def test_a_cell_of_other_rows_or_another_base_than_its_fingerprint_names_fails(t
     weights.write_bytes(content)
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     late = bench.run(cells[1])
-    assert late["status"] == "failed"
-    assert late["reason"].startswith("the base model's files changed after the study had begun")
+    assert late.status == "failed"
+    assert late.reason.startswith("the base model's files changed after the study had begun")
 
 
 def test_a_summary_keeps_to_bounds_and_to_the_smallest_effect():
     def row(arm, seed, value, loss):
-        return {
-            "arm": arm, "method": arm, "task": "t", "phase": "final", "status": "done", "learning_rate": 1e-3,
-            "seed": seed, "metric": "accuracy", "value": value, "loss": loss, "wall_s": 1.0, "peak_bytes": None,
-            "adapter": {"r": 32, "lora_alpha": 16 if arm == "lora" else None},
-        }  # fmt: skip
+        adapter = {"r": 32, "lora_alpha": 16 if arm == "lora" else None}
+        named = {"arm": arm, "method": arm, "seed": seed, "metric": "accuracy"}
+        return a_row(**named, value=value, loss=loss, wall_s=1.0, adapter=adapter)
 
     low = [0.02, 0.10, 0.30]
     rows = [row("lora", n, v, 0.5) for n, v in enumerate(low)]
@@ -409,7 +408,7 @@ def test_killed_five_times_at_random_it_ends_where_an_undisturbed_study_ends(who
 def test_the_summary_pairs_arms_over_seeds(whole):
     study, _, rows = whole
     lora, ours = summary(rows, study.reference_arm())
-    values = {arm: [r["value"] for r in rows if (r["arm"], r["phase"]) == (arm, "final")] for arm in ("lora", "ours")}
+    values = {arm: [r.value for r in rows if (r.arm, r.phase) == (arm, "final")] for arm in ("lora", "ours")}
     assert lora.difference is None
     assert lora.test is not None
     assert (lora.test.n, lora.test.mean) == (2, sum(values["lora"]) / 2)
@@ -417,7 +416,7 @@ def test_the_summary_pairs_arms_over_seeds(whole):
     assert ours.difference.mean == pytest.approx((sum(values["ours"]) - sum(values["lora"])) / 2)
     assert (lora.failed, lora.ranks) == (0, None)
     assert ours.ranks is not None and ours.ranks.seeds == 2
-    ranks = [r["ranks"] for r in rows if (r["arm"], r["phase"]) == ("ours", "final")]
+    ranks = [r.ranks for r in rows if (r.arm, r.phase) == ("ours", "final")]
     means = [sum(layer["stable_rank"] for layer in of_seed) / len(of_seed) for of_seed in ranks]
     assert ours.ranks.stable_rank.mean == pytest.approx(sum(means) / 2)
     question, answer = answers([lora, ours], "lora")[0]
@@ -430,11 +429,11 @@ def test_rows_in_the_shape_of_method_comparison(whole):
     study, _, rows = whole
     found = method_comparison_rows(study, rows)
     assert len(found) == 4
-    for row, final in zip(found, [r for r in rows if r["phase"] == "final"], strict=True):
+    for row, final in zip(found, [r for r in rows if r.phase == "final"], strict=True):
         assert set(row) == {"run_info", "train_info", "meta_info"}
         assert row["run_info"]["peft_config"]["r"] == 2
-        assert row["train_info"]["num_trainable_params"] == final["trainable_parameters"]
-        assert row["train_info"]["metrics"][-1]["test accuracy"] == final["value"]
+        assert row["train_info"]["num_trainable_params"] == final.trainable_parameters
+        assert row["train_info"]["metrics"][-1]["test accuracy"] == final.value
         json.dumps(row, allow_nan=False)
 
 

@@ -226,7 +226,7 @@ def test_committed_studies_resolve_to_what_they_ran_with(name):
     study = read_study(STUDIES / f"{name}.yaml")
     rows = read_rows(STUDIES / "results" / name / "results.jsonl")
     for arm in study.arms:
-        mine = next(row for row in rows if row["arm"] == arm.name)
+        mine = next(row for row in rows if row.arm == arm.name)
         # the head of an encoder stays as it is drawn where facts are counted, so that PEFT is told of no task
         kind = {"commonsense-small": "CAUSAL_LM", "facts-pairs": "CAUSAL_LM", "facts-encoder": None}.get(
             name, "SEQ_CLS"
@@ -240,7 +240,7 @@ def test_committed_studies_resolve_to_what_they_ran_with(name):
         # without a carrier, where it would start has no effect, and its default has changed
         unused = {"carrier_start"} if resolved.get("carrier") == "none" else set()
         for key in resolved.keys() - placed - unused:
-            assert resolved[key] == mine["adapter"].get(key, defaults[key]), (arm.name, key)
+            assert resolved[key] == mine.adapter.get(key, defaults[key]), (arm.name, key)
     # and their summaries are what the code makes of their rows
     made = as_dict(study, rows, summary(rows, study.reference_arm(), study.smallest_effect))
     assert json.loads(json.dumps(made)) == json.loads((STUDIES / "results" / name / "summary.json").read_text())
@@ -251,7 +251,7 @@ def test_the_cells_of_a_committed_study_are_found_again(monkeypatch):
     # the digest of the base as it was computed when the study ran
     monkeypatch.setattr("peft_study.plan.digest_of_model", lambda name: "6892cfbbe598fa98")
     study = with_root(read_study(STUDIES / "sharing.yaml"), str(BENCHMARK_DATA / "glue"))
-    rows = {row["fingerprint"]: row for row in read_rows(STUDIES / "results" / "sharing" / "results.jsonl")}
+    rows = {row.fingerprint: row for row in read_rows(STUDIES / "results" / "sharing" / "results.jsonl")}
     digests = digests_of(study)
     assert open_cells(study, digests, rows) == []
     assert len(rows_of(study, digests, rows)) == len(rows) == 42

@@ -8,13 +8,15 @@ import pytest
 
 from lrlora import InputError
 from peft_study import Machines, run_study
+from peft_study.answers import summary_lines
 from peft_study.plan import Cell, Digests, cells_at_most, digests_of, open_cells, rate_of, search_cells
+from peft_study.result import CellResult
 from peft_study.run import rows_of
 from peft_study.spec import Arm
 from peft_study.store import read_rows
-from peft_study.summary import summary, summary_lines
+from peft_study.summary import summary
 from peft_study.widen import rate_beyond
-from tests.peft_study.conftest import small_study, without_measurements
+from tests.peft_study.conftest import a_row, small_study, without_measurements
 
 ALONE = Machines(workers=1, threads=1)
 
@@ -23,14 +25,12 @@ class Killed(Exception):
     pass
 
 
-def row_of(cell: Cell, values: dict[float, float | None], diverges: bool = True) -> dict:
+def row_of(cell: Cell, values: dict[float, float | None], diverges: bool = True) -> CellResult:
     """What a search would have written; None: it came to nothing."""
     value = values[cell.learning_rate]
     status = "done" if value is not None else "diverged" if diverges else "failed"
-    return {
-        "phase": cell.phase, "learning_rate": cell.learning_rate, "value": value, "loss": value, "status": status,
-        "metric": "bits", "seed": cell.seed, "task": cell.task, "arm": cell.arm, "fingerprint": cell.fingerprint,
-    }  # fmt: skip
+    known = {name: getattr(cell, name) for name in ("phase", "learning_rate", "seed", "task", "arm", "fingerprint")}
+    return a_row(**known, value=value, loss=value, status=status, metric="bits")
 
 
 def searched(study, values: dict[float, float | None], diverges: bool = True) -> tuple[list[float], float | None]:
@@ -98,9 +98,7 @@ def test_a_widened_study_that_is_killed_ends_like_one_that_was_not(tiny_encoder,
         seeds=(0,),
     )
     whole = run_study(study, tmp_path / "whole", ALONE, tell=lambda line: None)
-    extra = {
-        arm: [r["learning_rate"] for r in whole if r["arm"] == arm and r["phase"] == "search"][3:] for arm in ("lora",)
-    }
+    extra = {arm: [r.learning_rate for r in whole if r.arm == arm and r.phase == "search"][3:] for arm in ("lora",)}
     # so low that a rate hardly matters: the edge is followed, to one side, as far as it may be
     assert extra["lora"] in ([8e-5, 1.6e-4], [5e-6, 2.5e-6])
     assert len(whole) == cells_at_most(study) == 6
@@ -130,6 +128,6 @@ def test_a_widened_study_that_is_killed_ends_like_one_that_was_not(tiny_encoder,
     assert len(told) == len(read_rows(tmp_path / "killed" / "results.jsonl")) == len(whole)
     # narrower again: what lies beyond its grid is left out, and stays in the file
     narrow = dataclasses.replace(study, widen=0)
-    known = {row["fingerprint"]: row for row in rows}
+    known = {row.fingerprint: row for row in rows}
     found = rows_of(narrow, digests_of(narrow), known)
-    assert {row["learning_rate"] for row in found if row["phase"] == "search"} == set(rates)
+    assert {row.learning_rate for row in found if row.phase == "search"} == set(rates)
