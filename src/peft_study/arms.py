@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import math
-import typing
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import peft
@@ -15,93 +11,30 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lrlora.errors import InputError
 from lrlora.training.model import put_on
-from lrlora.tuner import LRLoraConfig
+from peft_study.methods import METHODS, SAME_FOR_ALL, UNUSED, is_placed_by_arm, kinds_of, method_named, parameters_of
 from peft_study.spec import Arm, Study, Task
 from peft_study.yaml_fields import check_type, did_you_mean, takes_a_list
 
-
-@dataclass(frozen=True)
-class Method:
-    """A method: its config in PEFT, and what of it is not PEFT's default here.
-
-    Args:
-        config: class of the config; None: no adapter, all weights are trained.
-        defaults: fields that differ from the class's defaults.
-        fixed: fields that make the method what it is; an arm cannot change them.
-        rank, alpha: names of the fields whose quotient is s; no alpha where the method has none, or where its config
-            sets it by the rank.
-        scale: s of an arm that names no alpha.
-    """
-
-    config: type[Any] | None
-    defaults: dict[str, Any] = dataclasses.field(default_factory=dict)
-    fixed: dict[str, Any] = dataclasses.field(default_factory=dict)
-    rank: str = "r"
-    alpha: str | None = None
-    scale: int = 2
-
-
-METHODS: dict[str, Method] = {
-    "full": Method(None),
-    "lora": Method(peft.LoraConfig, {"r": 8}, alpha="lora_alpha"),
-    "rslora": Method(peft.LoraConfig, {"r": 8}, {"use_rslora": True}, alpha="lora_alpha"),
-    "dora": Method(peft.LoraConfig, {"r": 8}, {"use_dora": True}, alpha="lora_alpha"),
-    "adalora": Method(peft.AdaLoraConfig, {"target_r": 8, "init_r": 12}, rank="init_r", alpha="lora_alpha"),
-    # PEFT's own scale of RandLoRA
-    "randlora": Method(peft.RandLoraConfig, {"r": 32}, alpha="randlora_alpha", scale=20),
-    "hira": Method(peft.HiraConfig),
-    "vera": Method(peft.VeraConfig),
-    "loha": Method(peft.LoHaConfig, {"r": 8}, alpha="alpha"),
-    "fourierft": Method(peft.FourierFTConfig),
-    "peanut": Method(peft.PeanutConfig),
-    "sine": Method(LRLoraConfig, {"r": 8}, {"phi": "sine"}),
-    "lrlora": Method(LRLoraConfig, {"r": 8}),
-}
-"""Defaults are PEFT's own, but for rank 8 and alpha = 2 r in the family of LoRA, and alpha = 20 r in RandLoRA."""
-
-_SAME_FOR_ALL = (
-    "target_modules", "exclude_modules", "modules_to_save", "layers_to_transform", "layers_pattern",
-    "target_parameters", "trainable_token_indices", "bias",
-)  # fmt: skip
-_NOT_FOR_USERS = (
-    "task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "total_step", "config_version",
-)  # fmt: skip
-_UNUSED = {"adalora": ("r",)}
-"""Fields that a config has and its method does not read."""
 _AT_LEAST_ONE = ("r", "init_r", "target_r", "n_frequency", "deltaT")
 
 
 def fields_of(arm: Arm) -> dict[str, Any]:
     """The fields of an arm's config: the method's, then the arm's own, and alpha = s r where the arm names none."""
-    method = METHODS[arm.method]
+    method = method_named(arm.method)
     fields = {**method.defaults, **method.fixed, **arm.fields}
     if method.alpha is not None:
         fields.setdefault(method.alpha, method.scale * fields[method.rank])
     return fields
 
 
-def kinds_of(method: str) -> dict[str, Any]:
-    """The fields that an arm of a method can set, and their types.
-
-    Raises:
-        InputError: an unknown method.
-    """
-    if method not in METHODS:
-        raise InputError(f"no method {method!r}{did_you_mean(method, METHODS)}; there are: {', '.join(METHODS)}")
-    config = METHODS[method].config
-    if config is None:
-        return {}
-    hints = typing.get_type_hints(config)
-    closed = _SAME_FOR_ALL + _NOT_FOR_USERS + _UNUSED.get(method, ())
-    return {name: hints[name] for name in inspect.signature(config).parameters if name not in closed}
-
-
 def is_grid(method: Any, name: str) -> bool:
     """Whether a list in this field of an arm stands for several arms: the field takes one value that is no list."""
     if name == "c_lr_factor":
         return True
-    kinds = kinds_of(method) if method in METHODS else {}
+    try:
+        kinds = kinds_of(method)
+    except InputError:
+        return False  # said where the arm is checked
     return name in kinds and not takes_a_list(kinds[name])
 
 
@@ -112,23 +45,23 @@ def check_field(method: str, name: str, value: Any) -> None:
         InputError: an unknown method or field, a field that is not the arm's own, a value of another type.
     """
     kinds = kinds_of(method)
-    if name in _SAME_FOR_ALL:
+    if name in SAME_FOR_ALL and name not in kinds:
         raise InputError(f"{name} is the same for every arm; it stands in the study, not in an arm")
-    if name in _UNUSED.get(method, ()):
+    if name in UNUSED.get(method, ()):
         raise InputError(f"{name} has no effect in method {method}; its ranks are init_r and target_r")
     if name not in kinds:
         there_are = ", ".join(kinds) or "none (all weights are trained)"
         near = did_you_mean(name, kinds)
         raise InputError(f"unknown field {name!r}{near}; fields of method {method}: {there_are}")
     check_type(kinds[name], value, name)
-    if name in _AT_LEAST_ONE and value < 1:
+    if method in METHODS and name in _AT_LEAST_ONE and value < 1:
         raise InputError(f"{name} must be at least 1, got {value}")
-    if name.endswith("dropout") and not 0 <= value < 1:
+    if name.endswith("dropout") and isinstance(value, float | int) and not 0 <= value < 1:
         raise InputError(f"{name} must be in [0, 1), got {value}")
-    if name.endswith("_pattern"):
-        for module, each in (value or {}).items():
+    if name.endswith("_pattern") and isinstance(value, dict):
+        for module, each in value.items():
             check_type(float if name == "alpha_pattern" else int, each, f"{name}[{module!r}]")
-    fixed = METHODS[method].fixed
+    fixed = method_named(method).fixed
     if value != fixed.get(name, value):
         raise InputError(f"{name} is {fixed[name]!r} in method {method}, got {value!r}; choose another method instead")
 
@@ -144,7 +77,17 @@ def check_arm(study: Study, arm: Arm) -> None:
         raise InputError(f"c_lr_factor is for method lrlora, got method {arm.method}")
     for name, value in arm.fields.items():
         check_field(arm.method, name, value)
-    adapter_config(study, arm, "SEQ_CLS", total_steps=1000)
+    try:
+        config = adapter_config(study, arm, "SEQ_CLS", total_steps=1000)
+    except InputError:
+        # CPT is of causal models; what the model is, the cell finds out
+        config = adapter_config(study, arm, "CAUSAL_LM", total_steps=1000)
+    kind = getattr(config, "peft_type", None)
+    if config is not None and not config.is_prompt_learning and kind not in peft.PEFT_TYPE_TO_TUNER_MAPPING:
+        raise InputError(
+            f"{type(config).__name__} has the peft_type {kind!r}, for which PEFT has no tuner; register the method in "
+            "its module, with peft.utils.register_peft_method"
+        )
 
 
 def adapter_config(study: Study, arm: Arm, task_type: str | None, total_steps: int) -> Any:
@@ -159,27 +102,40 @@ def adapter_config(study: Study, arm: Arm, task_type: str | None, total_steps: i
     Raises:
         InputError: a value that the config refuses.
     """
-    method = METHODS[arm.method]
+    method = method_named(arm.method)
     if method.config is None:
         return None
     fields = fields_of(arm)
     if arm.method == "adalora":
         fields = {**_schedule(total_steps), **fields, "total_step": total_steps}
-    placement: dict[str, Any] = {
-        "task_type": task_type,
-        "target_modules": _as_list(study.target_modules),
-        "modules_to_save": _as_list(study.modules_to_save),
-    }
-    if study.exclude_modules is not None:
-        placement["exclude_modules"] = _as_list(study.exclude_modules)
+    placement = _placement(study, arm, method.config)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            return method.config(**placement, **fields)
+            return method.config(task_type=task_type, **placement, **fields)
     except InputError:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"{method.config.__name__} refuses its fields: {str(error).splitlines()[0]}") from error
+
+
+def _placement(study: Study, arm: Arm, config: type[Any]) -> dict[str, Any]:
+    """Where the study puts an adapter, as fields of a config; what the study asks for and a config has not is refused.
+
+    A config without target_modules (prompt learning) has no place among the modules; others have their own.
+    """
+    takes = parameters_of(config)
+    fields = {"modules_to_save": study.modules_to_save, "exclude_modules": study.exclude_modules}
+    lost = [name for name, value in fields.items() if value is not None and name not in takes]
+    if lost:
+        raise InputError(
+            f"{config.__name__} has no {lost[0]}, which the study sets for every arm; leave it out of the study, or "
+            "leave out the arm"
+        )
+    placed = {name: _as_list(value) for name, value in fields.items() if value is not None}
+    if "target_modules" in takes and not is_placed_by_arm(arm.method):
+        placed["target_modules"] = _as_list(study.target_modules)
+    return placed
 
 
 def _schedule(total_steps: int) -> dict[str, int]:

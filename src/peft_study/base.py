@@ -81,6 +81,11 @@ def under_arm(study: Study, task: Task, arm: Arm, base: Any, task_type: str, ste
     base.new_parameters = []
     placed = dataclasses.replace(study, target_modules=targets)
     config = adapter_config(placed, arm, "CAUSAL_LM" if task_type == "CAUSAL_LM" else None, steps)
+    if config is not None and config.is_prompt_learning and config.task_type is None:
+        raise InputError(
+            f"{type(config).__name__} learns prompts, for which PEFT must know the task of the model, and would then "
+            "train the head of an encoder, which stays as it is for facts; take a causal model, or leave out the arm"
+        )
     model = adapted(base, config)
     if config is None:
         for name in heads if task_type == "SEQ_CLS" else ():

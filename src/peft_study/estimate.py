@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceC
 from lrlora.data import GLUE
 from lrlora.data.embedded import encoder_folder, model_folder
 from lrlora.errors import InputError
+from lrlora.files import read_json
 from lrlora.training.pooling import set_pooling
 from peft_study.arms import steps_of
 from peft_study.base import keep_blocks, under_arm
@@ -27,18 +29,8 @@ GLUE_ROWS = {
 }  # fmt: skip
 """Rows of GLUE's training files."""
 
-# Time and peak memory of a training step over plain LoRA's, by tokens per step: docs/performance.md, a CPU. The naive
-# bound of memory, 1, stands where a smaller number was measured.
-_MEASURED = (256, 1024, 4096)
-_TIME = {
-    "full": (1.65, 1.28, 1.15), "lora": (1, 1, 1), "rslora": (1, 1, 1), "dora": (1.34, 1.14, 1.70),
-    "hira": (1.92, 1.77, 1.69), "randlora": (1.97, 1.91, 1.79), "loha": (2.12, 1.84, 1.66),
-    "lrlora": (1.70, 1.33, 1.16), "sine": (1.70, 1.33, 1.16),
-}  # fmt: skip
-_MEMORY = {
-    "full": (1, 1, 1), "lora": (1, 1, 1), "rslora": (1, 1, 1), "dora": (2.06, 1.73, 1.56), "hira": (1.8, 1.15, 1.03),
-    "randlora": (1.24, 1, 1), "loha": (1.9, 1.16, 1.03), "lrlora": (1.06, 1, 1), "sine": (1.06, 1, 1),
-}  # fmt: skip
+COSTS = Path(__file__).with_name("step_costs.json")
+"""Time and peak memory of a training step over plain LoRA's, by tokens of a step: `python -m benchmarks.step_costs`."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +106,8 @@ def estimates(study: Study) -> list[Estimate]:
     """Every arm on every task.
 
     Raises:
-        InputError: a model or rows whose sizes cannot be known here, with what to give instead.
+        InputError: a model or rows whose sizes cannot be known here, with what to give instead; a method that reads
+            the weights while it is built.
 
     Example:
         for each in estimates(read_study("studies/full-roberta-base.yaml")):
@@ -145,10 +138,15 @@ def _estimate(study: Study, task: Task, arm: Arm, sizes: Sizes) -> Estimate:
         keep_blocks(base, study.blocks)
     shape = base.config.get_text_config()
     matmul = sum(m.weight.numel() for m in base.modules() if isinstance(m, torch.nn.Linear))
-    with torch.device("meta"):
-        model, peft_config = under_arm(
-            study, task, arm, base, "CAUSAL_LM" if sizes.classes is None else "SEQ_CLS", steps
-        )
+    kind = "CAUSAL_LM" if sizes.classes is None else "SEQ_CLS"
+    try:
+        with torch.device("meta"):
+            model, peft_config = under_arm(study, task, arm, base, kind, steps)
+    except (RuntimeError, NotImplementedError) as error:
+        raise InputError(
+            f"arm {arm.name!r}: method {arm.method} cannot be built from shapes alone ({str(error).splitlines()[0]}), "
+            "so nothing can be estimated; leave the arm out of a --dry_run"
+        ) from error
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
     tokens = task.batch_size * task.max_length
@@ -156,7 +154,7 @@ def _estimate(study: Study, task: Task, arm: Arm, sizes: Sizes) -> Estimate:
     # per token and layer: about 17 vectors of the model's width, or one where activations are computed again
     activations = tokens * shape.num_hidden_layers * shape.hidden_size * width
     activations *= 1 if study.training.gradient_checkpointing else 17
-    ratio, memory_ratio = (_nearest(table, arm.method, tokens) for table in (_TIME, _MEMORY))
+    ratio, memory_ratio = (_nearest(what, arm.method, tokens) for what in ("time", "memory"))
     hours = None
     if study.device_tflops is not None:
         # forward and gradient of the input, two operations each: what LoRA cannot do without; the forward pass twice
@@ -233,8 +231,14 @@ def _rows_without_data(study: Study, task: Task) -> int | None:
     return task.train_rows
 
 
-def _nearest(table: dict[str, Any], method: str, tokens: int) -> float | None:
-    if method not in table:
+@functools.cache
+def _costs() -> dict[str, Any]:
+    return read_json(COSTS)
+
+
+def _nearest(what: str, method: str, tokens: int) -> float | None:
+    """The measured ratio at the number of tokens that is nearest; None where the method was not measured."""
+    measured, ratios = _costs()["tokens"], _costs()[what].get(method)
+    if ratios is None:
         return None
-    number = min(range(len(_MEASURED)), key=lambda i: abs(_MEASURED[i] - tokens))
-    return float(table[method][number])
+    return float(ratios[min(range(len(measured)), key=lambda number: abs(measured[number] - tokens))])

@@ -14,6 +14,9 @@ from peft_study.spec import Arm, Study, Task, Training
 from peft_study.task import check_name
 from peft_study.yaml_fields import Marked
 
+_OWN = {field.name for field in dataclasses.fields(Arm)} - {"fields"}
+"""Keys of an arm; all others are fields of its method's config."""
+
 
 def read_study(path: Path | str) -> Study:
     """Read a study file.
@@ -47,6 +50,7 @@ def read_study(path: Path | str) -> Study:
 
 def _expanded(piece: Marked) -> list[Marked]:
     """The arms that a mapping stands for: one for every combination of the values in its lists."""
+    piece = _flat(piece)
     keys = piece.value if isinstance(piece.value, dict) else {}
     method, name = (keys[key].value if key in keys else None for key in ("method", "name"))
     if not isinstance(method, str) or not isinstance(name, str):
@@ -66,6 +70,25 @@ def _expanded(piece: Marked) -> list[Marked]:
     return found
 
 
+def _flat(piece: Marked) -> Marked:
+    """An arm with the fields of its `config` among its other keys."""
+    if not isinstance(piece.value, dict) or "config" not in piece.value:
+        return piece
+    config = piece.value["config"]
+    what = f"{config.where}: config of arm {_name_in(piece)}"
+    if not isinstance(config.value, dict):
+        raise InputError(f"{what} must be a mapping of the config's fields to values, got {config.plain()!r}")
+    keys = {key: each for key, each in piece.value.items() if key != "config"}
+    for key, each in config.value.items():
+        if key in _OWN:
+            raise InputError(
+                f"{each.where}: {key!r} is a key of the arm itself, not a field of its config; move it out"
+            )
+        if key in keys:
+            raise InputError(f"{what} has {key!r}, which the arm has as well; keep one of them")
+    return dataclasses.replace(piece, value={**keys, **config.value})
+
+
 def _label(key: str, value: Any) -> str:
     """What tells an arm of a grid from the others: r8, tau0.02, share-block, use_rslora-true."""
     if isinstance(value, bool):
@@ -75,12 +98,11 @@ def _label(key: str, value: Any) -> str:
 
 
 def _arm(piece: Marked) -> Arm:
-    """What is no key of an arm is a field of its method's config, in the same mapping."""
+    """What is no key of an arm is a field of its method's config."""
     if not isinstance(piece.value, dict):
         raise InputError(f"{piece.where}: an arm must be a mapping, got {piece.plain()!r}")
-    own = {f.name for f in dataclasses.fields(Arm)} - {"fields"}
-    fields = {key: each.plain() for key, each in piece.value.items() if key not in own}
-    known = Marked({key: each for key, each in piece.value.items() if key in own}, piece.where)
+    fields = {key: each.plain() for key, each in piece.value.items() if key not in _OWN}
+    known = Marked({key: each for key, each in piece.value.items() if key in _OWN}, piece.where)
     arm = yaml_fields.into(Arm, known, f"arm {_name_in(piece)}", fields=fields)
     with yaml_fields.placed(piece):
         check_name(arm.name, "name of an arm")

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 _ALPHAS = ("lora_alpha", "randlora_alpha", "alpha")
+_KNOWN = ("LORA", "ADALORA", "RANDLORA", "LOHA", "LRLORA")
+"""Methods of PEFT whose update has the factor alpha / r; of others an alpha can mean something else."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,15 @@ def scale_of(adapter: Mapping[str, Any] | None) -> Scale | None:
         adapter: the `adapter` of a row, or `config.to_dict()`; None: no adapter.
 
     Returns:
-        None for methods that have no alpha: full fine-tuning, HiRA, VeRA, FourierFT, PEANuT.
+        None for methods that have no alpha (full fine-tuning, HiRA, VeRA, FourierFT, PEANuT), or whose alpha is not
+        known here to be divided by r.
 
     Example:
         >>> scale_of({"r": 32, "lora_alpha": 16})
         Scale(rank=32, s=0.5)
     """
     names = [name for name in _ALPHAS if name in (adapter or {})]
-    if adapter is None or not names:
+    if adapter is None or not names or str(adapter.get("peft_type", "LORA")).rpartition(".")[-1] not in _KNOWN:
         return None
     rank, alpha = adapter.get("init_r", adapter["r"]), adapter[names[0]]
     # LR-LoRA's config leaves alpha = 2 r open until it is placed

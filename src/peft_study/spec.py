@@ -31,7 +31,7 @@ class Arm:
 
     Args:
         name: of the arm in this study.
-        method: a key of `peft_study.arms.METHODS`.
+        method: a preset, a method of PEFT, or package.module:ConfigClass; see `peft_study.methods.method_named`.
         fields: fields of the method's config in PEFT that differ from its defaults here.
         learning_rates: rates of its own, as many as every other arm has; empty: the study's.
         c_lr_factor: learning rate of c over that of A and B, for LR-LoRA; None: 10.

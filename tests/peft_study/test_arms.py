@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from lrlora import InputError
-from peft_study.arms import METHODS, adapted, adapter_config, steps_of
+from peft_study.arms import adapted, adapter_config, steps_of
 from peft_study.cell import RANK_FIELDS, Bench
+from peft_study.methods import METHODS
 from peft_study.plan import digests_of, final_cells
 from peft_study.spec import Arm
 from peft_study.workers import prepare_process

@@ -15,7 +15,6 @@ from lrlora import InputError
 from lrlora.cli.main import main
 from lrlora.data.facts import MOST_VALUES, drawn_facts, encode_recalled, read_facts, written
 from lrlora.data.source import DataSource
-from lrlora.report.page import write_report
 from peft_study import Machines, read_study, run_study
 from peft_study.answers import summary_lines
 from peft_study.base import blocks_of, keep_blocks
@@ -24,7 +23,7 @@ from peft_study.capacity_figures import capacity_figures
 from peft_study.cell import Bench
 from peft_study.estimate import estimates
 from peft_study.facts import encode_facts, load_facts
-from peft_study.page import study_section
+from peft_study.page import study_section, write_report
 from peft_study.plan import cell_of, chosen_rate, digests_of, final_cells, search_cells
 from peft_study.rows import load_parts
 from peft_study.spec import Arm, Study, Task, Training

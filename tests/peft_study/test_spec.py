@@ -7,9 +7,10 @@ import pytest
 from lrlora import InputError
 from lrlora.cli.main import main
 from peft_study import read_study
-from peft_study.arms import METHODS, adapted, adapter_config
+from peft_study.arms import adapted, adapter_config
 from peft_study.cell import settings_of
 from peft_study.estimate import Sizes, estimates
+from peft_study.methods import METHODS
 from peft_study.plan import digests_of, open_cells, with_root
 from peft_study.run import rows_of
 from peft_study.scales import Scale, scale_lines, scale_of
