@@ -2,15 +2,17 @@
 
 Needs the extra `study`. It depends on lrlora and lrlora not on it; `lrlora study` and `lrlora report` are its commands.
 
-    spec            what a study is: Study, Task, Arm, Training
+    spec, task      what a study is: Study, Task, Arm, Training
     yaml_fields     YAML into dataclasses; read: a study file into a Study
+    methods         what an arm can be
     arms, base      a method and its fields into a config of PEFT, and a base model under it
     rows, facts     the rows of a task, split; facts to be memorised
     plan, scales    which cells a study has, which rate a search chooses, scales of updates
     cell, capacity  one training run, measured; workers, cluster: where it runs
-    run, store      all cells, and results.jsonl
+    run, store      all cells, and results.jsonl; result: one row of it
     summary         means, intervals, paired differences; method_comparison: in PEFT's own shape
-    page            a study in the page of `lrlora report`
+    answers         what a study says, in sentences
+    page            a study in the page of `lrlora report`; tables: as CSV, LaTeX, PNG and PDF
     cli             `lrlora study`
 """
 
