@@ -127,7 +127,7 @@ def _latex_table(study: StudySection) -> str:
 
 
 def plus_minus(value: Interval | PairedDifference | None) -> str:
-    """A mean with its interval: as one half-width, or as two where it is not symmetric, as at a bound of its metric."""
+    """A mean with its interval: as one half-width, or as both where it is not symmetric."""
     if value is None:
         return "--"
     sign = "+" if isinstance(value, PairedDifference) else ""
