@@ -10,6 +10,7 @@ from typing import Any
 from lrlora.errors import InputError
 from lrlora.files import check_file, new_file, new_folder
 from lrlora.statistics import Interval, PairedDifference
+from peft_study.capacity_figures import LINES
 from peft_study.page import StudySection, study_section
 from peft_study.summary import ArmResult
 
@@ -17,6 +18,7 @@ _LATEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
 }  # fmt: skip
+_MARKERS = ("o", "s", "^", "D")
 _CAPACITY = ("bits", "bits_per_parameter", "exact_recall", "nats_per_fact", "ratio")
 
 
@@ -173,17 +175,26 @@ def _arms(results: Sequence[ArmResult], path: Path) -> None:
 
 
 def _parameters(results: Sequence[ArmResult], path: Path) -> None:
-    """Mean and interval over trained parameters."""
-    from matplotlib import pyplot
+    """Mean and interval over trained parameters, on a logarithmic scale where they differ tenfold."""
+    from matplotlib import pyplot, ticker
 
     if not results:
         return
-    figure, axis = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
     numbers = [r.trainable_parameters or 0 for r in results]
-    axis.errorbar(numbers, [_mean(r) for r in results], yerr=_reach(results), fmt="o", capsize=3, color="#3f7fd0")
-    for number, r in zip(numbers, results, strict=True):
-        axis.annotate(_plain(r.arm), (number, _mean(r)), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    axis.set_xscale("log")
+    # arms of one size lie above one another: a legend tells them apart, where names would cover each other
+    for place, r in enumerate(results):
+        colour, marker = LINES[place % len(LINES)], _MARKERS[place // len(LINES) % len(_MARKERS)]
+        axis.errorbar(
+            [numbers[place]], [_mean(r)], yerr=_reach([r]), fmt=marker, capsize=3, color=colour, label=_plain(r.arm)
+        )
+    figure.legend(loc="outside right upper", fontsize=8)
+    if max(numbers) >= 10 * min(numbers):
+        axis.set_xscale("log")
+        axis.xaxis.set_minor_formatter(ticker.NullFormatter())
+    else:
+        axis.xaxis.set_major_locator(ticker.MaxNLocator(4))
+        axis.xaxis.set_major_formatter(ticker.StrMethodFormatter("{x:,.0f}"))
     axis.set_xlabel("trained parameters")
     axis.set_ylabel(_plain(f"{results[0].task}: {results[0].metric}"))
     _save(figure, path)
