@@ -180,7 +180,7 @@ def _parameters(results: Sequence[ArmResult], path: Path) -> None:
 
     if not results:
         return
-    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure, axis = pyplot.subplots(figsize=(7, max(4, 0.5 + 0.2 * len(results))), layout="constrained")
     numbers = [r.trainable_parameters or 0 for r in results]
     # arms of one size lie above one another: a legend tells them apart, where names would cover each other
     for place, r in enumerate(results):
