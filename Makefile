@@ -47,6 +47,7 @@ bench: install
 	$(BIN)/python -W ignore -m benchmarks.op
 	$(BIN)/python -W ignore -m benchmarks.step
 	$(BIN)/python -W ignore -m benchmarks.carrier
+	$(BIN)/python -m benchmarks.step_costs
 	$(BIN)/python -m benchmarks.report
 
 # On a machine with a CUDA device, with the torch that is built for it; about four minutes on an H100.

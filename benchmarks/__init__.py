@@ -1,1 +1,1 @@
-"""Time and memory of LR-LoRA beside other methods: `make bench`. A timing is never a test, and no test imports this."""
+"""Time and memory of LR-LoRA beside other methods: `make bench`. A timing is never a test: tests only read results."""

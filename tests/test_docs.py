@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import lrlora
+import peft_study
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -77,7 +78,9 @@ def test_the_page_of_the_command_line_is_up_to_date(tmp_path):
 
 
 def modules() -> list[str]:
-    return sorted(m.name for m in pkgutil.walk_packages(lrlora.__path__, "lrlora.") if not m.name.endswith("__main__"))
+    packages = ((lrlora.__path__, "lrlora."), (peft_study.__path__, "peft_study."))
+    found = [module.name for package in packages for module in pkgutil.walk_packages(*package)]
+    return sorted(name for name in found if not name.endswith("__main__"))
 
 
 @pytest.mark.parametrize("name", modules())

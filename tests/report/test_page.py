@@ -10,10 +10,11 @@ import lrlora
 from lrlora.cli import main
 from lrlora.files import write_json
 from lrlora.report.findings import findings
-from lrlora.report.page import charts_of, write_report
-from lrlora.report.study import study_section
+from lrlora.report.page import charts_of
 from lrlora.saved.results import read_run
+from peft_study.page import study_section, write_report
 from tests.conftest import write_rows
+from tests.peft_study.conftest import a_row
 from tests.report.planted import write_run
 
 FLAGS = (
@@ -41,11 +42,11 @@ def write_results(folder) -> None:
     for arm, gain, size in (("lora", 0.0, 1000), ("lrlora", 0.02, 1100)):
         for seed in range(3):
             value = 0.8 + gain + seed / 1000 + (seed == 1) * gain / 100
-            names = {"arm": arm, "method": arm, "task": "rte", "phase": "final", "learning_rate": 1e-3, "seed": seed}
+            names = {"arm": arm, "method": arm, "task": "rte", "seed": seed, "fingerprint": f"{arm}{seed}"}
             costs = {"trainable_parameters": size, "wall_s": 9.5, "peak_bytes": 2**30, "file_bytes": 1}
-            found = {"metric": "accuracy", "value": value, "loss": 1 - value, "status": "done", "reason": None}
+            found = {"metric": "accuracy", "value": value, "loss": 1 - value}
             ranks = planted_ranks(seed) if arm == "lrlora" else None
-            lines.append({**names, **found, **costs, "ranks": ranks, "fingerprint": f"{arm}{seed}"})
+            lines.append(a_row(**names, **found, **costs, ranks=ranks).as_dict())
     lines.append({**lines[0], "seed": 9, "value": None, "status": "failed", "reason": "diverged: <b>NaN</b>"})
     lines.append({**lines[0], "value": 0.1, "phase": "search"})
     text = "".join(json.dumps(line) + "\n" for line in lines)

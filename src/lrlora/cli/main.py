@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import importlib.util
 import io
 import os
@@ -13,6 +12,7 @@ import sys
 import time
 import traceback
 
+from lrlora.cli import verbs
 from lrlora.errors import InputError
 
 VERBS = {
@@ -24,7 +24,7 @@ VERBS = {
     "report": "one HTML page: the learned ranks of runs beside their nulls, and how sure they are",
     "study": "compare methods on tasks, each tuned by the same budget, over seeds",
 }
-"""Every verb and what it does; the file of its name beside this one holds its flags and `run(arguments)`."""
+"""Every verb and what it does; `lrlora.cli.verbs.module_of` finds the file with its flags and `run(arguments)`."""
 
 USAGE = (
     "usage: lrlora VERB [flags]\n\n"
@@ -113,7 +113,7 @@ def _status_of(arguments: list[str]) -> int:
             raise InputError(f"no verb {verb!r}; there are: {', '.join(VERBS)}")
         _check_surroundings(verb, arguments)
         # a verb is imported when it is asked for: another one's extras need not be installed
-        return importlib.import_module(f"lrlora.cli.{verb}").run(arguments[1:]) or 0
+        return verbs.module_of(verb).run(arguments[1:]) or 0
     except InputError as error:
         return _complain(error, 2, is_debugging)
     except KeyboardInterrupt as error:

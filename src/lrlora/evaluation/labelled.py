@@ -26,7 +26,9 @@ def labelled_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor, 
     labels = batch["labels"][:, 1:]
     is_label = labels != IGNORED
     if (head := head_of(model)) is None:
-        return model(**inputs).logits[:, :-1][is_label], labels[is_label], is_label
+        # virtual tokens of a learned prompt come before those of the row, and have logits too
+        logits = model(**inputs).logits[:, -batch["labels"].shape[1] :]
+        return logits[:, :-1][is_label], labels[is_label], is_label
     with head_sees(head, is_label):
         return model(**inputs).logits[0], labels[is_label], is_label
 

@@ -14,9 +14,6 @@ from lrlora.files import check_file, new_file
 from lrlora.report import figures, gates
 from lrlora.report.curves import curves
 from lrlora.report.findings import Findings, findings
-from lrlora.report.study import FILE, StudySection, study_section
-from lrlora.saved.local import adapter_in
-from lrlora.saved.names import ADAPTER_CONFIG
 from lrlora.saved.results import Run, read_run
 from lrlora.statistics import Interval, PairedDifference
 
@@ -38,66 +35,92 @@ class Chart:
     figure: Any
 
 
-def write_report(folders: Sequence[str | Path], out: str | Path, model: str | None = None) -> list[str]:
-    """Write the report of runs, and of studies, as one HTML file.
+@dataclass(frozen=True)
+class Section:
+    """A part of the page that another package writes.
 
     Args:
-        folders: run folders or adapters that differ by their seed, and folders of studies.
+        html: its text, escaped; `<div class="chart" data-figure="KEY">` shows the figure of that key.
+        figures: of plotly, by key; a key must not be another section's.
+    """
+
+    html: str
+    figures: dict[str, Any]
+
+
+def write_report(
+    folders: Sequence[str | Path], out: str | Path, model: str | None = None, sections: Sequence[Section] = ()
+) -> list[str]:
+    """Write the report of runs as one HTML file.
+
+    Args:
+        folders: run folders or adapters that differ by their seed.
         out: the HTML file.
         model: base model to measure adapters on; None means as `read_run`.
+        sections: parts of the page behind the runs; with them, folders may be empty.
 
     Returns:
         Warnings: where a learned rank is none.
 
     Raises:
-        InputError: a folder that is neither, runs that cannot be read together, or an `out` that is read.
+        InputError: a folder that is neither, runs that cannot be read together, an `out` that is read, or nothing to
+            report.
 
     Example:
         write_report(["runs/seed0", "runs/seed1", "runs/seed2"], "report.html")
     """
     folders = [Path(folder).expanduser() for folder in folders]
-    studies = [section for section in map(study_section, folders) if section is not None]
-    runs = [read_run(folder, model) for folder in folders if not (Path(folder) / FILE).exists() or _is_run(folder)]
+    runs = [read_run(folder, model) for folder in folders]
     check_file(Path(out), [*folders, *(place for run in runs for place in run.sources(model))])
-    if not runs and not studies:
+    if not runs and not sections:
         raise InputError("nothing to report: pass folders of `lrlora train`, adapters, or a study with results.jsonl")
     found = findings(runs) if runs else None
     with new_file(Path(out)) as beside:
-        beside.write_text(page(runs, found, studies), encoding="utf-8")
+        beside.write_text(page(runs, found, sections), encoding="utf-8")
     return found.warnings if found else []
 
 
-def page(runs: Sequence[Run], found: Findings | None, studies: Sequence[StudySection]) -> str:
-    """The text of the page."""
+def environment(*folders: Path) -> Any:
+    """Where the templates of the page are, with its filters.
+
+    Args:
+        folders: further folders of templates, which can import `table.html` of this one.
+    """
     from jinja2 import Environment, FileSystemLoader
+
+    loader = FileSystemLoader([TEMPLATES, *folders])
+    made = Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    made.filters |= {"interval": interval, "number": number, "difference": difference, "count": count}
+    made.filters["upper_first"] = upper_first
+    return made
+
+
+def page(runs: Sequence[Run], found: Findings | None, sections: Sequence[Section]) -> str:
+    """The text of the page."""
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"interval": interval, "number": number, "difference": difference, "count": count}
-    environment.filters["upper_first"] = upper_first
     charts = charts_of(runs, found) if found else {}
-    drawn = {key: json.loads(chart.figure.to_json()) for key, chart in charts.items()}
-    for section, study in enumerate(studies):
-        for name, figures_of_tasks in (
-            ("frontier", study.frontier),
-            ("kinds", study.kinds),
-            ("capacity", study.capacity),
-        ):
-            for place, (_, figure) in enumerate(figures_of_tasks):
-                drawn[f"{name}-{section}-{place}"] = json.loads(figure.to_json())
+    shown = {key: chart.figure for key, chart in charts.items()}
+    for section in sections:
+        shown |= section.figures
+    drawn = {key: json.loads(figure.to_json()) for key, figure in shown.items()}
     for figure in drawn.values():
         figure["layout"].pop("template", None)
-    return environment.get_template("page.html").render(
-        runs=runs,
-        found=found,
-        studies=studies,
-        charts=charts,
-        figures=drawn,
-        facts=facts(runs),
-        style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
-        script=(TEMPLATES / "page.js").read_text(encoding="utf-8"),
-        plotly=get_plotlyjs(),
-        version=lrlora.__version__,
+    return (
+        environment()
+        .get_template("page.html")
+        .render(
+            runs=runs,
+            found=found,
+            sections=sections,
+            charts=charts,
+            figures=drawn,
+            facts=facts(runs),
+            style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
+            script=(TEMPLATES / "page.js").read_text(encoding="utf-8"),
+            plotly=get_plotlyjs(),
+            version=lrlora.__version__,
+        )
     )
 
 
@@ -178,7 +201,3 @@ def _carrier(settings: dict[str, Any]) -> str:
 def _c_rate(settings: dict[str, Any]) -> str:
     rate = settings.get("c_learning_rate")
     return f"{rate if rate is not None else 10 * settings.get('learning_rate', float('nan')):g}"
-
-
-def _is_run(folder: str | Path) -> bool:
-    return (adapter_in(Path(folder)) / ADAPTER_CONFIG).exists()

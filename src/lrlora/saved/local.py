@@ -50,6 +50,11 @@ def check_local(name: str) -> None:
     )
 
 
+def holds_adapter(folder: Path) -> bool:
+    """Whether a folder is an adapter, or a run folder with one."""
+    return (adapter_in(folder) / names.ADAPTER_CONFIG).exists()
+
+
 def adapter_in(folder: Path) -> Path:
     """The adapter folder in a run folder; any other folder itself."""
     inside = folder / names.ADAPTER
