@@ -1,0 +1,33 @@
+"""A cell of a study gives the number that `lrlora evaluate` gives for the same model and rows, to the last digit."""
+
+import json
+
+from lrlora.cli import main
+from lrlora.files import write_json
+from lrlora.saved.names import LABELS
+from peft_study import cell as cell_module
+from peft_study.cell import Bench
+from peft_study.plan import digests_of, final_cells
+from peft_study.workers import prepare_process
+from tests.peft_study.conftest import small_study
+
+
+def test_a_cell_and_the_command_line_give_one_number(tiny_encoder, words, tmp_path, monkeypatch, capsys):
+    study = small_study(tiny_encoder, words)
+    cell = final_cells(study, digests_of(study), study.arms[1], study.tasks[0], 1e-2)[0]
+    kept, score = tmp_path / "kept", cell_module.score
+
+    def keep_and_score(model, tokenizer, data, *rest):
+        model.save_pretrained(kept)
+        tokenizer.save_pretrained(kept)
+        write_json(kept / LABELS, data.labels)
+        return score(model, tokenizer, data, *rest)
+
+    monkeypatch.setattr(cell_module, "score", keep_and_score)
+    prepare_process(1)
+    row = Bench(study).run(cell)
+    assert row.status == "done" and row.metrics is not None
+    chosen = ["--data", str(words / "validation.jsonl"), "--batch_size", "8", "--max_length", "16"]
+    assert main(["evaluate", str(kept), *chosen, "--models", "adapter", "--json"]) == 0
+    evaluated = json.loads(capsys.readouterr().out)["results"]["adapter"]
+    assert {name: evaluated[name] for name in row.metrics} == row.metrics
