@@ -11,7 +11,7 @@ import pytest
 
 from lrlora import InputError
 from lrlora.cli import main
-from lrlora.saved.run import last_checkpoint, whole_checkpoints
+from lrlora.saved.checkpoints import last_checkpoint, whole_checkpoints
 from lrlora.training import TrainConfig, train
 from lrlora.training import run as run_module
 from tests.conftest import write_rows

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from lrlora import InputError
 from lrlora.saved import load_adapter
-from lrlora.saved.run import last_checkpoint
+from lrlora.saved.checkpoints import last_checkpoint
 from lrlora.training import TrainConfig, train
 from lrlora.tuner import deltas
 from tests.conftest import write_rows

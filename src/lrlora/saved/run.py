@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -11,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
 
 from lrlora.errors import InputError
 from lrlora.files import explained, make_folder, new_folder, read_json, write_json
 from lrlora.ranks import LayerRank, read_records
 from lrlora.saved import names, owned
+from lrlora.saved.checkpoints import last_checkpoint, whole_checkpoints
 from lrlora.saved.pooling import Pooling
 
 FORMAT = 2
@@ -295,20 +294,6 @@ def unlock(held: FileLock) -> None:
     held.release()
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest whole checkpoint; one whose writing was cut short is deleted."""
-    for checkpoint in reversed(owned.checkpoints(folder)):
-        if _is_whole(checkpoint):
-            return checkpoint
-        owned.remove_checkpoint(checkpoint)
-    return None
-
-
-def whole_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that can be gone on from, the newest last. Changes nothing."""
-    return [checkpoint for checkpoint in owned.checkpoints(folder) if _is_whole(checkpoint)]
-
-
 def _is_same(before: Any, now: Any, is_place: bool) -> bool:
     if before == now or not is_place or before is None or now is None:
         return before == now
@@ -323,12 +308,3 @@ def _is_same_input(before: str, now: str) -> bool:
 
 def _named(changed: dict[str, list[str]]) -> str:
     return " and other ".join(f"{kind} ({', '.join(found[:3])})" for kind, found in changed.items())
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    try:
-        json.loads((checkpoint / names.TRAINER_STATE).read_text(encoding="utf-8"))
-        with safe_open(checkpoint / names.ADAPTER_WEIGHTS, framework="pt") as file:
-            return bool(list(file.keys()))
-    except (OSError, json.JSONDecodeError, SafetensorError):
-        return False

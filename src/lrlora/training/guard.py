@@ -9,7 +9,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lrlora.errors import InputError
-from lrlora.saved.run import whole_checkpoints
+from lrlora.saved.checkpoints import whole_checkpoints
 
 
 class NonFiniteGuard(TrainerCallback):
