@@ -70,7 +70,7 @@ def test_the_door_is_opened_only_when_a_study_is_asked_for():
     ended = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.splitlines()[-1] == "False"
-    assert "--folders" in ended.stdout
+    assert "FOLDER ..." in ended.stdout
 
 
 def test_no_imports_go_round_in_a_circle(tmp_path):

@@ -56,7 +56,7 @@ def parse(
     parser.error = refuse
     if {"-h", "--help"} & set(arguments):
         # argparse would be content with a stdout that takes nothing
-        print(parser.format_help(), end="")
+        print(_help_of(parser, positional), end="")
         raise SystemExit(0)
     names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
     check_flags(names, arguments, refuse)
@@ -67,6 +67,24 @@ def parse(
     if unknown:
         refuse(f"not a flag, nor a value of one: {unknown[0]!r}")
     return chosen
+
+
+def _help_of(parser: Any, positional: str | None) -> str:
+    """The help of a verb, in which what comes before the flags is no flag."""
+    if positional is not None:
+        action = next(action for action in parser._actions if action.dest == positional)
+        parser._actions.remove(action)
+        for group in parser._action_groups:
+            if action in group._group_actions:
+                group._group_actions.remove(action)
+        name = positional.upper()
+        words = f"{name.removesuffix('S')} ..." if action.nargs == "+" else name
+        parser.prog = f"{parser.prog} {words}"
+        # written down before the name is one of its arguments, which argparse would put at the end
+        parser.usage = parser.format_usage().removeprefix("usage: ").rstrip()
+        parser.add_argument_group("before the flags").add_argument(words, help=action.help)
+        parser._action_groups.insert(0, parser._action_groups.pop())
+    return parser.format_help()
 
 
 def check_flags(names: list[str], arguments: list[str], refuse: Callable[[str], NoReturn]) -> None:
