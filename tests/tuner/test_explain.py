@@ -15,4 +15,4 @@ def test_each_way_is_named_with_its_reason():
     (line,) = computation_of(model, autocast=torch.bfloat16)
     assert "base(x) + x dW^T, because autocast would round W0 + dW" in line
     (line,) = computation_of(model.train())
-    assert "because dropout acts on the input of the update alone" in line
+    assert "because dropout acts only on the input of the update" in line

@@ -8,11 +8,11 @@ LR-LoRA (arXiv:2606.04325) passes the low-rank product of LoRA through a learned
     dW    = scale phi(Z)
     y     = x (W0 + dW)^T + bias
 
-so that rank(dW) may exceed r, and the optimizer decides by how much. The symbols, used in all of this library:
+Then rank(dW) may exceed r, and the optimizer decides by how much. The symbols, used in all of this library:
 
     symbol  shape          meaning
     x       [*batch, in]   input of the adapted layer
-    W0      [out, in]      its frozen weight; `bias` [out] beside it
+    W0      [out, in]      its frozen weight; `bias` [out] is its bias
     A       [r, in]        first low-rank factor, random at the start
     B       [out, r]       second low-rank factor, zero at the start
     Z       [out, in]      B A

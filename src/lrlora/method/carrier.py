@@ -1,17 +1,17 @@
 """The carrier: fixed pseudo-random signs that let phi give an update a high rank at first order. Ours, not the paper's.
 
-phi(B A) alone is phi'(0) B A to first order: plain LoRA. With signs sigma_ij, phi is used around two points instead of
-one,
+Without a carrier phi(B A) is phi'(0) B A to first order: plain LoRA. With signs sigma_ij, phi is used around two points
+instead of one,
 
     phi(z_ij) = tau (f(z_ij / tau + delta_ij) - f(delta_ij)),   delta_ij = offset sigma_ij
 
-so that still phi(0) = 0, and to first order
+phi(0) = 0 still holds, and to first order
 
     phi(z_ij) = (m + g sigma_ij) z_ij,   m = (f'(offset) + f'(-offset)) / 2,   g = (f'(offset) - f'(-offset)) / 2
 
-dW = s (m + g sigma) o (B A) has rank r where g = 0, and generically full rank where it has not, because
-sigma o (b a^T) = diag(b) sigma diag(a). m and g are linear in c: the optimizer moves the rank by moving g. The share of
-the update that r does not bound is, in expectation and to first order, gamma = g^2 / (m^2 + g^2).
+dW = s (m + g sigma) o (B A) has rank r where g = 0, and generically full rank where g is not 0, because
+sigma o (b a^T) = diag(b) sigma diag(a). m and g are linear in c: the optimizer moves the rank by moving g. The fraction
+of the update that r does not bound is, in expectation and to first order, gamma = g^2 / (m^2 + g^2).
 
 The signs are a hash of (seed, row, column). They are never stored, and are the same bit for bit on every device, in
 every tile and in every shard.
@@ -122,7 +122,7 @@ def slopes(c: Float[Tensor, " K"], offset: float, form: Form) -> tuple[Tensor, T
 
 
 def gate(c: Float[Tensor, " K"], offset: float, form: Form) -> Tensor:
-    """gamma = g^2 / (m^2 + g^2) in [0, 1]: the share of the update that r does not bound; 0 is LoRA.
+    """gamma = g^2 / (m^2 + g^2) in [0, 1]: the fraction of the update that r does not bound; 0 is LoRA.
 
     Arguments as for `slopes`. Where m and g are both 0, gamma is 0.
     """
@@ -135,8 +135,8 @@ def starting_coefficients(num_basis: int, form: Form, offset: float, start: Star
     """The coefficients at which training with a carrier starts.
 
     "closed": g = 0 and m = 1, LoRA to first order: the odd coefficients of `initial_coefficients`, scaled. "open":
-    m = 0 and g = 1: even ones, k^2 with Fejer's weights, scaled. "half": m = g = 1 / sqrt(2), so that gamma = 1/2 and
-    the update has, in expectation, the energy that it has at the other two.
+    m = 0 and g = 1: even ones, k^2 with Fejer's weights, scaled. "half": m = g = 1 / sqrt(2): gamma = 1/2, and the
+    update has, in expectation, the energy that it has at the other two.
 
     Args:
         num_basis: K, odd, at least 3; without effect on form "linear".

@@ -13,8 +13,8 @@ The sums over k are then sums of v and v^2. One division serves a centre and its
 the first as well, g P / g = P, if g = 0 is replaced by a number too small to matter. P and C are Taylor polynomials:
 seven terms are exact to 4e-10 for |g| <= 1/2 (float32), eleven to 1e-17 (float64). Derivation: ours.
 
-The functions are plain torch, so that `lrlora.ops` runs them as they stand, and compiles them too. What does not depend
-on z is worked out beforehand, into a `Knee`: inside a compiled loop it would be done again for every entry.
+The functions are plain torch: `lrlora.ops` runs them unchanged, and compiles them too. What does not depend on z is
+computed beforehand, into a `Knee` (tau, where phi bends): inside a compiled loop it would be done again for every entry.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def _sum_of_sincs(u: Tensor, c: Tensor) -> Tensor:
 
 
 def _inverses(j: Tensor, g: Tensor, k: int) -> tuple[Tensor | None, Tensor, Tensor]:
-    """1 / (j + g), for k = 1 alone, 1 / (j + g - k) and 1 / (j + g + k), with one division."""
+    """1 / (j + g), for k = 1 only, 1 / (j + g - k) and 1 / (j + g + k), with one division."""
     from_plus, from_minus = (j - k) + g, (j + k) + g
     product = from_plus * from_minus
     if k > 1:
@@ -189,8 +189,8 @@ def phi_and_gradients(
         form: which f.
 
     Returns:
-        phi(z); dL/dz; dL/dc summed over the last axis of z alone, [*rows, K] (a pass over rows sums them on its way),
-        or None for form "sine".
+        phi(z); dL/dz; dL/dc summed over the last axis of z only, [*rows, K] (a pass over rows sums them as it goes), or
+        None for form "sine".
 
     Raises:
         ValueError: as `nonlinearity.phi`.

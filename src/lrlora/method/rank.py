@@ -74,7 +74,7 @@ def numerical_rank(sigma: Float[Tensor, " n"], tolerance: float = 1e-3) -> int:
 
 
 def constant_share(M: Float[Tensor, "out in"]) -> float:
-    """Share of ||M||_F^2 that is the constant matrix of M's mean, in [0, 1]: what a non-zero phi(0) would add.
+    """Fraction of ||M||_F^2 in the constant matrix of M's mean, in [0, 1]: what a non-zero phi(0) would add.
 
     Example:
         >>> constant_share(torch.ones(2, 3))
@@ -99,7 +99,7 @@ def singular_values(M: Float[Tensor, "out in"]) -> Float[Tensor, " n"]:
 
 
 def product_singular_values(A: Float[Tensor, "r in"], B: Float[Tensor, "out r"]) -> Float[Tensor, " n"]:
-    """The singular values of B A (the others are 0), float64, falling, from r x r matrices alone."""
+    """The singular values of B A (the others are 0), float64, falling, from r x r matrices only."""
     check_factors(A, B)
     left = torch.linalg.qr(B.double(), mode="r").R
     right = torch.linalg.qr(A.double().T, mode="r").R

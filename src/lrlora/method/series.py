@@ -13,7 +13,7 @@ from torch import Tensor
 from lrlora.method.nonlinearity import alternating
 
 TINY = 1e-18
-"""Stands for g = 0 on a centre: its square is still a float32, and v = 1 / TINY as well."""
+"""Replaces g = 0 on a centre: its square is still a float32, and so is v = 1 / TINY."""
 
 
 def cell(u: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -77,7 +77,7 @@ def adapted_linear(
 
     Args:
         x: input [*batch, in].
-        W0: frozen weight [out, in], or None for the share of the update alone, x dW^T + bias.
+        W0: frozen weight [out, in], or None for the contribution of the update only, x dW^T + bias.
         bias: [out], or None.
         A: first factor [r, in].
         B: second factor [out, r].

@@ -1,7 +1,7 @@
 """The same passes through torch.compile: one trip through memory each, vectorised, for a CPU with a C++ compiler.
 
-The shapes are dynamic, so that all layers of a model share one compilation, which takes some ten seconds the first time
-on a machine and about one from torch's cache on disk afterwards.
+The shapes are dynamic: all layers of a model share one compilation. It takes some ten seconds the first time on a
+machine, and about one second from torch's cache on disk afterwards.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _call(function: Callable[..., Any], *arguments: Any) -> Any:
 def _compilation(function: Any, phi: str, is_carried: bool, *kinds: Any) -> Callable[..., Any]:
     """One compilation per form, carrier or none, K, dtypes and presence of W0.
 
-    Each stands on a code object of its own: torch counts compilations per code object, and gives up after eight.
+    Each has a code object of its own: torch counts compilations per code object, and gives up after eight.
     """
     function = inspect.unwrap(function)
     code = function.__code__.replace(co_name=f"{function.__name__}_{phi}{'_carried' * is_carried}")

@@ -13,7 +13,7 @@ from lrlora.ops import tiles
 from lrlora.ops.tiles import Passes
 
 TILE_ENTRIES = 1 << 17
-"""Entries of a tile on a CPU: 0.5 MiB in float32, so that the handful of buffers of a pass fit a core's cache."""
+"""Entries of a tile on a CPU: 0.5 MiB in float32: the handful of buffers of a pass then fit a core's cache."""
 
 TILE_ENTRIES_ELSEWHERE = 1 << 24
 """On a GPU a launch costs more than a trip through memory; this bounds the workspace to a dozen buffers of 64 MiB."""

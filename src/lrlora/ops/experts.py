@@ -1,7 +1,7 @@
 """The adapted weights of a stack of experts, each with an update of its own, for layers that read a 3-D parameter.
 
-The layer multiplies with the weights itself, so they have to be there as one tensor, as large as the parameter; what is
-kept for the backward pass besides is A, B and c alone.
+The layer multiplies with the weights itself, so they have to be there as one tensor, as large as the parameter. In
+addition, only A, B and c are kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def experts_weight(
     An expert whose weight got no gradient, because no token came to it, costs nothing in the backward pass.
 
     Args:
-        W0: frozen weights [experts, out, in], or None for the updates alone.
+        W0: frozen weights [experts, out, in], or None for the updates only.
         A: first factors [experts, r, in].
         B: second factors [experts, out, r].
         c: coefficients of every expert [experts, K], or [K] where all share them; None for phi = "sine".

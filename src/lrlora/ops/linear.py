@@ -36,14 +36,14 @@ def adapted_linear(
     carrier: Carrier | None = None,
     impl: Implementation = "auto",
 ) -> Float[Tensor, "*batch out"]:
-    """y = x (W0 + scale phi(B A))^T + bias, keeping x, A, B and c alone for the backward pass.
+    """y = x (W0 + scale phi(B A))^T + bias, keeping only x, A, B and c for the backward pass.
 
     Under autocast, and for x in half precision, the products run in that precision; B A, phi and every gradient of A, B
     and c stay in float32. W0 gets no gradient: it is frozen.
 
     Args:
         x: input [*batch, in].
-        W0: frozen weight [out, in], or None for the share of the update alone, x dW^T + bias.
+        W0: frozen weight [out, in], or None for the contribution of the update only, x dW^T + bias.
         bias: [out], or None.
         A: first factor [r, in].
         B: second factor [out, r].
@@ -91,7 +91,7 @@ def delta_weight(
     rows: Tensor | None = None,
     impl: Implementation = "auto",
 ) -> Float[Tensor, "out in"]:
-    """dW = scale phi(B A), differentiable in A, B and c; keeps these three alone for the backward pass.
+    """dW = scale phi(B A), differentiable in A, B and c; keeps only these three for the backward pass.
 
     Arguments, returns and errors as for `lrlora.method.update.delta_weight`; impl as for `adapted_linear`.
     """
@@ -117,7 +117,7 @@ def adapted_weight(
     impl: Implementation = "auto",
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "out in"]:
-    """W0 + scale phi(B A), or the update alone where W0 is None, without a graph.
+    """W0 + scale phi(B A), or only the update where W0 is None, without a graph.
 
     Arguments and errors as for `adapted_linear`; dtype: of the result; None means float32,
     or float64 for float64 factors.
@@ -191,7 +191,7 @@ class _DeltaWeight(torch.autograd.Function):
         A, B, c = ctx.saved_tensors
         with torch.autocast(A.device.type, enabled=False):
             factors = factors_in_precision(ctx.backend, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
-            # a copy: the passes overwrite it, and whoever gave it may want to use it again
+            # a copy: the passes overwrite it, and the caller may use it again
             G = grad_outputs[0].to(factors[0].dtype, copy=True, memory_format=torch.contiguous_format)
             gradients = ctx.backend.gradients(G, None, *factors, ctx.phi)
         dA, dB, dc = (None if g is None else g.to(t.dtype) for g, t in zip(gradients, (A, B, c), strict=True))

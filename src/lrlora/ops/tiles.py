@@ -1,7 +1,7 @@
 """The adapted weight and the gradients of its factors, a tile of rows at a time, with bounded workspace.
 
-B A of a tile is made, used and forgotten while it lies in cache. The gradient G of the weight is overwritten by the
-weight itself, tile by tile, so that a backward pass holds one matrix of the size of the layer, not two.
+B A of a tile is computed, used and dropped while it is in cache. The gradient G of the weight is overwritten by the
+weight itself, tile by tile: a backward pass holds one matrix of the size of the layer, not two.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def gradients(
 def _tiles(matrix: Tensor, entries: int) -> list[slice]:
     out_features, in_features = matrix.shape
     if torch.compiler.is_compiling():
-        # whoever compiles the model wants one graph, not one per tile
+        # a compiled model should be one graph, not one per tile
         return [slice(0, out_features)]
     number = max(1, -(-out_features * in_features // entries))
     # equal tiles: a compiled pass would be compiled again for a last tile of one row

@@ -20,7 +20,7 @@ from lrlora.ops.triton_kernels import LINEAR, RESIDUAL, SINC, SINE, gradient_ker
 
 BLOCK_ROWS, BLOCK_COLUMNS, WARPS = 16, 128, 4
 TILE_ENTRIES = 1 << 26
-"""Entries of a tile: bounds dZ, the one buffer beside the weight, to 256 MiB."""
+"""Entries of a tile: bounds dZ, the only buffer besides the weight, to 256 MiB."""
 
 _FORM_NUMBER = {"sinc": SINC.value, "residual": RESIDUAL.value, "sine": SINE.value, "linear": LINEAR.value}
 

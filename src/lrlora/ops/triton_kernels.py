@@ -1,9 +1,9 @@
 """The two passes as Triton kernels: a block of B A, phi and its gradients in registers, one trip through memory.
 
-B A is computed inside, in float32, whatever precision the user allows torch's own products; so are the numbers of phi
-and the signs of a carrier, from the knee and the seed as they lie on the device: worked out beforehand they would be
-some ninety launches per layer and step, each longer than the kernels of a small layer. The sums for dL/dc are written
-per block and added afterwards, so that the result does not depend on the order in which blocks finish.
+B A is computed inside, in float32, at any precision that the user allows torch's own products. So are the numbers of
+phi and the signs of a carrier, from the knee tau and the seed on the device: computed beforehand they would be some
+ninety launches per layer and step, each longer than the kernels of a small layer. The sums for dL/dc are written per
+block and added afterwards: the result does not depend on the order in which blocks finish.
 """
 
 # pyright: reportGeneralTypeIssues=false, reportCallIssue=false
@@ -72,7 +72,7 @@ def _mix(x):
 
 @triton.jit
 def _is_minus(seed, row_numbers, first_row, row, column, rows, HAS_NUMBERS: tl.constexpr):
-    """Where the carrier's sign is -1: `carrier.is_minus` of `carrier.hashes`, made here from the numbers alone."""
+    """Where the carrier's sign is -1: `carrier.is_minus` of `carrier.hashes`, made here from the numbers only."""
     key = _mix((tl.load(seed) ^ 0x243F6A88).to(tl.int32))
     number = (row + first_row).to(tl.int32)
     if HAS_NUMBERS:

@@ -1,7 +1,7 @@
 """LR-LoRA inside PEFT. Importing this package registers it: `peft` then knows PeftType LRLORA, and its helpers that
 build optimizers know LR-LoRA.
 
-Whatever of PEFT is not public is imported in `internals.py` alone.
+What is not public in PEFT is imported in `internals.py` only.
 """
 
 from lrlora.tuner import internals

@@ -1,4 +1,4 @@
-"""LRLoraConfig: what a user writes where LoraConfig stood."""
+"""LRLoraConfig: what a user writes in place of LoraConfig."""
 
 from __future__ import annotations
 
@@ -34,34 +34,34 @@ class LRLoraConfig(PeftConfig):
         lora_dropout: dropout on the input of the update, in [0, 1).
         use_rslora: s = lora_alpha / sqrt(r) instead.
         target_modules: names, a regular expression, or "all-linear"; None: PEFT's LoRA targets of the architecture.
-        exclude_modules: names or a regular expression of modules to leave alone.
+        exclude_modules: names or a regular expression of modules that are not adapted.
         target_parameters: names of parameters to adapt that no linear layer holds, such as the 3-D weights of experts
             ("mlp.experts.gate_up_proj"); every expert gets an update and, unless shared, a phi of its own.
         modules_to_save: other modules that are trained and saved whole, such as a new head.
         bias: which biases are trained: "none", "all" or "lrlora_only" ("lora_only" means the same).
         trainable_token_indices: tokens whose vectors are trained, of the input embeddings, or by name of the module.
-        fan_in_fan_out: taken for LoraConfig's sake and without effect: a layer's type says how its weight lies.
+        fan_in_fan_out: accepted as in LoraConfig, without effect: a layer's type gives the layout of its weight.
         layers_to_transform: indices of the blocks to adapt; None means all.
         layers_pattern: name of the list of blocks, needed where PEFT does not know it.
         rank_pattern: other ranks for some modules, {"q_proj": 16}.
         alpha_pattern: other alphas for some modules.
-        init_weights: True: A Kaiming-uniform, B zero, so that dW = 0. "gaussian": A normal with deviation 1 / r,
+        init_weights: True: A Kaiming-uniform, B zero: dW = 0. "gaussian": A normal with deviation 1 / r,
             B zero. False: B random as well, for tests. `init_lora_weights` is another name for it.
         phi: "sinc" (the paper's basis), "residual" (ours: z + sincs, exactly LoRA until c moves), "sine" (fixed:
-            Sine-LoRA, arXiv:2403.19243, s sin(omega B A) / sqrt(in)) or "linear" (ours: no knee; with a carrier its two
-            slopes alone are learned, without one it is LoRA with a learned scale per layer).
+            Sine-LoRA, arXiv:2403.19243, s sin(omega B A) / sqrt(in)) or "linear" (ours: no knee; with a carrier only
+            its two slopes are learned, without one it is LoRA with a learned scale per layer).
         num_basis: K, how many sincs: odd, at least 3. The middle one has no effect without a carrier.
         tau: knee of phi in units of 1 / sqrt(in), above 0; or "auto": phi is the identity during the warm-up, then tau
             follows kappa RMS(B A) of each layer until it is frozen for the last part of training. "auto" needs
             `lrlora.TauCallback` in the Trainer (`lrlora train` adds it), or `lrlora.follow_tau` in your own loop.
         kappa: knee in units of RMS(B A), for tau = "auto".
         tau_warmup_steps: optimizer steps as plain LoRA, for tau = "auto".
-        tau_follow: share of the training steps after which tau no longer moves, in [0, 1], for tau = "auto"; 0 sets it
-            once, after the warm-up.
+        tau_follow: fraction of the training steps after which tau no longer moves, in [0, 1], for tau = "auto"; 0 sets
+            it once, after the warm-up.
         share: who shares one phi: "matrix" (nobody), "type" (the same kind of layer in all blocks), "block", "global";
             "frozen": nobody, and c is not trained.
         omega: frequency of phi = "sine".
-        carrier: "signs" (ours) uses phi at +offset and -offset, by a pseudo-random sign for every entry, so that c can
+        carrier: "signs" (ours) uses phi at +offset and -offset, by a pseudo-random sign for every entry: c can then
             give the update a rank above r at first order (`lrlora.method.carrier`); "none" uses it at 0.
         carrier_offset: in units of tau, above 0; without effect on phi = "linear".
         carrier_start: where training starts: "open" is an update whose rank is not bounded by r, "closed" LoRA at first
@@ -82,7 +82,7 @@ class LRLoraConfig(PeftConfig):
     lora_dropout: float = field(default=0.0, metadata={"help": "dropout on the input of the update"})
     use_rslora: bool = field(default=False, metadata={"help": "s = lora_alpha / sqrt(r)"})
     target_modules: list[str] | str | None = field(default=None, metadata={"help": "names, a regex, or 'all-linear'"})
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "names or a regex to leave alone"})
+    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "names or a regex not to adapt"})
     target_parameters: list[str] | None = field(
         default=None, metadata={"help": "parameters to adapt: experts' weights"}
     )
@@ -105,7 +105,7 @@ class LRLoraConfig(PeftConfig):
     tau: float | Literal["auto"] = field(default=0.05, metadata={"help": "knee in units of 1/sqrt(in), or 'auto'"})
     kappa: float = field(default=1.0, metadata={"help": "knee in units of RMS(B A), for tau='auto'"})
     tau_warmup_steps: int = field(default=20, metadata={"help": "steps as plain LoRA, for tau='auto'"})
-    tau_follow: float = field(default=0.7, metadata={"help": "share of training after which tau is frozen"})
+    tau_follow: float = field(default=0.7, metadata={"help": "fraction of training after which tau is frozen"})
     share: Literal["matrix", "type", "block", "global", "frozen"] = field(
         default="matrix", metadata={"help": "who shares one phi"}
     )
@@ -216,7 +216,7 @@ class LRLoraConfig(PeftConfig):
         _check_positive(self.omega, "omega")
         _check_whole(self.tau_warmup_steps, "tau_warmup_steps", 0, "0 starts with phi at once")
         if not _is_number(self.tau_follow) or not 0 <= self.tau_follow <= 1:
-            raise InputError(f"tau_follow must be in [0, 1], a share of the training steps, got {self.tau_follow!r}")
+            raise InputError(f"tau_follow must be in [0, 1], a fraction of the training steps, got {self.tau_follow!r}")
 
     def _check_carrier_fields(self) -> None:
         _check_choice(self.carrier, "carrier", ("none", "signs"))
@@ -247,7 +247,7 @@ class LRLoraConfig(PeftConfig):
         """c at which training starts; empty for phi = "sine", which has none."""
         if self.phi == "sine":
             return []
-        # plain numbers, whatever device is the default where the model is made
+        # plain numbers on the CPU: the model may be made under another default device
         with torch.device("cpu"):
             if self.carrier == "none":
                 return initial_coefficients(self.num_basis, self.phi).tolist()

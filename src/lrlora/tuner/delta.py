@@ -29,7 +29,7 @@ _HALF = (torch.float16, torch.bfloat16)
 
 def start_on(start: tuple[float, ...], device: torch.device) -> Tensor:
     """c_start on a device; the same tensor in every call, since a copy to a GPU makes the host wait for it."""
-    # the fakes of a tracer must not be kept
+    # a tracer's fake tensors must not be cached
     if device.type == "meta" or torch.compiler.is_compiling() or detect_fake_mode() is not None:
         return torch.tensor(start, dtype=torch.float32, device=device)
     return _start_on(start, device)
@@ -58,15 +58,16 @@ class LRLoraDelta(nn.Module):
     moves c at ten times the rate of A and B, which c on its scale of 1 needs, and its weight decay pulls phi to where
     it started instead of to 0. An adapter of config_version 1 holds c itself in theta's place, and saves it as `c`.
 
-    All of them stand on one module without children, and are only used inside its forward: the layout that DDP, FSDP1
-    and FSDP2 can wrap. They stay in float32 when the model is cast. `tau` is a buffer in the units of B A; inf
-    means that it was not calibrated yet (tau = "auto"), and phi is the identity. It is no parameter, because it moves
-    inside the forward pass: what FSDP and ZeRO-3 shard is a copy there, and a write into it would be lost.
+    All of them belong to one module without children, and are only used inside its forward: the layout that DDP, FSDP1
+    and FSDP2 can wrap. They stay in float32 when the model is cast. `tau`, the knee, is the scale at which phi bends: a
+    buffer in the units of B A; inf means that it was not calibrated yet (tau = "auto"), and phi is the identity. It is
+    no parameter, because it changes inside the forward pass. There FSDP and ZeRO-3 give copies of the parameters that
+    they shard, and a write into a copy would be lost.
 
     With a carrier, `seed` is a buffer as well: the signs follow from it, and a layer keeps them under another name.
 
-    A theta that layers share is one parameter, registered in each of them. Whoever registers another in one of them (a
-    loader that assigns, a move away from the meta device) registers it in all.
+    A theta that layers share is one parameter, registered in each of them. Registering another one in one of them (by a
+    loader that assigns, or a move away from the meta device) registers it in all.
 
     For a stack of experts A, B and tau have the experts as a first axis, and so has theta unless it is shared.
     """
@@ -161,7 +162,7 @@ class LRLoraDelta(nn.Module):
     def weight(self) -> Tensor | None:
         """A, under the name by which PEFT's FSDP wrapping policy finds trainable leaf modules to shard on their own.
 
-        None where phi is shared: a parameter cannot lie in two shards, so that these stay in the unit around them.
+        None where phi is shared: a parameter cannot be in two shards. These modules stay in the unit around them.
         """
         return None if self.is_phi_shared else self.A
 
@@ -176,7 +177,7 @@ class LRLoraDelta(nn.Module):
     ) -> Tensor:
         """x (W0 + dW)^T + bias, or x dW^T where W0 is None; without x, [W0 +] dW itself, or some rows of dW.
 
-        In evaluation dW is kept for the next call, unless `keep` is off: for whoever only looks at it.
+        In eval mode dW is cached for the next call; pass keep=False to read dW without caching.
         """
         if self.training and self._kappa is not None:
             self._set_knee(self._kappa)
@@ -193,7 +194,7 @@ class LRLoraDelta(nn.Module):
         return ops.delta_weight(self.A, B, self.c, self.tau, scale, rows=rows, **how)
 
     def _from_kept(self, scale: float, x: Tensor | None, W0: Tensor | None, bias: Tensor | None) -> Tensor:
-        """As `forward`, with W0 as it is now and the kept dW."""
+        """As `forward`, with W0 as it is now and the cached dW."""
         if x is None:
             dW = self._kept_update(scale, torch.promote_types(self.A.dtype, torch.float32))
             return dW if W0 is None else (W0 + dW).to(W0.dtype)
@@ -261,7 +262,7 @@ class LRLoraDelta(nn.Module):
         return (found if tensor.device.type == "meta" else tensor.to(found.device)).float()
 
     def train(self, mode: bool = True) -> LRLoraDelta:
-        """Enter training or evaluation; an update kept for evaluation is freed either way.
+        """Enter training or evaluation; an update cached for evaluation is freed either way.
 
         trl casts the adapters on quantised bases to bfloat16 through `.data`: they are put back into float32 before
         training begins.
@@ -274,14 +275,14 @@ class LRLoraDelta(nn.Module):
         return super().train(mode)
 
     def drop_kept_update(self) -> None:
-        """Free the update kept for evaluation, if there is one."""
+        """Free the update cached for evaluation, if there is one."""
         self._kept.drop()
 
     def follow_knee(self, kappa: float | None) -> None:
         """Set tau = kappa RMS(B A) at the beginning of the next forward pass in training; None leaves it as it is.
 
-        Where B A is 0 still, tau becomes inf, which changes no update; kappa = inf does that alone. Not at once: where
-        a library shards A and B (FSDP, ZeRO-3), they are whole inside the forward pass alone.
+        Where B A is still 0, tau becomes inf, which changes no update; kappa = inf changes only these. Tau is not set
+        at once: where a library shards A and B (FSDP, ZeRO-3), they are whole only inside the forward pass.
         """
         self.is_knee_followed = True
         self._kappa = kappa

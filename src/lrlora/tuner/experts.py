@@ -1,8 +1,8 @@
 """Adapters on parameters that no linear layer holds: the 3-D weights of experts, through `target_parameters`.
 
-A module of experts multiplies with its parameters itself, so an adapter cannot stand beside a product. While the module
-runs, W0 + dW stands in the place of the parameter instead; the parameter itself is not touched. That costs one more
-tensor of the size of the parameter, kept until the backward pass unless gradient checkpointing is on.
+A module of experts multiplies with its parameters itself, so an adapter cannot add its update to the product. While the
+module runs, W0 + dW replaces the parameter; the parameter itself is not changed. That costs one more tensor of the size
+of the parameter, kept until the backward pass unless gradient checkpointing is on.
 """
 
 from __future__ import annotations

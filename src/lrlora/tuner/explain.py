@@ -38,7 +38,7 @@ def _product(layer: LRLoraLayer, autocast: torch.dtype | None) -> str:
     if isinstance(layer, ParamWrapper):
         return "the module computes with W0 + dW in the place of its parameter"
     if not isinstance(layer, Linear):
-        return f"base(x) + the share of dW, for {type(layer).__name__}"
+        return f"base(x) + the contribution of dW, for {type(layer).__name__}"
     weight = layer.get_base_layer().weight
     assert isinstance(weight, torch.Tensor)
     device = weight.device

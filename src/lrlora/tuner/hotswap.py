@@ -31,12 +31,12 @@ def hotswap_adapter(model: PeftModel, adapter: str, adapter_name: str = "default
     Where both have the same r, K, phi, share and carrier, the values are copied into the tensors that are there, so
     that a model under torch.compile goes on without a new compilation unless its scale differs. Elsewhere a layer's
     adapter is made anew, or taken out where the saved one has none. Heads, biases and token vectors that both train
-    are exchanged with it. PEFT's own `hotswap_adapter` knows LoRA alone.
+    are exchanged with it. PEFT's own `hotswap_adapter` takes LoRA only.
 
     Args:
         model: a PeftModel with LR-LoRA.
         adapter: a folder as `save_pretrained` writes it, or a name on the hub; only safetensors are read.
-        adapter_name: the loaded adapter that gives way.
+        adapter_name: the loaded adapter that is replaced.
 
     Raises:
         InputError: no such adapter on the model, or it is merged; a saved adapter of another method, for other layers,
@@ -182,7 +182,7 @@ def _check_rest(
     others = {key: value for key, value in state.items() if _MARK not in key}
     everything = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
     trained = {key: value for key, value in everything.items() if _MARK not in key}
-    # the base's own embeddings, which PEFT saves beside an adapter of them, must be those that are there
+    # the base's own embeddings, which PEFT saves with an adapter of them, must equal those of the model
     base = model.state_dict() if others.keys() - trained.keys() else {}
     for key in sorted(others.keys() | trained.keys()):
         value, held = others.get(key), trained.get(key, base.get(key))
@@ -192,7 +192,7 @@ def _check_rest(
             is_fit = torch.equal(value, held.to(value))
         if not is_fit:
             raise InputError(
-                f"{adapter} and adapter {adapter_name!r} do not train the same beside LR-LoRA: {key} is "
+                f"{adapter} and adapter {adapter_name!r} do not train the same besides LR-LoRA: {key} is "
                 f"{_shape(value)} in the file and {_shape(held)} in the model; load it with model.load_adapter instead"
             )
     broken = [key for key, value in state.items() if not key.endswith(f"{_MARK}tau") and not value.isfinite().all()]

@@ -1,4 +1,4 @@
-"""Whatever lrlora uses of PEFT beyond its public classes, in one place: a PEFT release can break this file only."""
+"""All that lrlora uses of PEFT beyond its public classes, in one place: a PEFT release can break this file only."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def resolve_quantization(layer: Any, model: Any) -> Any:
 def tuner_key_prefixes(model, adapter_name: str | None = None) -> set[str]:
     """State-dict key prefixes of the adapter's tensors, also where FSDP1 wraps modules inside the model.
 
-    PEFT 0.21 strips FSDP1's wrapper name only at the front of a module's name, so that nested wrapping would select
+    PEFT 0.21 strips FSDP1's wrapper name only at the front of a module's name: with nested wrapping it would select
     nothing and save an empty adapter.
     """
     prefixes = _get_tuner_state_dict_key_prefixes(model, adapter_name=adapter_name)

@@ -1,4 +1,4 @@
-"""The update of a layer, kept between calls in evaluation: generation does not make it anew for every token."""
+"""The update of a layer, cached between calls in evaluation: generation does not compute it again for every token."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 SPARED_SHARE = 0.1
-"""An update is kept only if this share of the device's memory stays free beside it."""
+"""An update is cached only if this fraction of the device's memory stays free afterwards."""
 
 
 class _Kept(NamedTuple):
@@ -23,14 +23,14 @@ class KeptUpdate:
 
     An update is used again only where A, B, c and tau are equal to these copies, entry by entry, on any device and
     however they were written; the base weight is no part of it. On a GPU that makes the host wait once per layer and
-    call. An entry is never changed after it was made, so that threads can share it.
+    call. An entry is never changed after it was made: threads can share it.
     """
 
     def __init__(self) -> None:
         self._entries: dict[torch.dtype, _Kept] = {}
 
     def __reduce__(self) -> tuple[type[KeptUpdate], tuple[()]]:
-        """Nothing is kept in a copy, or in a file."""
+        """A copy, or a file, begins with an empty cache."""
         return KeptUpdate, ()
 
     def drop(self) -> None:
@@ -44,7 +44,7 @@ class KeptUpdate:
         dtype: torch.dtype,
         make: Callable[[list[Tensor | None]], Tensor],
     ) -> Tensor:
-        """The update in this precision: the kept one, or a new one that `make` makes from the sources."""
+        """The update in this precision: the cached one, or a new one that `make` computes from the sources."""
         present = [tensor.detach() for tensor in sources if tensor is not None]
         entry = self._entries.get(dtype)
         if entry is not None and entry.scale == scale and _are_equal(entry.sources, present):
@@ -62,7 +62,7 @@ class KeptUpdate:
 
 
 def why_not_kept(tensor: Tensor) -> str | None:
-    """Why nothing can be kept of a layer with this factor A now; None where it can."""
+    """Why the update of a layer with this factor A cannot be cached now; None where it can."""
     if torch.is_grad_enabled():
         return "gradients are wanted"
     if torch.compiler.is_compiling():

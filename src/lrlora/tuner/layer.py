@@ -1,4 +1,4 @@
-"""What every adapted layer has, whatever its type: the bookkeeping that PEFT asks for, merging, and the mixed batch."""
+"""What adapted layers of every type have: the bookkeeping that PEFT asks for, merging, and the mixed batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lrlora.tuner.internals import BaseTunerLayer, check_adapters_to_merge
 from lrlora.tuner.snapshot import WeightSnapshot, unpack
 
 BASE = "__base__"
-"""The adapter name that stands, in a mixed batch, for no adapter."""
+"""The adapter name that means, in a mixed batch, no adapter."""
 
 
 class LRLoraLayer(BaseTunerLayer):
@@ -91,7 +91,7 @@ class LRLoraLayer(BaseTunerLayer):
         return self.delta(adapter)(self.scaling[adapter], keep=False)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """True: the update is added to the weight, so that PEFT's convert_to_lora can factorise it."""
+        """True: the update is added to the weight, and PEFT's convert_to_lora can factorise it."""
         return True
 
     def set_scale(self, adapter: str, scale: float) -> None:
@@ -125,7 +125,7 @@ class LRLoraLayer(BaseTunerLayer):
         return [name for name in self.active_adapters if name in self.lrlora_delta]
 
     def adapted(self, x: Tensor, *args: Any, adapter_names: list[str] | None = None, **kwargs: Any) -> Tensor:
-        """base(x) + the share of every active adapter, or of the adapter named for each row of the batch."""
+        """base(x) + the contribution of every active adapter, or of the adapter named for each row of the batch."""
         if self.disable_adapters and self.merged:
             self.unmerge()
         if adapter_names is not None:
@@ -162,9 +162,9 @@ class LRLoraLayer(BaseTunerLayer):
         )
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add dW of the adapters to the base weight; the weight as it was is kept aside for `unmerge`.
+        """Add dW of the adapters to the base weight; a copy of the original weight is kept for `unmerge`.
 
-        The sum is made in float32 from the kept weight and all merged adapters, then cast (or quantised again), so that
+        The sum is computed in float32 from the original weight and all merged adapters, then cast (or quantised again):
         merging one adapter after another equals merging them at once.
 
         Args:

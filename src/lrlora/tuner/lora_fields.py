@@ -12,7 +12,7 @@ from lrlora.errors import InputError
 _INITS = "A and B start at random and at 0, because dW = 0 is where phi is known"
 NOT_HERE: dict[str, str] = {
     "use_dora": "DoRA's magnitude is not combined with phi; leave it out, or train peft.LoraConfig(use_dora=True)",
-    "lora_bias": "a bias beside B has no place in phi(B A); leave it out, or train the layers' own with bias='all'",
+    "lora_bias": "a bias of B has no place in phi(B A); leave it out, or train the layers' own with bias='all'",
     "layer_replication": "layers are not repeated; leave it out, or repeat them in the base",
     "loftq_config": f"{_INITS}; leave it out",
     "eva_config": f"{_INITS}; leave it out",

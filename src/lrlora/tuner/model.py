@@ -210,7 +210,7 @@ class LRLoraModel(BaseTuner):
 
 
 class Placed(NamedTuple):
-    """The update of one adapter, and where it stands in a model.
+    """The update of one adapter, and its place in a model.
 
     Args:
         name: of the adapted module, or of the adapted parameter where `target_parameters` chose it.
@@ -237,7 +237,7 @@ def deltas(model: nn.Module, adapter_name: str | None = None) -> list[Placed]:
         if isinstance(layer, LRLoraLayer):
             if isinstance(layer, ParamWrapper):
                 name = f"{name.replace('.base_layer', '')}.{layer.parameter_name}"
-            # a delta may stand behind a wrapper of FSDP or torch.compile, so no isinstance here
+            # a delta may be inside a wrapper of FSDP or torch.compile, so no isinstance here
             found += [
                 Placed(name, layer, a, cast(LRLoraDelta, d))
                 for a, d in layer.lrlora_delta.items()

@@ -21,7 +21,7 @@ _MLP = re.compile(
 
 
 def block_of(name: str) -> int | None:
-    """Index of the block that a module stands in: the first whole number in its name; None outside all blocks.
+    """Index of the block that a module is in: the first whole number in its name; None outside all blocks.
 
     Example:
         >>> block_of("bert.encoder.layer.3.attention.self.query")

@@ -1,4 +1,4 @@
-"""What the optimizer and the training loop need to know of an LR-LoRA model: parameter groups, and the knee tau."""
+"""What the optimizer and the training loop need to know of an LR-LoRA model: parameter groups, and phi's knee tau."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def param_groups(
     weight_decay: float = 0.0,
     b_lr: float | None = None,
 ) -> list[dict[str, Any]]:
-    """Groups for a torch optimizer, for whoever wants rates of their own for c or B, and decay for matrices alone.
+    """Groups for a torch optimizer: separate learning rates for c or B, and weight decay for matrices only.
 
-    A trainer that knows nothing of them trains c well without: theta, from which c comes, makes it move ten times as
-    fast as A and B (`LRLoraDelta`), and weight decay pulls it to where it started.
+    A trainer trains c well without them: theta, from which c comes, makes it move ten times as fast as A and B
+    (`LRLoraDelta`), and weight decay pulls it to where it started.
 
     Args:
         model: a PeftModel with LR-LoRA, or any model (then there is no group for c).
@@ -57,12 +57,12 @@ def param_groups(
 
 
 def follow_tau(model: nn.Module, step: int, total_steps: int) -> bool:
-    """Let the knee of every trained adapter with tau = "auto" move to kappa RMS(B A), where this step asks for it.
+    """Set tau = kappa RMS(B A) for every trainable adapter with tau = "auto", if `step` is in the schedule's window.
 
-    phi is the identity before `tau_warmup_steps`; then tau follows until `tau_follow` of all steps are done (at least
-    once), and stays. Call it before the forward pass of every optimizer step; `TauCallback` does. The knee moves inside
-    that forward pass, where A and B are whole also under FSDP and ZeRO-3. It depends on the step and the weights alone,
-    so a resumed run does what an uninterrupted one does.
+    The window begins at `tau_warmup_steps`, before which phi is the identity. It ends when the fraction `tau_follow` of
+    all steps is done, and holds at least one step; tau then stays. Call this before the forward pass of every optimizer
+    step; `TauCallback` does. Tau is set inside that forward pass, where A and B are whole also under FSDP and ZeRO-3.
+    It depends only on the step and the weights, so a resumed run does what an uninterrupted one does.
 
     Args:
         model: a PeftModel with LR-LoRA.
@@ -70,7 +70,7 @@ def follow_tau(model: nn.Module, step: int, total_steps: int) -> bool:
         total_steps: optimizer steps of the whole training.
 
     Returns:
-        Whether any knee moves in the next forward pass.
+        Whether any tau is set in the next forward pass.
     """
     is_moving = False
     for _, layer, adapter_name, delta in deltas(model):

@@ -1,4 +1,4 @@
-"""A base weight as it was before merging, whatever it is stored in, to be put back bit for bit."""
+"""A base weight as it was before merging, in any storage format, to be put back bit for bit."""
 
 from __future__ import annotations
 

@@ -69,13 +69,13 @@ class Linear(nn.Module, LRLoraLayer):
         if torch.is_autocast_enabled(x.device.type):
             return "autocast would round W0 + dW"
         if self.training and not isinstance(self.lrlora_dropout[active[0]], nn.Identity):
-            return "dropout acts on the input of the update alone"
+            return "dropout acts only on the input of the update"
         if base.weight.requires_grad:
             return "W0 is trained as well"
         return None
 
     def _is_worth_a_sum(self, x: Tensor) -> bool:
-        """Not for few rows in evaluation: reading W0 and the kept dW costs less there than adding them."""
+        """Not for few rows in evaluation: reading W0 and the cached dW costs less there than adding them."""
         if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return True
         return x.numel() >= ROWS_WORTH_A_SUM * self.in_features
