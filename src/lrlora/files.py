@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all: written beside their place, then renamed into it."""
+"""Files and folders that are there whole or not at all: written under a temporary name, then renamed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lrlora.errors import InputError
 _NOT_WRITTEN = {
     (errno.ENOSPC, errno.EDQUOT): "no space left on the disk while writing {}; {}",
     (errno.EACCES, errno.EPERM): "not allowed to write {}; pass a place that is yours",
-    (errno.EROFS,): "{} lies on a file system that is read-only; pass another place",
+    (errno.EROFS,): "{} is on a file system that is read-only; pass another place",
     (errno.EISDIR,): "{} is a folder, needed a file; pass another place",
     (errno.ENAMETOOLONG,): "the name {} is too long for the file system; pass a shorter one",
     (errno.ELOOP,): "{} leads through links that lead to each other; pass another place",
@@ -28,7 +28,7 @@ _NOT_WRITTEN = {
 
 @contextlib.contextmanager
 def new_file(path: Path, read: Iterable[Path] = ()) -> Iterator[Path]:
-    """A path to write to, beside `path`; renamed into place at the end, deleted after an error.
+    """A temporary file next to `path`, to write to; renamed to `path` at the end, deleted after an error.
 
     Args:
         path: the file.
@@ -61,19 +61,20 @@ def new_file(path: Path, read: Iterable[Path] = ()) -> Iterator[Path]:
 def new_folder(
     path: Path, overwrite: bool = False, written: Sequence[str] | None = None, read: Iterable[Path] = ()
 ) -> Iterator[Path]:
-    """An empty folder to write to, beside `path`; renamed into place at the end, deleted after an error.
+    """A temporary empty folder next to `path`, to write to; renamed to `path` at the end, deleted after an error.
 
-    What a killed process left beside `path` is deleted at the start; a folder that it was about to replace is put back.
+    A temporary folder that a killed process left is deleted at the start. A folder that it was about to replace is put
+    back.
 
     Args:
-        path: where the folder shall stand; a link to a folder stands for that folder.
+        path: of the folder; a link to a folder means that folder.
         overwrite: take the place of a folder that is there.
         written: patterns of the files that may be deleted with such a folder; None means all files.
-        read: folders and files that the new folder must not be, hold or lie in.
+        read: folders and files that the new folder must not be, hold or be in.
 
     Raises:
         InputError: `path` is there and not empty, and overwrite is off, or it holds other files than `written`; it is,
-            holds or lies in what is read; or the disk is full.
+            holds or is in what is read; or the disk is full.
     """
     check_folder(path, overwrite, written, read)
     path = path.expanduser().resolve()
@@ -119,8 +120,7 @@ def check_folder(path: Path, overwrite: bool, written: Sequence[str] | None, rea
 def check_file(path: Path, read: Iterable[Path] = ()) -> None:
     """Refuse to write over a file that is read, or over a folder.
 
-    A .csv or .html that is there is a result, and may be replaced; whatever else is there in a folder that is read may
-    not.
+    An existing .csv or .html is a result, and may be replaced. No other file in a folder that is read may be replaced.
 
     Raises:
         InputError: it is such a file or folder.
@@ -143,7 +143,7 @@ def _refuse_overlap(out: Path, source: Path) -> None:
     links = [Path(os.path.realpath(f)) for f in source.iterdir() if f.is_symlink()] if source.is_dir() else []
     is_around = any(_is_same(out, p) for inside in (source, *links) for p in (inside, *inside.parents))
     if is_around or any(_is_same(p, source) for p in out.parents):
-        raise InputError(f"--out {out} is, holds or lies in {source}, which is read; pass another --out")
+        raise InputError(f"--out {out} is, holds or is inside {source}, which is read; pass another --out")
 
 
 def _is_same(a: Path, b: Path) -> bool:
@@ -267,7 +267,7 @@ def append_line(path: Path, line: str) -> None:
 
 
 def drop_lines_after(path: Path, step: int) -> int | None:
-    """Keep the lines of JSON up to a "step", whole lines alone; the last step kept, None where there is none."""
+    """Keep the lines of JSON up to a "step", only whole lines; returns the last step kept, None where there is none."""
     if not path.exists():
         return None
     kept = [line for line in read_json_lines(path) if line["step"] <= step]

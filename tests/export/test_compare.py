@@ -166,7 +166,7 @@ def test_what_cannot_be_compared(trained, tmp_path, capsys):
     (folder / "run" / "adapter").rename(elsewhere)
     try:
         assert main(["evaluate", str(elsewhere)]) == 2
-        assert "does not lie in a run folder" in capsys.readouterr().err
+        assert "is not in a run folder" in capsys.readouterr().err
     finally:
         elsewhere.rename(folder / "run" / "adapter")
 

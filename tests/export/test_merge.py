@@ -301,8 +301,8 @@ def _filled(case: Case, folder: Path) -> list[str]:
     [
         (_other_method, "is an adapter of type LORA, not LRLORA"),
         (_other_shapes, "does not fit this base model"),
-        (_pickled, "pickled weights alone (pytorch_model.bin), which lrlora does not read"),
-        (_gguf, "quantised GGUF weights alone (model.Q4_1.gguf)"),
+        (_pickled, "only pickled weights (pytorch_model.bin), which lrlora does not read"),
+        (_gguf, "only quantised GGUF weights (model.Q4_1.gguf)"),
         (_quantised, "is quantised (bitsandbytes)"),
         (_lost_shard, "which its index names"),
         (_filled, "is there already and is not empty"),

@@ -20,7 +20,7 @@ class ExportArguments:
     adapter: str = field(metadata={"help": "an adapter folder, or a run folder that holds one"})
     out: Optional[str] = field(default=None, metadata={"help": "folder to write the LoRA adapter to"})
     energy: Optional[float] = field(
-        default=None, metadata={"help": "share of |dW|^2 that every layer keeps; 0.99 if nothing is chosen"}
+        default=None, metadata={"help": "fraction of |dW|^2 that every layer keeps; 0.99 if nothing is chosen"}
     )
     rank: Optional[int] = field(default=None, metadata={"help": "the same rank for all layers"})
     budget: Optional[int] = field(

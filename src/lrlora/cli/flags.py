@@ -60,7 +60,7 @@ def parse(
         raise SystemExit(0)
     names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
     check_flags(names, arguments, refuse)
-    # no file of flags beside the program: a command is what was typed
+    # no file of flags is read: a command is what was typed
     chosen, unknown = parser.parse_args_into_dataclasses(
         arguments, return_remaining_strings=True, look_for_args_file=False
     )
@@ -100,7 +100,7 @@ def check_flags(names: list[str], arguments: list[str], refuse: Callable[[str], 
 
 
 def _meant(name: str, names: list[str]) -> str | None:
-    """The flag that a misspelt one stands for: by its beginning, by its initials, or by its letters."""
+    """The flag that a misspelt one means: by its beginning, by its initials, or by its letters."""
     near = [n for n in names if n.startswith(name) or "".join(word[:1] for word in n.split("_")) == name]
     return next(iter(near or difflib.get_close_matches(name, names, n=1)), None)
 
@@ -108,7 +108,7 @@ def _meant(name: str, names: list[str]) -> str | None:
 def quiet_libraries() -> None:
     """Keep what transformers, datasets and the like say about themselves out of the verb's output.
 
-    Of several processes that torchrun has started the first one alone gives warnings.
+    Of several processes that torchrun has started only the first one gives warnings.
     """
     import importlib.util
     import logging

@@ -21,7 +21,7 @@ VERBS = {
     "evaluate": "the task metric of the base, the adapter, and what it is merged or exported to",
     "merge": "a checkpoint of plain transformers: the update added to the base's weights",
     "export": "a plain LoRA adapter, and what it loses",
-    "report": "one HTML page: the learned ranks of runs beside their nulls, and how sure they are",
+    "report": "one HTML page: the learned ranks of runs, their baselines, and how sure they are",
     "study": "compare methods on tasks, each tuned by the same budget, over seeds",
 }
 """Every verb and what it does; `lrlora.cli.verbs.module_of` finds the file with its flags and `run(arguments)`."""
@@ -49,7 +49,7 @@ _NEEDS = {
     "report": ("scipy", "jinja2", "plotly"),
     "study": (*_TASKS, "yaml"),
 }
-"""What a verb needs beside the package's own dependencies; some flags, and some tasks of a study, need more."""
+"""What a verb needs besides the package's own dependencies; some flags, and some tasks of a study, need more."""
 
 # files of our own come to an error with their name, by lrlora.files
 _NO_OUTPUT = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EBADF)
@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         # else print would send warnings to stdout
         sys.stderr = open(os.devnull, "w")
     if sys.stdout is None:
-        return _complain(InputError("stdout is closed, so that no result could be shown; send it to a file"), 2, False)
+        return _complain(InputError("stdout is closed, no result could be shown; send it to a file"), 2, False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # names of files may hold what the terminal cannot show
@@ -173,7 +173,7 @@ def _explain(verb: str, error: Exception, is_debugging: bool) -> int:
 
 
 def _complain(error: Exception, status: int, is_debugging: bool, is_of_one: bool = False) -> int:
-    """Print an error; what every process of several meets is said by the first alone."""
+    """Print an error; one that every process of several has is printed only by the first."""
     if is_debugging:
         traceback.print_exc()
     message = " ".join(str(error).split()) or type(error).__name__

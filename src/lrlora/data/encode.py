@@ -150,7 +150,7 @@ def uses_chat(tokenizer: Any, template: Template) -> bool:
 
 
 def prompt_text(request: str, tokenizer: Any, is_chat: bool) -> str:
-    """What stands before an answer, in training as in evaluation."""
+    """The text before an answer, in training as in evaluation."""
     if not is_chat:
         return f"### Instruction:\n{request}\n\n### Response:\n"
     message = [{"role": "user", "content": request}]
@@ -176,7 +176,7 @@ class _Instruction:
 
 
 def encode_instruction(row: dict[str, Any], tokenizer: Any, max_length: int, is_chat: bool) -> dict[str, list[int]]:
-    """One instruction and its answer; the loss sees the answer (and the end token) alone.
+    """One instruction and its answer; the loss is on the answer (and the end token) only.
 
     Where both do not fit into max_length, the front of the prompt is cut; the answer and its end token never are.
 
@@ -198,7 +198,7 @@ def _instruction(row: dict[str, Any], tokenizer: Any, max_length: int, is_chat: 
         least = 1 + _tokens_behind(request, tokenizer, is_chat)
         if room < least:
             raise InputError(
-                f"its answer has {len(answer)} tokens, so that max_length {max_length} leaves nothing of its "
+                f"its answer has {len(answer)} tokens, and max_length {max_length} leaves nothing of its "
                 f"instruction; pass max_length {len(answer) + least} or more ({length} for all of it), or leave the "
                 "row out"
             )
@@ -208,6 +208,6 @@ def _instruction(row: dict[str, Any], tokenizer: Any, max_length: int, is_chat: 
 
 
 def _tokens_behind(request: str, tokenizer: Any, is_chat: bool) -> int:
-    """How many tokens of a prompt stand behind the instruction itself."""
+    """How many tokens of a prompt come after the instruction itself."""
     _, _, behind = prompt_text(request, tokenizer, is_chat).rpartition(request.strip())
     return len(tokenizer(behind, add_special_tokens=False, verbose=False)["input_ids"])

@@ -49,7 +49,7 @@ class Facts:
 def drawn_facts(count: int, values: int) -> Facts:
     """Facts "the ATTRIBUTE of ENTITY" with an answer that is uniform in `values` words: log2(values) bits each.
 
-    Entities and answers are made of syllables, three and two of them. The draw depends on `values` alone: fewer facts
+    Entities and answers are made of syllables, three and two of them. The draw depends only on `values`: fewer facts
     are the first of more.
 
     Args:
@@ -135,7 +135,7 @@ def check_pattern(pattern: str) -> None:
 
 
 def written(pattern: str, question: str, answer: str) -> tuple[str, str]:
-    """A pair as a text, and what of it stands before the answer.
+    """A pair as a text, and the part of it before the answer.
 
     Example:
         >>> written("{question} = {answer}.", "one", "eins")
@@ -170,12 +170,12 @@ def encode_recalled(rows: Dataset, tokenizer: Any, max_length: int) -> Dataset:
     The text is read whole, as it would be without a border: the answer begins with the first token that depends on it.
 
     Args:
-        rows: columns text, the pair as a text, and prompt, what of it stands before the answer.
+        rows: columns text, the pair as a text, and prompt, the part of it before the answer.
         tokenizer: of the model.
         max_length: tokens of a row at most.
 
     Raises:
-        InputError: a longer row; a row of which no token stands before the answer.
+        InputError: a longer row; a row that has no token before the answer.
     """
     from datasets import Dataset
 
@@ -188,7 +188,7 @@ def encode_recalled(rows: Dataset, tokenizer: Any, max_length: int) -> Dataset:
             (n for n, (a, b) in enumerate(zip(whole, prompt, strict=False)) if a != b), min(len(whole), len(prompt))
         )
         if not 0 < known < len(ids):
-            raise InputError(f"no token stands before the answer in {text!r}, or none in it; give another pattern")
+            raise InputError(f"no token is before the answer in {text!r}, or none in it; give another pattern")
         made["input_ids"].append(ids)
         made["attention_mask"].append([1] * len(ids))
         made["labels"].append([IGNORED] * known + ids[known:])

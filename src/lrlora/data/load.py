@@ -153,7 +153,7 @@ def _at_most(rows: Dataset, limit: int | None, seed: int) -> Dataset:
 
 
 def _check_variety(train: Dataset, kind: Kind, classes: Sequence[str], notes: list[str]) -> None:
-    """Refuse training rows that have one label alone, and name the classes that none of them has.
+    """Refuse training rows that have only one label, and name the classes that none of them has.
 
     Raises:
         InputError: there is nothing to learn.

@@ -107,7 +107,7 @@ def classes_of(tables: Sequence[Table], names: Sequence[Sequence[str]], column: 
 
     Args:
         tables: the training table, and the evaluation table where there is one.
-        names: as `names_of_classes` gives them, of every row of both, whatever rows are used later.
+        names: as `names_of_classes` gives them, of every row of both, before rows are drawn.
         column: of the labels.
         notes: gets what the user should know.
 
@@ -126,7 +126,7 @@ def classes_of(tables: Sequence[Table], names: Sequence[Sequence[str]], column: 
     for group in alike.values():
         if len(group) > 1:
             notes.append(
-                f"{tables[0].where}: the classes {', '.join(map(repr, group))} differ in white space or case alone"
+                f"{tables[0].where}: the classes {', '.join(map(repr, group))} differ only in white space or case"
             )
     if len(classes) > _MANY_CLASSES and 2 * len(classes) > len(names[0]):
         notes.append(
@@ -137,7 +137,7 @@ def classes_of(tables: Sequence[Table], names: Sequence[Sequence[str]], column: 
 
 
 def refuse_unknown_classes(table: Table, names: Sequence[str], classes: Sequence[str], whose: str) -> None:
-    """Refuse rows of a class that is not known; some of the classes alone are fine.
+    """Refuse rows of a class that is not known; the rows need not have all classes.
 
     Raises:
         InputError: naming the first such row, and a class that it may mean.

@@ -1,4 +1,4 @@
-"""Where the rows of a task lie: the training and the evaluation table of a file, a folder, or a dataset of the hub."""
+"""Where the rows of a task are: the training and the evaluation table of a file, a folder, or a dataset of the hub."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class DataSource:
         kind: "classification", "regression" or "causal"; None reads it off the columns.
         text_columns: one or two columns of text; None reads them off the file.
         label_column: column of the label.
-        eval_data: a file, folder or hub dataset whose rows are evaluated, all of them; None: those beside the training
+        eval_data: a file, folder or hub dataset whose rows are evaluated, all of them; None: those next to the training
             rows, or a tenth split off them.
         train_rows, eval_rows: use at most so many, drawn with `seed`; None means all.
         seed: of that draw, and of the split where there is no evaluation file.

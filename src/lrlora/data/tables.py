@@ -189,7 +189,7 @@ def _csv(path: Path) -> Table:
                 continue
             numbers.append(len(numbers) + 1)
             if len(cells) != len(header):
-                advice = "a text that holds a comma must stand in quotes" if len(cells) > len(header) else "cells lack"
+                advice = "a text that holds a comma must be in quotes" if len(cells) > len(header) else "cells lack"
                 raise InputError(
                     f"{path}: row {numbers[-1]} (line {reader.line_num}) has {len(cells)} cells, the header "
                     f"{len(header)}: {advice}: {shortened(','.join(cells))}"

@@ -1,4 +1,4 @@
-"""What a task is: its kind, its columns, its metrics. The nine tasks of GLUE (arXiv:1804.07461) stand here by name."""
+"""What a task is: its kind, its columns, its metrics. The nine tasks of GLUE (arXiv:1804.07461) are here by name."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class TaskData:
 
 
 MACRO_F1 = "macro_f1"
-"""Metric beside those of a task, where there are more than two classes; never the first."""
+"""Metric added to those of a task, where there are more than two classes; never the first."""
 
 
 def compute_metrics(names: tuple[str, ...], predictions: Any, references: Any, positive: int = 1) -> dict[str, float]:
@@ -103,7 +103,7 @@ def compute_metrics(names: tuple[str, ...], predictions: Any, references: Any, p
 
     functions = {
         "accuracy": lambda: float(metrics.accuracy_score(references, predictions)),
-        # as the mean over the one class, which also stands for it where no row is of that class
+        # as the mean over the one class, which is defined even where no row is of that class
         "f1": lambda: float(
             metrics.f1_score(
                 references,

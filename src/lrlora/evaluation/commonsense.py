@@ -38,14 +38,14 @@ def score_commonsense(
         how: "likelihood" takes the choice that the model finds most likely; "generation" lets it write, and reads
             the first answer word.
         batch_size: sequences at once, at least 1.
-        prompt: for "likelihood" alone: "question" asks as lm-eval does and compares the choices themselves;
+        prompt: for "likelihood" only: "question" asks as lm-eval does and compares the choices themselves;
             "instruction" asks as in training and compares "the correct answer is X".
         template: of the instruction, as in `lrlora train`.
 
     Returns:
         "acc" and "rows"; for "likelihood" also "acc_stderr", "choice_loss" (nats a row, see `ChoiceScores`), and
-        "acc_norm" where lm-eval has it for the task; for "generation" also "answered", the share of rows with an answer
-        word.
+        "acc_norm" where lm-eval has it for the task; for "generation" also "answered", the fraction of rows with an
+        answer word.
 
     Raises:
         InputError: an unknown task or way, no rows, rows of another task, or lm-eval is not installed.

@@ -1,7 +1,7 @@
 """Accuracy by generation, as in LLM-Adapters (arXiv:2304.01933): the model writes, the first answer word counts.
 
 Two things differ from its script, and are ours: the most likely token is taken where it searches with 4 beams, and a
-row stops as soon as its answer word stands there, which changes no answer.
+row stops as soon as its answer word is complete, which changes no answer.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ def score_generation(
     max_new_tokens: int = MAX_NEW_TOKENS,
     template: Template = "auto",
 ) -> dict[str, float]:
-    """Share of rows whose first written answer word is the right one; arguments as in `score_commonsense`.
+    """Fraction of rows whose first written answer word is the right one; arguments as in `score_commonsense`.
 
     Returns:
-        "acc"; "answered", the share of rows with any answer word (the others count as wrong); "rows".
+        "acc"; "answered", the fraction of rows with any answer word (the others count as wrong); "rows".
     """
     texts = generate_answers(model, tokenizer, task, rows, batch_size, max_new_tokens, template)
     answers = [answer_in(task, text) for text in texts]

@@ -17,7 +17,7 @@ def labelled_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor, 
 
     Args:
         model: as it is called.
-        batch: its inputs with labels [B, T], where IGNORED stands for none; the first token of a row has no logits.
+        batch: its inputs with labels [B, T], where IGNORED means none; the first token of a row has no logits.
 
     Returns:
         Logits [N, V], the labels [N], and which tokens behind the first they are, [B, T - 1].

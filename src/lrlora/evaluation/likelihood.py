@@ -1,7 +1,7 @@
 """Accuracy by likelihood of the choices, computed by lm-eval on rows that we have: nothing is downloaded.
 
-lm-eval's own tasks read the hub. Ours are built in code from the rows, so that local files, fixed subsets and models in
-memory work; words and metrics are those of lm-eval's tasks of the same name.
+lm-eval's own tasks read the hub. Ours are built in code from the rows: local files, fixed subsets and models in
+memory work. Words and metrics are those of lm-eval's tasks of the same name.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class ChoiceScores:
     """What lm-eval found.
 
     Args:
-        acc: share of rows whose most likely choice is the right one.
+        acc: fraction of rows whose most likely choice is the right one.
         acc_norm: the same with every log-likelihood divided by the choice's length in characters; None where lm-eval
             does not have it for the task.
         acc_stderr: standard error of acc over the rows; says nothing about training seeds.
-        choice_loss: - log of the right choice's share of the likelihood of all choices, in nats, mean over the rows;
-            log n where all n are alike. It tells models apart even where their accuracies are at chance. Not lm-eval's.
+        choice_loss: -log(likelihood of the right choice / sum over all choices), in nats, mean over the rows; log n
+            where all n are alike. It tells models apart even where their accuracies are at chance. Not lm-eval's.
         log_likelihoods: of every row's choices, summed over their tokens.
         predictions: number of the most likely choice of every row.
     """

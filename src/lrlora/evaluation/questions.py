@@ -35,7 +35,7 @@ def ask(task: str, row: dict[str, Any]) -> Asked:
     """
     question, choices, label = row["question"], row["choices"], row["label"]
     if task == "winogrande":
-        # the option is read, and what stands after the gap is scored
+        # the option is read, and the text after the gap is scored
         before, after = question.split("_", 1)
         return Asked([before + choice for choice in choices], [after.strip()] * len(choices), label)
     if task == "hellaswag":

@@ -31,8 +31,8 @@ def score(
 ) -> dict[str, float]:
     """Measure a model on the evaluation rows of a task.
 
-    The number depends on the model, the rows and `batch_size` alone: in several processes each one scores its share
-    of the same batches, and all of them return the whole.
+    The number depends only on the model, the rows and `batch_size`: of several processes each one scores a part of the
+    same batches, and all of them return the result of all rows.
 
     Args:
         model: with or without an adapter; it is left in the mode that it was in.

@@ -1,4 +1,4 @@
-"""The folder of a base model: local, or in the hub's cache; and what is copied out of it beside the weights."""
+"""The folder of a base model: local, or in the hub's cache; and what is copied out of it besides the weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def base_folder(name: str) -> Path:
     """The folder that holds a base model's safetensors and config.
 
     A hub name is looked up in the hub's cache, and downloaded into it where that is allowed: safetensors and the small
-    files beside them, never pickles.
+    files next to them, never pickles.
 
     Raises:
         InputError: it is not there, is an adapter, or holds weights that are not plain safetensors, named.
@@ -70,12 +70,12 @@ def _other_weights(folder: Path) -> str:
     pickles = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
     if pickles:
         return (
-            f"pickled weights alone ({pickles[0].name}), which lrlora does not read: a pickle can run any code; save "
+            f"only pickled weights ({pickles[0].name}), which lrlora does not read: a pickle can run any code; save "
             "it again with transformers' save_pretrained, and pass that folder as --model"
         )
     if gguf := sorted(folder.glob("*.gguf")):
         return (
-            f"quantised GGUF weights alone ({gguf[0].name}); load it with transformers (gguf_file=...), save it with "
+            f"only quantised GGUF weights ({gguf[0].name}); load it with transformers (gguf_file=...), save it with "
             "save_pretrained, and pass that folder as --model"
         )
     return f"neither {SINGLE} nor {INDEX}"
@@ -87,7 +87,7 @@ def copy_tokenizer(source: Path, out: Path) -> None:
 
 
 def copy_small_files(base: Path, adapter: Path, out: Path, is_same_architecture: bool) -> None:
-    """Copy what stands beside the weights of a base; the tokenizer of the adapter goes before the base's.
+    """Copy the files next to the weights of a base; the tokenizer of the adapter takes precedence over the base's.
 
     sentence-transformers' files are copied with an unchanged architecture only: they would hide a new head.
     """

@@ -54,7 +54,7 @@ class Comparison:
 
 
 def run_config(adapter: str, **overrides: Any) -> TrainConfig:
-    """The settings of the run that an adapter lies in, with others in their place where they are given.
+    """The settings of the run folder that holds an adapter, with those given in their place.
 
     Args:
         adapter: an adapter folder, or a run folder that holds one; of a model, data must be given.
@@ -73,7 +73,7 @@ def run_config(adapter: str, **overrides: Any) -> TrainConfig:
         # runs did not always tell the seed of their split from that of their training
         settings.setdefault("split_seed", settings.get("seed", 0))
     elif "data" not in given:
-        raise InputError(f"{adapter} does not lie in a run folder, whose config.json would name the task; pass --data")
+        raise InputError(f"{adapter} is not in a run folder, whose config.json would name the task; pass --data")
     if "data" in given:
         settings = {k: v for k, v in settings.items() if k not in ("subset", "eval_rows")}
         given["eval_data"] = given.pop("data")
@@ -104,14 +104,14 @@ def compare(
         suite: commonsense tasks to score instead of the task of `config`.
 
     Raises:
-        InputError: a model that is not one of those; whatever `merge`, `export_lora` and `load_task` refuse.
+        InputError: a model that is not one of those; all that `merge`, `export_lora` and `load_task` refuse.
     """
     unknown = [name for name in models if name not in MODELS]
     if unknown or not models:
         raise InputError(f"models must be some of {', '.join(MODELS)}, got {', '.join(unknown) or 'none'}")
     saved = read_adapter(adapter, model)
     reason = why_not_plain(saved.pooling, base_config(saved.base) or {})
-    # asked for alone, it is refused below, by merge
+    # if only this one is asked for, merge refuses it below
     if reason and "merged" in models and len(models) > 1:
         say(f"merged: left out, {reason}")
         models = [name for name in models if name != "merged"]
@@ -147,7 +147,7 @@ def score_model(
         say: gets a line for what the user should know.
 
     Raises:
-        InputError: a model without the head that the task needs, or with other classes; whatever `load_task` and
+        InputError: a model without the head that the task needs, or with other classes; all that `load_task` and
             transformers refuse.
     """
     described = read_json(Path(folder).expanduser() / names.CONFIG)

@@ -1,6 +1,6 @@
 """An adapter on a base model without weights: the types, names and ties of its layers, at the memory of the adapter.
 
-dW needs A, B, c and tau alone, and the module's type says in which layout it is added. So the base is built on torch's
+dW needs only A, B, c and tau, and the module's type says in which layout it is added. So the base is built on torch's
 meta device, and only the adapter's file is read.
 """
 
@@ -30,7 +30,7 @@ class Skeleton:
 
     Args:
         model: the PeftModel; its base parameters are on the meta device.
-        base: the model inside, whose config is the one to save beside merged weights.
+        base: the model inside, whose config is the one to save with merged weights.
         modules: names of all modules that the base had before the adapter came.
         shapes: of the base's parameters and buffers, by their name in its state dict.
         ties: names of parameters that are one and the same.

@@ -14,7 +14,7 @@ the first as well, g P / g = P, if g = 0 is replaced by a number too small to ma
 seven terms are exact to 4e-10 for |g| <= 1/2 (float32), eleven to 1e-17 (float64). Derivation: ours.
 
 The functions are plain torch: `lrlora.ops` runs them unchanged, and compiles them too. What does not depend on z is
-computed beforehand, into a `Knee` (tau, where phi bends): inside a compiled loop it would be done again for every entry.
+computed beforehand, into a `Knee` (tau, where phi bends): a compiled loop would compute it again for every entry.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The learned ranks of a run as a picture: a heatmap of block x module, beside its null."""
+"""The learned ranks of a run as a picture: a heatmap of block x module, next to its baseline (null)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def rank_heatmap(rows: list[LayerRank], path: Path) -> None:
 
     Args:
         rows: as `layer_ranks` returns them.
-        path: PNG file, written beside and renamed.
+        path: PNG file, written under a temporary name and renamed.
     """
     modules = sorted({row.module for row in rows}, key=[row.module for row in rows].index)
     blocks = sorted({row.block for row in rows}, key=lambda b: (b is None, b))

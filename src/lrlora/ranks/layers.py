@@ -1,4 +1,4 @@
-"""What the layers of a model show: whether attention and MLP differ, and how the layers vary beside their nulls."""
+"""What the layers of a model show: whether attention and MLP differ, and how layers vary beyond the baseline (null)."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Row(Protocol):
 
 @dataclass(frozen=True)
 class LayerVariation:
-    """How much the layers' learned ranks differ, beside what their factors give without a learned phi.
+    """How much the layers' learned ranks differ, compared with what their factors give without a learned phi.
 
     Args:
         spread: standard deviation over the layers of SR(dW), seeds averaged.
@@ -52,7 +52,7 @@ class LayerVariation:
         against_initial: SR(dW) - SR of the untrained phi, paired by layer.
         spread_against_ba: distance of a layer from the mean of all layers, in SR(dW) minus in SR(B A), paired by layer.
         spread_against_initial: the same against the untrained phi.
-        between_layers: share of the variance of SR(dW) over layers and seeds that is between layers, in [0, 1]; None
+        between_layers: fraction of the variance of SR(dW) over layers and seeds that is between layers, in [0, 1]; None
             below 2 seeds. Near 0, the pattern of the layers is another one for every seed.
         seeds: number of seeds.
     """
@@ -76,10 +76,10 @@ def attention_against_mlp(
 ) -> PairedDifference:
     """Attention - MLP of a rank, paired within blocks and tested across blocks by sign flips.
 
-    In every block the layers of a kind are averaged, then the seeds. A seed is no further block: seeds of one block
-    share its place in the model and its pretrained weights, so that counting them as pairs would make chance look sure.
-    Seeds make a block's numbers exact, blocks make the test. Blocks are taken as independent given the pairing, which
-    neighbours in depth are not quite; and they are blocks of one model, so that nothing is said about other models.
+    The block is the unit of the test. In every block the layers of a kind are averaged, then the seeds. Seeds are
+    averaged, not counted as pairs: they share the block's position and pretrained weights (pseudoreplication). The test
+    assumes that blocks are independent given the pairing, which is not quite true of neighbours in depth. All blocks
+    are of one model: the result says nothing about other models.
 
     Args:
         rows_of_seeds: for every seed, the rows of `lrlora.layer_ranks`.
@@ -130,8 +130,8 @@ def layer_variation(
     """Layer-wise variation of SR(dW) against its nulls, paired by layer, seeds averaged.
 
     Two nulls: SR(B A), what the factors are without phi; and SR(phi(B A)) with phi at its initial coefficients and the
-    trained A, B and tau, what an untrained phi does to them. A rank that was learned by phi stands out from both. The
-    tests treat the layers of the model as independent given their pairing; they speak of this model alone.
+    trained A, B and tau, what an untrained phi does to them. A rank that was learned by phi differs from both. The
+    tests treat the layers of the model as independent given their pairing; they are about this model only.
 
     Args:
         rows_of_seeds: for every seed, the rows of `lrlora.layer_ranks`. Layers that not all seeds have are left out.

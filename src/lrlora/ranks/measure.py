@@ -1,4 +1,4 @@
-"""Which rank every layer learned: one row per adapted layer, measured on dW itself, beside its null, the plain B A."""
+"""Which rank every layer learned: a row per adapted layer, measured on dW, with its baseline (null), the plain B A."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ class LayerRank:
         stable_rank_ba: SR(B A), the null: what plain LoRA with these factors would have.
         effective_rank: exp of the entropy of the normalised singular values of dW; None in a quick look.
         numerical_rank: singular values of dW above 1e-3 of the largest; None in a quick look.
-        constant_share: share of ||dW||_F^2 that is the constant matrix of its mean.
+        constant_share: fraction of ||dW||_F^2 in the constant matrix of its mean.
         rms_over_tau: RMS(B A) / tau; far below 1, phi is a straight line and no rank is learned. 0 where tau = "auto"
             was never calibrated.
-        outside_grid: share of the entries of B A beyond the last sinc, |z| > M tau; None for phi = "sine".
+        outside_grid: fraction of the entries of B A beyond the last sinc, |z| > M tau; None for phi = "sine".
         relative_norm: ||dW||_F / ||W0||_F; None where the base model was not at hand, or W0 is quantised in a
             way that cannot be read back (GPTQ, AWQ).
         expert: number of the expert, where the layer is one of a stack; else None.
         stable_rank_initial: SR of phi(B A) with phi at its initial coefficients, the second null: what an untrained phi
             makes of these factors. None in a quick look.
         c_change: largest change of a coefficient since the start; None for phi = "sine".
-        gate: gamma = g^2 / (m^2 + g^2) in [0, 1], the share of the update that r does not bound, in expectation and at
-            first order (`lrlora.method.carrier`): 0 is LoRA. None without a carrier.
+        gate: gamma = g^2 / (m^2 + g^2) in [0, 1], the fraction of the update that r does not bound, in expectation and
+            at first order (`lrlora.method.carrier`): 0 is LoRA. None without a carrier.
     """
 
     layer: str
@@ -70,7 +70,7 @@ class LayerRank:
     gate: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The row as it stands in ranks.json."""
+        """The row as it is written to ranks.json."""
         return asdict(self)
 
     @classmethod
@@ -126,7 +126,7 @@ class Update:
         A: first factor [r, in].
         B: second factor [out, r].
         c: coefficients [K], None for phi = "sine".
-        tau: knee in the units of B A.
+        tau: the knee, where phi bends, in the units of B A.
         scale: s, and what phi = "sine" divides by.
         phi: which nonlinearity.
         c_initial: the coefficients at which training started [K]; None for phi = "sine".
@@ -151,7 +151,7 @@ class Update:
 
     @property
     def gate(self) -> float | None:
-        """gamma, the share of the update that r does not bound, at first order; None without a carrier."""
+        """gamma, the fraction of the update that r does not bound, at first order; None without a carrier."""
         if self.c is None or self.carrier is None:
             return None
         return gate(self.c.float(), self.carrier.offset, self.phi).item()
@@ -221,8 +221,8 @@ def _stable_rank_initial(update: Update, stable: float, stable_ba: float) -> flo
 def rank_warnings(rows: list[LayerRank], phi: str) -> list[str]:
     """What to tell the user where the learned rank is a fiction; empty where it is not.
 
-    c that did not move (by less than 1e-3) leaves the phi that training started with: whatever SR(dW) is, it was not
-    learned. phi is a line where RMS(B A) / tau < 0.1, so that SR(dW) = SR(B A), unless a gate is open. Entries beyond
+    c that did not move (by less than 1e-3) leaves the phi that training started with: SR(dW) was then not learned.
+    Where RMS(B A) / tau < 0.1, phi is a line and SR(dW) = SR(B A), unless a gate is open. Entries beyond
     the grid (a warning from 1 %) are folded to 0 by form "sinc", and left as they are by "residual".
     """
     messages = []
@@ -243,7 +243,7 @@ def rank_warnings(rows: list[LayerRank], phi: str) -> list[str]:
     if outside:
         fate = "phi folds them to 0" if phi == "sinc" else "phi leaves them as they are"
         messages.append(
-            f"more than 1 % of the entries of BA lie outside the grid in {len(outside)} {of_all} "
+            f"more than 1 % of the entries of BA are outside the grid in {len(outside)} {of_all} "
             f'({outside[0]}, ...): {fate}; raise tau or num_basis, or set tau="auto"'
         )
     return messages

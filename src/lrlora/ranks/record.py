@@ -1,4 +1,4 @@
-"""The learned ranks while training: a line of ranks.jsonl per record, within a share of the training time."""
+"""The learned ranks while training: a line of ranks.jsonl per record, within 2 % of the training time."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from lrlora.tuner.model import deltas
 
 FILE = "ranks.jsonl"
 SHARE = 0.02
-"""Share of the training time that records may take, where nobody chose their steps."""
+"""Fraction of the training time that records may take, where nobody chose their steps."""
 WHOLE = 8
-"""A whole record is taken for so many quick ones until there was one: five were measured at 384, more where wider."""
+"""Assumed cost of a full record, in quick records, until one is timed: five were measured at width 384, more above."""
 RECORDS = 50
-"""So many records at most, where nobody chose their steps."""
+"""Most records of a training, where nobody chose their steps."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def read_records(folder: str | Path) -> list[dict[str, Any]]:
 
 
 def drop_records_after(folder: str | Path, step: int) -> int | None:
-    """Keep the records up to a step, whole lines alone; the last step kept, None where there is none."""
+    """Keep the records up to a step, only whole lines; returns the last step kept, None where there is none."""
     return drop_lines_after(Path(folder) / FILE, step)
 
 
@@ -83,15 +83,15 @@ class RankCallback(TrainerCallback):
     """Records the learned ranks while `transformers.Trainer` trains, in ranks.jsonl and through its trackers.
 
     Without `every`, it measures what a record costs and keeps all records together within 2 % of the training time:
-    quick ones (see `layer_ranks`), whole ones where time allows, 50 at most, and always one at the end. With `every`,
-    every so many steps and at the end, whatever it costs. A resumed training goes on in the same file, without a step
-    twice. Of several processes (DDP) the first one measures and writes. Parameters that FSDP has cut in parts are not
+    quick ones (see `layer_ranks`), full ones where time allows, 50 at most, and always one at the end. With `every`,
+    it records every so many steps and at the end, at any cost. A resumed training goes on in the same file, without a
+    step twice. Of several processes (DDP) the first one measures and writes. Parameters that FSDP has sharded are not
     gathered for it: there it says so once, and records nothing.
 
     Args:
         folder: where ranks.jsonl is written; None means the Trainer's output_dir.
-        every: optimizer steps between two records, at least 1; None keeps within the share of time.
-        log: `trainer.log`, to send the mean ranks of attention and MLP to whatever `report_to` names.
+        every: optimizer steps between two records, at least 1; None keeps within 2 % of the time.
+        log: `trainer.log`, to send the mean ranks of attention and MLP to the trackers that `report_to` names.
         log_layers: send the stable rank of every layer as well, under "ranks/LAYER".
         adapter_name: which adapter.
 
@@ -135,7 +135,7 @@ class RankCallback(TrainerCallback):
         self._last_step = drop_records_after(self.folder or ".", state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Record, where this step is one to record and time allows."""
+        """Record, if this step is one to record and time allows."""
         every = self.every or max(1, -(-state.max_steps // RECORDS))
         if self._is_off or state.global_step % every or state.global_step >= state.max_steps:
             return
@@ -155,11 +155,11 @@ class RankCallback(TrainerCallback):
             self._record(kwargs["model"], state, control, is_quick=not is_whole)
 
     def _is_quick(self, model: nn.Module, at_end: bool = False) -> bool | None:
-        """Which record time allows: a whole one (False), a quick one (True), or none (None)."""
+        """Which record time allows: a full one (False), a quick one (True), or none (None)."""
         left = SHARE * (_now(model) - self._started) - self.seconds_spent
         if not self._costs:
             self._estimate_costs(model)
-        # the one at the end is made whatever happens, and a busy machine may take twice as long for it
+        # the record at the end is always made, and a busy machine may take twice as long for it
         reserve = 0.0 if at_end else 2 * self._costs[True]
         for is_quick in (False, True):
             if self._costs[is_quick] + reserve <= left:
@@ -167,7 +167,7 @@ class RankCallback(TrainerCallback):
         return None
 
     def _estimate_costs(self, model: nn.Module) -> None:
-        """What a quick record will cost, from the largest layer; a whole one is taken for eight until there was one."""
+        """Estimate the cost of a quick record from the largest layer; a full one counts as eight until one is timed."""
         before = _now(model)
         updates = [u for name, _, _, d in deltas(model, self.adapter_name) for u in updates_of(name, d, 1.0)]
         sizes = [len(update.B) * update.A.shape[1] for update in updates]
@@ -201,7 +201,7 @@ class RankCallback(TrainerCallback):
             control.should_log = is_loss_due
         seconds = _now(model) - started
         self.seconds_spent += seconds
-        # the longest, not the last: one that met a quiet moment promises nothing
+        # keep the maximum: a record timed on an idle machine underestimates the next
         self._costs[is_quick] = max(seconds, self._costs.get(is_quick, 0.0)) if is_quick in self._timed else seconds
         self._timed.add(is_quick)
 

@@ -1,4 +1,4 @@
-"""What lies on disk: adapter folders, run folders, what they were made from, and how they are loaded again."""
+"""What is on disk: adapter folders, run folders, what they were made from, and how they are loaded again."""
 
 from lrlora.saved.adapter import AdapterFolder, read_adapter
 from lrlora.saved.load import load_adapter

@@ -135,7 +135,7 @@ class AdapterFolder:
         return "" if self.is_base_given else named
 
     def sources(self) -> list[Path]:
-        """The folders that hold what is read: the adapter, the run around it, and the base where it lies here."""
+        """The folders that hold what is read: the adapter, the run around it, and the base if it is on this machine."""
         return read_for(self.folder, self.base)
 
 
@@ -166,7 +166,7 @@ def read_adapter(folder: str, model: str | None = None) -> AdapterFolder:
 
 
 def _pooling(folder: Path) -> Pooling:
-    """What stands beside an adapter; of a checkpoint, which has no such file, the setting of the run around it."""
+    """The pooling saved with an adapter; of a checkpoint, which has no such file, the setting of the run around it."""
     pooling = "auto"
     if (folder / names.POOLING).exists():
         pooling = read_json(folder / names.POOLING)

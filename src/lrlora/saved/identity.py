@@ -13,7 +13,7 @@ from lrlora.saved import names
 from lrlora.saved.local import cached
 
 ROW = "row"
-"""Column with the number of a row in its file: where a row stands is not what it says."""
+"""Column with the number of a row in its file; it is no part of the row's content."""
 
 _READ_BY_TRANSFORMERS = (
     ".json", ".safetensors", ".bin", ".gguf", ".txt", ".model", ".jinja", ".tiktoken", ".py",
@@ -37,7 +37,7 @@ def digest_of_rows(task: TaskData) -> str:
 def digest_of_model(name: str | None) -> str:
     """What names the weights of a base model: the content of its folder, or its name and revision on the hub.
 
-    Every byte of the files that transformers reads is hashed, wherever the folder lies: about a second per gigabyte.
+    Every byte of the files that transformers reads is hashed, wherever the folder is: about a second per gigabyte.
 
     Args:
         name: a folder, a name on the hub, "embedded-decoder", or None for the embedded encoder.

@@ -137,7 +137,7 @@ def refuse_random(saved: AdapterFolder, lacking: Sequence[str]) -> None:
     if random:
         raise InputError(
             f"neither the base {saved.base} nor the adapter {saved.folder} holds {random[0]} ({len(random)} such "
-            "tensors): it is random at every load, and so is whatever this model says; pass as --model the base that "
+            "tensors): it is random at every load, and so is every result of this model; pass as --model the base that "
             "it was trained on, or train again with lrlora train, which saves such layers"
         )
 

@@ -12,7 +12,7 @@ from lrlora.saved import names
 
 
 def absolute(name: str) -> str:
-    """The whole path of a model that is a folder here, so that it holds in every working directory; else the name."""
+    """The absolute path of a model that is a folder here, valid in every working directory; else the name."""
     path = Path(name).expanduser()
     return os.path.abspath(path) if path.is_dir() else name
 
@@ -62,12 +62,12 @@ def adapter_in(folder: Path) -> Path:
 
 
 def read_for(adapter: Path, base: str | None) -> list[Path]:
-    """The folders of an adapter, of the run around it, and of its base where that lies on this machine."""
+    """The folders of an adapter, of the run around it, and of its base if that is on this machine."""
     return [adapter, *run_around(adapter), *(local_model(base) if base else ())]
 
 
 def run_around(adapter: Path) -> list[Path]:
-    """The run folder that an adapter or a checkpoint lies in, if it does."""
+    """The run folder that an adapter or a checkpoint is in, if there is one."""
     around = adapter.resolve().parents[:2]
     return [folder for folder in around if "settings" in _object(folder / names.CONFIG)][:1]
 
@@ -93,7 +93,7 @@ def cached(name: str, file: str) -> Path | None:
 
 
 def _object(file: Path) -> dict[str, Any]:
-    """The fields of a JSON file; none where it is missing or not one, which whoever reads it for its content says."""
+    """The fields of a JSON file; none if it is missing or no JSON, which the code that needs its content refuses."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):

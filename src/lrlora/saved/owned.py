@@ -12,7 +12,7 @@ from lrlora.saved.names import ADAPTER, CHECKPOINTS, CONFIG, LOCK, LOG, LORA, ME
 
 _FILES = {CONFIG, METRICS, RANKS, RECORDS, PICTURE, LOG}
 _FOLDERS = {ADAPTER, CHECKPOINTS}
-# what `lrlora.files` has begun beside a place, where a kill left it
+# temporary files and folders of `lrlora.files` that a killed process left
 _BEGUN = re.compile(rf"\.({'|'.join(sorted(_FILES | _FOLDERS))})\.[\w.-]*(tmp|old)")
 _REPORT = "report.html"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
@@ -40,7 +40,7 @@ def is_run(folder: Path) -> bool:
 
 
 def foreign(folder: Path) -> list[str]:
-    """What lies in a run folder, at any depth, that no run has written; paths relative to the folder."""
+    """Files in a run folder, at any depth, that no run has written; paths relative to the folder."""
     if not folder.is_dir():
         return []
     return [str(path.relative_to(folder)) for path in _foreign_to_run(folder)]
@@ -63,7 +63,7 @@ def foreign_in_the_way(folder: Path) -> list[str]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """What stands in a folder of checkpoints, whole or not, the newest last."""
+    """The checkpoints in a folder, whole or not, the newest last."""
     numbered = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("checkpoint-*")]
     return [path for _, path in sorted((int(match.group(1)), path) for match, path in numbered if match)]
 
@@ -72,11 +72,11 @@ def remove(folder: Path) -> None:
     """Delete all that a run has written into its folder, which stays.
 
     Raises:
-        InputError: anything else lies there, named; then nothing is deleted. Or a file may not be deleted.
+        InputError: the folder holds anything else, which is named; then nothing is deleted. Or a file cannot be deleted.
     """
     found = foreign(folder)
     if found:
-        raise InputError(f"{folder} holds {named(found)}, which no run of lrlora wrote, so that nothing there was "
+        raise InputError(f"{folder} holds {named(found)}, which no run of lrlora wrote; nothing there was "
                          "deleted; move it away, or pass another --out")  # fmt: skip
     with explained(folder):
         _remove_all(folder, keep=LOCK)

@@ -69,7 +69,7 @@ def own_pooling(described: dict[str, Any]) -> str:
 
 
 def why_not_plain(pooling: Pooling, described: dict[str, Any]) -> str | None:
-    """Why no folder that transformers alone loads can hold a classifier of this pooling; None where one can.
+    """Why a folder for transformers without lrlora cannot hold a classifier of this pooling; None where it can.
 
     Args:
         pooling: that it was trained with.
@@ -84,7 +84,7 @@ def why_not_plain(pooling: Pooling, described: dict[str, Any]) -> str | None:
 
 
 def said_of_pooling(base: Any, name: str) -> str | None:
-    """What to tell where sentence-transformers' file beside a model says mean pooling, and its head has another.
+    """What to tell where sentence-transformers' file next to a model says mean pooling, and its head has another.
 
     Args:
         base: the classifier as it was loaded.
@@ -144,7 +144,7 @@ def mean_of_tokens(hidden: Tensor, mask: Tensor | None) -> Tensor:
 
     Args:
         hidden: [rows, tokens, width].
-        mask: [rows, tokens], 1 for tokens and 0 for padding; a prefix that has no hidden states may stand before them.
+        mask: [rows, tokens], 1 for tokens and 0 for padding; a prefix that has no hidden states may come before them.
             None: all are tokens.
 
     Returns:

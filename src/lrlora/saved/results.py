@@ -27,7 +27,7 @@ class Run:
         phi: which nonlinearity.
         settings: of config.json; empty for a bare adapter.
         metrics: of metrics.json; empty for a bare adapter.
-        lora_metrics: of plain LoRA beside it, if it was trained.
+        lora_metrics: of plain LoRA, if the run trained it for comparison.
         records: the ranks while training, as `read_records` gives them.
     """
 
@@ -59,8 +59,8 @@ class Run:
 def read_run(folder: str | Path, model: str | None = None) -> Run:
     """Read a run folder or an adapter folder.
 
-    The ranks of a run folder stand in its ranks.json. An adapter is measured on its base; where the base is not at hand
-    it is measured without, and ||dW|| / ||W0|| is missing.
+    The ranks of a run folder are in its ranks.json. An adapter is measured on its base. Where the base is not at hand,
+    it is measured without it, and ||dW|| / ||W0|| is missing.
 
     Args:
         folder: a run folder, or an adapter folder.

@@ -29,7 +29,7 @@ class Settings:
     """The settings of a run, and which of them decide its result.
 
     Args:
-        values: by name, as they stand in config.json.
+        values: by name, as they are in config.json.
         free: names of those that do not change what is trained: a run may go on with others.
         places: names of those that may be a path on this machine.
     """
@@ -146,8 +146,8 @@ class RunFolder:
             inputs: what the run reads, as numbers; None where it is not known yet.
 
         Raises:
-            InputError: the folder holds a run with other settings or inputs and overwrite is off, or in the way lie
-                files that no run wrote.
+            InputError: the folder holds a run with other settings or inputs and overwrite is off, or it holds files
+                that no run wrote.
         """
         folder = self.path
         with explained(folder):
@@ -227,7 +227,7 @@ class RunFolder:
         return f"{left}; the same command {then}"
 
     def save_adapter(self, model: Any, tokenizer: Any, pooling: Pooling = "auto") -> None:
-        """Save the adapter, as PEFT saves it, its tokenizer, classes and pooling; one that is there gives way."""
+        """Save the adapter, as PEFT saves it, its tokenizer, classes and pooling; an older one is replaced."""
         with new_folder(self.adapter, overwrite=True) as beside:
             model.save_pretrained(beside)
             tokenizer.save_pretrained(beside)
@@ -283,7 +283,7 @@ class RunFolder:
             place = Path(settings.values.get(name) or os.devnull).resolve()
             if place.is_relative_to(self.path.resolve()):
                 raise InputError(
-                    f"--{name} {settings.values[name]} lies in {self.path}, whose run would be deleted before it is "
+                    f"--{name} {settings.values[name]} is in {self.path}, whose run would be deleted before it is "
                     f"read; {_ADVICE}"
                 )
 

@@ -49,8 +49,8 @@ def pad_token_id(tokenizer: Any, config: Any) -> int:
 def settle_padding(model: Any, tokenizer: Any) -> None:
     """Let tokenizer and model pad with the same token; changes both.
 
-    A decoder classifies (layer `score`) by the last token that is not its config's pad_token_id, so that this must be
-    what the tokenizer pads with. Other models keep an id that they have: RoBERTa counts its positions by it.
+    A decoder classifies (layer `score`) by the last token that is not its config's pad_token_id: this must be what
+    the tokenizer pads with. Other models keep an id that they have: RoBERTa counts its positions by it.
 
     Raises:
         InputError: neither has a token that could be it.

@@ -1,4 +1,4 @@
-"""The updates of a saved adapter, read from its file alone: no base model is needed for what A, B, c and tau tell."""
+"""The updates of a saved adapter, read from its file: A, B, c and tau are enough, no base model is needed."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def adapter_weights(folder: Path) -> Path:
         return file
     if pickled.is_file():
         raise InputError(
-            f"{pickled} is a pickle, which can run any code; lrlora reads {file.name} alone; convert it: python -c "
+            f"{pickled} is a pickle, which can run any code; lrlora reads only {file.name}; convert it: python -c "
             f'"import torch, safetensors.torch as s; '
             f's.save_file(torch.load({str(pickled)!r}, weights_only=True), {str(file)!r})"'
         )
@@ -115,5 +115,5 @@ def _delta_of(config: Any, name: str, rank: int, tensors: dict[str, torch.Tensor
         delta.load_state_dict(held, assign=True)
     except RuntimeError as error:
         wrong = str(error).splitlines()[-1].strip()
-        raise InputError(f"{file} contradicts adapter_config.json beside it, in {name}: {wrong}") from error
+        raise InputError(f"{file} contradicts adapter_config.json next to it, in {name}: {wrong}") from error
     return delta.requires_grad_(False)

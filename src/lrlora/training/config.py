@@ -48,7 +48,7 @@ class TrainConfig:
     )
     eval_data: Optional[str] = _flag(
         None,
-        "a file, folder or hub dataset to evaluate on, all of it; what stands beside the training rows if left out",
+        "a file, folder or hub dataset to evaluate on, all of it; the evaluation rows of --data if left out",
         is_place=True,
     )
     split_seed: int = _flag(
@@ -79,7 +79,7 @@ class TrainConfig:
     overwrite: bool = _flag(False, "start afresh in a folder that holds another run, deleting that run", is_free=True)
     method: Literal["lrlora", "lora"] = _flag("lrlora", "adapter to train; lora is PEFT's own, for comparison")
     compare: Optional[bool] = _flag(
-        None, "train plain LoRA with the same settings beside it; on in the demo only", is_free=True
+        None, "also train plain LoRA with the same settings; on in the demo only", is_free=True
     )
 
     r: int = _flag(8, "rank of the product BA")
@@ -92,7 +92,7 @@ class TrainConfig:
                   "expression for whole names"},
     )  # fmt: skip
     exclude_modules: Optional[list[str]] = _flag(
-        None, "names of modules to leave alone, or one word that is a regular expression"
+        None, "names of modules not to adapt, or one word that is a regular expression"
     )
     modules_to_save: Optional[list[str]] = _flag(
         None, "names of modules trained and saved whole; new ones, such as the head, are added"
@@ -104,7 +104,7 @@ class TrainConfig:
     tau: str = _flag("0.05", "knee of phi in units of 1/sqrt(in), or auto")
     kappa: float = _flag(1.0, "knee in units of RMS(BA), for tau auto")
     tau_warmup_steps: int = _flag(20, "steps as plain LoRA, for tau auto")
-    tau_follow: float = _flag(0.7, "share of training after which tau is frozen, for tau auto")
+    tau_follow: float = _flag(0.7, "fraction of training after which tau is frozen, for tau auto")
     share: Literal["matrix", "type", "block", "global", "frozen"] = _flag("matrix", "who shares one phi")
     omega: float = _flag(200.0, "frequency of phi sine")
     carrier: Literal["none", "signs"] = _flag("none", "signs let the update have a rank above r at first order")
@@ -121,7 +121,7 @@ class TrainConfig:
     gradient_accumulation: int = _flag(1, "steps whose gradients are added up")
     gradient_checkpointing: bool = _flag(False, "compute activations again in the backward pass, to save memory")
     lr_scheduler: str = _flag("linear", "schedule of the learning rates, a name that transformers knows")
-    warmup_steps: float = _flag(0.06, "warm-up of the schedule: steps, or a share of all steps if below 1")
+    warmup_steps: float = _flag(0.06, "warm-up of the schedule: steps, or a fraction of all steps if below 1")
     max_grad_norm: float = _flag(1.0, "gradients are scaled down to this norm")
     precision: Literal["auto", "fp32", "bf16"] = _flag("auto", "auto: bf16 where the hardware has it, else fp32")
     seed: int = _flag(0, "of initialisation, order and dropout")
@@ -159,12 +159,12 @@ class TrainConfig:
 
     @property
     def is_demo(self) -> bool:
-        """Whether the embedded text is the task, and plain LoRA is trained beside it unless asked otherwise."""
+        """Whether the embedded text is the task, and plain LoRA is trained as well unless asked otherwise."""
         return self.data is None
 
     @property
     def compares(self) -> bool:
-        """Whether plain LoRA is trained beside the run."""
+        """Whether plain LoRA is trained as well, for comparison."""
         return self.method != "lora" and (self.is_demo if self.compare is None else self.compare)
 
     def settings(self) -> Settings:
@@ -183,7 +183,7 @@ class TrainConfig:
             return self.out
         if self.data is None:
             return "runs/demo"
-        # whatever way leads to it ("." or "data/"), a place has one name
+        # one place has one name, spelled "." or "data/"
         place = os.path.realpath(self.data) if os.path.exists(self.data) else self.data
         name = self.task or re.sub(r"(\.jsonl?|\.csv|\.parquet)?(\.gz)?$", "", place.rstrip("/").split("/")[-1])
         name = re.sub(r"[^\w.-]+", "-", name).strip(".-")

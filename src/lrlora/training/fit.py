@@ -25,7 +25,7 @@ class Fitted:
     Args:
         train_loss: mean over all steps.
         steps: optimizer steps.
-        wall_s: seconds of training alone.
+        wall_s: seconds of training only.
     """
 
     train_loss: float
@@ -60,7 +60,7 @@ def train_in_memory(
         for callback in callbacks:
             trainer.add_callback(callback)
         started = time.perf_counter()
-        # many cells train beside each other: their bars and log lines would only get in each other's way
+        # many cells train at the same time: their progress bars and log lines would mix
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             trained = trainer.train()
         return Fitted(trained.training_loss, trainer.state.global_step, time.perf_counter() - started)

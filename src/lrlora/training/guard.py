@@ -47,7 +47,7 @@ class NonFiniteGuard(TrainerCallback):
     ) -> None:
         """Look at the losses since the last step and at all gradients at once."""
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
-        # DeepSpeed keeps the gradients to itself: there the loss alone is looked at
+        # DeepSpeed does not show the gradients: with it only the loss is checked
         numbers = [*self._losses, *(torch._foreach_norm(gradients) if gradients else [])]
         self._losses.clear()
         if args.fp16 or not numbers or torch.isfinite(torch.stack([n.float().mean() for n in numbers])).all():

@@ -28,7 +28,7 @@ class LabelledTrainer(Trainer):
         head = head_of(self.model)
         labels = inputs["labels"][:, 1:]
         is_label = labels != IGNORED
-        # DataParallel would cut the labels of all rows, which stand in one row here, into pieces
+        # DataParallel would cut the labels of all rows, which are in one row here, into pieces
         if head is None or self._is_refused or self.args.n_gpu > 1 or not is_label.any():
             return super().compute_loss(model, inputs, *rest, **named)
         wanted = labels[is_label][None]
@@ -43,7 +43,7 @@ class LabelledTrainer(Trainer):
 
 @contextmanager
 def _loss_of(model: Any, wanted: Tensor) -> Iterator[list[None]]:
-    """Makes the model's loss one of labels that stand where they are predicted; yields a list with a None per call."""
+    """Computes the model's loss only at the positions that predict a label; yields a list with a None per call."""
     base, calls = base_in(model), []
 
     def loss(logits: Tensor, labels: Tensor, vocab_size: int, **named: Any) -> Tensor:

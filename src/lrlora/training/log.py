@@ -18,9 +18,9 @@ _LEFT_OUT = ("_runtime", "_per_second", "total_flos", "_time")
 class LogFile(TrainerCallback):
     """Writes {"step", "epoch", "loss", "learning_rate", "c_learning_rate", "grad_norm"}, and what evaluations find.
 
-    A loss is the mean since the line before. Every checkpoint has a line, so that a training that goes on from one
-    begins a mean of its own there; it goes on in the same file, without a step twice. Of several processes the first
-    one writes. The learned ranks stand in ranks.jsonl.
+    A loss is the mean since the line before. Every checkpoint has a line: a training that is resumed from one begins a
+    new mean there. It goes on in the same file, without a step twice. Of several processes the first one writes. The
+    learned ranks are in ranks.jsonl.
 
     Args:
         folder: the run folder.

@@ -19,7 +19,7 @@ _HEADS = {"SEQ_CLS": ("classifier", "score"), "TOKEN_CLS": ("classifier", "score
 
 
 def trained_whole(base: Any, config: Any) -> list[str]:
-    """Modules that must go into `modules_to_save`, besides those that stand there.
+    """Modules that must go into `modules_to_save`, besides those that are in it.
 
     Weights that the base's files do not hold are random at every load; what was trained on them would be lost with
     them. So the smallest modules that hold such weights are trained and saved whole. And PEFT takes a module such as
@@ -59,7 +59,7 @@ def check_names(base: Any, config: Any) -> None:
     """
     modules = {name: module for name, module in base.named_modules() if name}
     _check_targets(base, config, modules)
-    # a name leaves the module itself alone and not those within it
+    # a name excludes the module itself and not those within it
     leaves = [name for name, module in modules.items() if not any(True for _ in module.children())]
     _check_list(base, "exclude_modules", getattr(config, "exclude_modules", None), leaves)
     own = _HEADS.get(_task_of(config), ())
@@ -92,7 +92,9 @@ def _check_targets(base: Any, config: Any, modules: dict[str, Any]) -> None:
     if targets is None or targets == ALL_LINEAR:
         return
     if not isinstance(targets, str) and ALL_LINEAR in targets:
-        raise InputError(f"target_modules: {ALL_LINEAR} stands alone, got {sorted(targets)}; drop the others or it")
+        raise InputError(
+            f"target_modules: {ALL_LINEAR} must be the only entry, got {sorted(targets)}; drop the others or it"
+        )
     wanted = [targets] if isinstance(targets, str) else sorted(targets)
     matched = {w: [name for name in modules if _is_chosen(name, targets if targets == w else [w])] for w in wanted}
     if missing := [w for w in wanted if not matched[w]]:
@@ -106,8 +108,8 @@ def _check_targets(base: Any, config: Any, modules: dict[str, Any]) -> None:
     for word, names in matched.items():
         if all(_is_chosen(name, left_alone) or _is_within(name, whole) for name in names):
             raise InputError(
-                f"target_modules {word!r} matches {names[0]} ({len(names)} modules), which exclude_modules leaves "
-                "alone, or which is trained and saved whole because it is new in this base, a head, or in "
+                f"target_modules {word!r} matches {names[0]} ({len(names)} modules), which exclude_modules "
+                "excludes, or which is trained and saved whole because it is new in this base, a head, or in "
                 "modules_to_save; drop it from target_modules"
             )
 
@@ -140,7 +142,7 @@ def _new_modules(base: Any, config: Any) -> list[str]:
             )
         if "." not in name:
             raise InputError(
-                f"the files of {_name_of(base)} lack {name}, which no module holds, so that it cannot be trained and "
+                f"the files of {_name_of(base)} lack {name}, which no module holds: it cannot be trained and "
                 "saved with an adapter; pass a base that has it"
             )
     return [name.rpartition(".")[0] for name in new]

@@ -59,7 +59,7 @@ class RunResult:
 
 
 def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = ()) -> RunResult:
-    """Train an adapter and write a run folder; a run that was stopped goes on where its last checkpoint stands.
+    """Train an adapter and write a run folder; a run that was stopped is resumed from its last checkpoint.
 
     The folder holds adapter/ (as PEFT saves it), config.json (settings, versions, and what was read, as numbers),
     metrics.json, ranks.json, ranks.png, log.jsonl (losses while training), ranks.jsonl (the ranks while training),
@@ -68,7 +68,7 @@ def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = ()) -> Run
 
     Args:
         config: the settings.
-        callbacks: of transformers.Trainer, for whatever else should happen while training.
+        callbacks: of transformers.Trainer, for anything else that should happen while training.
 
     Returns:
         The metrics and ranks that the folder holds.
@@ -187,7 +187,7 @@ def _train_one(config: TrainConfig, out: RunFolder, callbacks: Sequence[TrainerC
 
 @contextlib.contextmanager
 def _begun(config: TrainConfig, out: RunFolder, task: TaskData) -> Iterator[Path | None]:
-    """The run folder, for this training alone while it lasts; gives the checkpoint to go on from."""
+    """The run folder, locked while this training lasts; gives the checkpoint to go on from."""
     settings, inputs = config.settings(), inputs_of(config, task)
     out.check(settings, config.overwrite, inputs)
     held: list[Any] = []
@@ -247,7 +247,7 @@ def _warn(line: str) -> None:
 
 
 def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any], out: RunFolder) -> None:
-    # here, so that all else works without matplotlib
+    # imported here: all else works without matplotlib
     from lrlora.ranks.heatmap import rank_heatmap
 
     out.save_adapter(trainer.model, trainer.processing_class, config.pooling)

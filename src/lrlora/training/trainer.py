@@ -58,7 +58,7 @@ def make_trainer(
             warmup_steps=config.warmup_steps,
             max_grad_norm=config.max_grad_norm,
             bf16=precision_of(config.precision) == "bf16",
-            # else several processes on CPUs would each train alone
+            # else several processes on CPUs would each train a separate model
             use_cpu=not torch.accelerator.is_available(),
             seed=config.seed,
             save_strategy="steps" if saves else "no",

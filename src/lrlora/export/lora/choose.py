@@ -22,7 +22,7 @@ class RankChoice:
     """How the ranks are chosen; at most one of the first three.
 
     Args:
-        energy: share of ||dW||_F^2 that every layer keeps, in (0, 1]; 1 keeps all that is above float32's rounding.
+        energy: fraction of ||dW||_F^2 that every layer keeps, in (0, 1]; 1 keeps all that is above float32's rounding.
             0.99 where nothing is given.
         rank: the same rank for all layers, at least 1; less where a layer has fewer singular values.
         budget: parameters of all layers together, spent where they take away most error.
@@ -43,7 +43,7 @@ class RankChoice:
         if len(given) > 1:
             raise InputError(f"got {' and '.join('--' + name for name in given)}, needed one of them at most")
         if self.energy is not None and not 0 < self.energy <= 1:
-            raise InputError(f"energy must be in (0, 1], a share of ||dW||^2, got {self.energy}; pass 0.99, say")
+            raise InputError(f"energy must be in (0, 1], a fraction of ||dW||^2, got {self.energy}; pass 0.99, say")
         for name in ("rank", "budget"):
             value = getattr(self, name)
             if value is not None and value < 1:
@@ -56,7 +56,7 @@ class RankChoice:
 
 
 def ranks_by_energy(spectra: Sequence[Tensor], energy: float) -> list[int]:
-    """The smallest rank of each layer that keeps a share of its ||dW||_F^2; 1 where dW is zero.
+    """The smallest rank of each layer that keeps a fraction of its ||dW||_F^2; 1 where dW is zero.
 
     Args:
         spectra: the singular values of each layer, falling, float64.
@@ -70,7 +70,7 @@ def ranks_by_energy(spectra: Sequence[Tensor], energy: float) -> list[int]:
     ranks = []
     for sigma in spectra:
         squares = sigma.double() ** 2
-        # tail[k] is what rank k leaves out, summed from the small end so that nothing is rounded away
+        # tail[k] is what rank k leaves out, summed from the smallest so as not to round any away
         tail = torch.cat([squares.flip(0).cumsum(0).flip(0), torch.zeros(1, dtype=torch.float64)])
         fits = (tail <= allowed * tail[0] * (1 + 1e-12)).nonzero()[0].item()
         ranks.append(max(1, int(fits)))
@@ -83,7 +83,7 @@ def ranks_by_budget(spectra: Sequence[Tensor], costs: Sequence[int], budget: int
     Layer l at rank k costs k cost_l parameters and leaves the error sum_{i > k} sigma_{l,i}^2 (Eckart-Young); the
     errors of different layers add up. So each singular value is an item of value sigma^2 and weight cost, to be chosen
     for a knapsack: every layer gets its first, then items are taken by sigma^2 / cost, falling, as far as they fit.
-    Within a layer the order is that of its singular values, so that a choice is always a rank. Where all costs are
+    Within a layer the order is that of its singular values: a choice is always a rank. Where all costs are
     equal this is the optimum. Otherwise the optimum of the fractional knapsack bounds it: the total squared error is
     at most that optimum plus sigma^2 of one item, the first that did not fit. What is optimal is the error of the
     weights, not that of the task.

@@ -13,7 +13,7 @@ CHEAP_BELOW = 8
 """A randomised decomposition is tried where (rank + OVERSAMPLING) * CHEAP_BELOW is within the smaller side."""
 
 ACCEPTED_LOSS = 0.01
-"""Share of the squared error that one more power step may still take away."""
+"""Fraction of the squared error that one more power step may still take away."""
 
 ROUNDINGS = 16
 """So many roundings of the squared norm hide what a randomised decomposition leaves out."""

@@ -32,7 +32,7 @@ def target_modules(names: Sequence[str], modules: Sequence[str]) -> list[str] | 
 
 
 def pattern_keys(names: Sequence[str]) -> list[str]:
-    """Keys for `rank_pattern` and `alpha_pattern` of which each matches its own module alone.
+    """Keys for `rank_pattern` and `alpha_pattern` of which each matches only its own module.
 
     They are the full names. PEFT reads keys as regular expressions for the end of a name: where one full name would
     match another's module too, all are anchored and escaped.

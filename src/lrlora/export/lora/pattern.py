@@ -19,7 +19,7 @@ def rank_pattern(
 ) -> dict[str, Any]:
     """The ranks that an export would have, as arguments of a `LoraConfig` for a new training.
 
-    Every layer gets the scale s = alpha / r that it was trained with here, whatever its new rank.
+    Every layer keeps the scale s = alpha / r that it was trained with here, at any new rank.
 
     Args:
         adapter: an adapter folder, or a run folder that holds one.

@@ -81,7 +81,7 @@ def export_lora(
     """Write an adapter as plain LoRA: a truncated singular value decomposition of the dW of each layer.
 
     The folder loads with `peft.PeftModel.from_pretrained` in a process without lrlora. Heads and biases are copied.
-    alpha = r everywhere, so that the scale is 1 whoever reads the patterns. The base's weights are never read.
+    alpha = r everywhere: the scale is 1 for every program that reads the patterns. The base's weights are never read.
 
     Args:
         adapter: an adapter folder, or a run folder that holds one.
@@ -93,7 +93,7 @@ def export_lora(
 
     Raises:
         InputError: an adapter, base, choice or folder that cannot work; layers that plain LoRA has no form for; an
-            `out` that is, holds or lies in the adapter, its run or its base.
+            `out` that is, holds or is inside the adapter, its run or its base.
 
     Example:
         export_lora("runs/demo", "exported", RankChoice(energy=0.95))

@@ -2,8 +2,8 @@
 
 Files may carry or lack the prefix of the base model (`bert.`), and transformers 5 fuses or renames some weights while
 it loads (the experts of Mixtral). The second is undone with transformers' own way back, `revert_weight_conversion`,
-applied to the update instead of the weight: those conversions split, join and transpose, so that the parts of W0 + dW
-are the parts of W0 plus those of dW.
+applied to the update instead of the weight: those conversions only split, join and transpose. The parts of W0 + dW are
+then the parts of W0 plus those of dW.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def merge(
 
     Raises:
         InputError: an adapter, base or folder that cannot work; tied weights; a quantised or pickled base; a pooling
-            that the base's class cannot have; an `out` that is, holds or lies in the adapter, its run or its base.
+            that the base's class cannot have; an `out` that is, holds or is inside the adapter, its run or its base.
 
     Example:
         merge("runs/demo", "merged", dtype="bfloat16")
@@ -124,7 +124,7 @@ class _Stream:
         layers = built.layers()
         self.rounding = Rounding([layer.name for layer in layers])
         self.place_of = {layer.name: number for number, layer in enumerate(layers)}
-        # of a weight whose parts lie in several tensors, the last update made
+        # of a weight whose parts are in several tensors, the last update computed
         self.kept: tuple[str, dict[str, Tensor]] = ("", {})
 
     def write(self, base: Path, layout: dict[str, list[Entry]], folder: Path) -> list[MergedLayer]:
@@ -133,7 +133,7 @@ class _Stream:
         new = [Entry(name, self.usual, tuple(t.shape)) for name, t in self.replaced.items() if name not in here]
         merged: dict[str, list[Entry]] = {}
         for shard, entries in layout.items():
-            # the parts of one update one after another, so that it is made once
+            # the parts of one update one after another: it is computed once
             entries = sorted((e for e in entries if e.name in self.matched.name_of), key=self._place)
             written = [self._merged_entry(entry) for entry in entries]
             # saved tensors that the base does not have, such as a head, go into the last shard

@@ -34,7 +34,7 @@ class MergedLayer:
 
 
 class Rounding:
-    """Adds updates to weights, in float32, and keeps account of what their cast loses."""
+    """Adds updates to weights, in float32, and records what their cast loses."""
 
     def __init__(self, layers: Sequence[str]) -> None:
         self._squares = {name: [0.0, 0.0] for name in layers}
@@ -79,5 +79,5 @@ def rounding_warnings(rows: Sequence[MergedLayer]) -> list[str]:
     worst = max(lossy, key=lambda row: row.rounding_loss)
     return [
         f"rounding to {worst.dtype} loses more than 1 % of dW in {len(lossy)} of {len(rows)} layers, at most "
-        f"{worst.rounding_loss:.1%} in {worst.layer}; pass --dtype float32, or keep the adapter beside the base"
+        f"{worst.rounding_loss:.1%} in {worst.layer}; pass --dtype float32, or keep adapter and base separate"
     ]

@@ -1,7 +1,7 @@
 """Safetensors shards, read and written tensor by tensor.
 
 The library writes a file from tensors that are all in memory. A shard that is merged on the way need not be: its header
-is known beforehand from shapes and types, so that it is written first, and then one tensor after another.
+is known beforehand from shapes and types. It is written first, and then one tensor after another.
 """
 
 from __future__ import annotations
