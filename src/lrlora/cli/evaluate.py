@@ -20,7 +20,7 @@ from lrlora.training.config import TrainConfig
 class EvaluateArguments:
     """Flags of `lrlora evaluate`."""
 
-    adapter: str = field(metadata={"help": "an adapter folder, a run folder that holds one, or a model without adapter"})
+    adapter: str = field(metadata={"help": "an adapter folder, a run folder that holds one, or a model on its own"})
     models: list[str] = field(
         default_factory=lambda: list(MODELS[:3]), metadata={"help": f"which models: some of {', '.join(MODELS)}"}
     )

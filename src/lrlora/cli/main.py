@@ -74,7 +74,7 @@ def main(arguments: list[str] | None = None) -> int:
         # else print would send warnings to stdout
         sys.stderr = open(os.devnull, "w")
     if sys.stdout is None:
-        return _complain(InputError("stdout is closed, no result could be shown; send it to a file"), 2, False)
+        return _complain(InputError("stdout is closed: no result could be shown; send it to a file"), 2, False)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # names of files may hold what the terminal cannot show

@@ -72,7 +72,7 @@ def remove(folder: Path) -> None:
     """Delete all that a run has written into its folder, which stays.
 
     Raises:
-        InputError: the folder holds anything else, which is named; then nothing is deleted. Or a file cannot be deleted.
+        InputError: the folder holds anything else, which is named; then nothing is deleted. Or deleting a file fails.
     """
     found = foreign(folder)
     if found:

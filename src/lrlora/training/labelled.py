@@ -43,7 +43,7 @@ class LabelledTrainer(Trainer):
 
 @contextmanager
 def _loss_of(model: Any, wanted: Tensor) -> Iterator[list[None]]:
-    """Computes the model's loss only at the positions that predict a label; yields a list with a None per call."""
+    """Makes the model's loss take labels that are already shifted; yields a list with a None per call of the loss."""
     base, calls = base_in(model), []
 
     def loss(logits: Tensor, labels: Tensor, vocab_size: int, **named: Any) -> Tensor:
