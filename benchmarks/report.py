@@ -90,12 +90,12 @@ def op_table(rows: list[dict]) -> str:
 
 
 EVALUATION = """\
-Not merged, a layer keeps its dW, a second matrix of its size, and makes it anew when A, B, c, tau or s changed in
+Not merged, a layer caches its dW, a second matrix of its size, and computes it again when A, B, c, tau or s changed in
 value. For 64 rows and more W0 + dW is formed for every call, which moves three matrices through memory, and multiplied
-once; for fewer rows, as in generation, x is multiplied with W0 and with dW, so that a token reads two matrices where
-the base reads one (experts are summed whole for every token). On a GPU the comparison of values makes the host wait
-once or more per layer and call. `merge_adapter()` costs none of this. The table was measured while W0 + dW itself was
-kept, and is too good by that sum.
+once. For fewer rows, as in generation, x is multiplied with W0 and with dW: a token reads two matrices where the base
+reads one (experts are summed whole for every token). On a GPU the comparison of values makes the host wait once or more
+per layer and call. `merge_adapter()` costs none of this. The table was measured while W0 + dW itself was cached: its
+times are too short by the time of that sum.
 
 """
 
@@ -128,7 +128,7 @@ K = 11, fused AdamW, sequences of at most 2048 tokens; the peak holds the weight
 """
 
 PASSES = """
-The two passes alone, milliseconds: "weight" writes dW in bf16; "gradients" reads G and writes dW over it, dZ, and the
+Only the two passes, milliseconds: "weight" writes dW in bf16; "gradients" reads G and writes dW over it, dZ, and the
 three gradients. A copy of as many bytes takes {weight:.3f} and {gradients:.3f} ms for a layer of 4096x4096.
 Both are bound by arithmetic, the second most of all: each basis function has a sum over all entries of its own.
 
