@@ -1,4 +1,4 @@
-"""The one exception that means: what the user gave cannot work, and here is what would."""
+"""The exception for input that cannot work; its message says what would."""
 
 
 class InputError(ValueError):

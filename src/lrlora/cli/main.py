@@ -86,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
             # what is still in the buffer would fail after the last line of Python
             sys.stdout.flush()
     except BrokenPipeError:
-        # the reader of our output, `head` say, has left
+        # the reader of our output, such as `head`, has ended
         _drop_output()
         return 0
     except OSError as error:
@@ -187,7 +187,7 @@ def _print_error(message: str, is_of_one: bool = False) -> None:
     rank = os.environ.get("RANK", "0")
     if rank == "0" or is_of_one:
         process = "" if rank == "0" else f"process {rank}: "
-        # where stderr is full there is nobody to tell
+        # where stderr is full nothing can be printed
         with contextlib.suppress(OSError):
             print(f"lrlora: {process}{message}", file=sys.stderr, flush=True)
 

@@ -1,4 +1,4 @@
-"""Facts that a model can only know by heart: drawn ones, which do not compress, and pairs of a file."""
+"""Facts that a model can only memorise: random ones, which do not compress, and pairs of a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One way to one number: how good a model is at a task, for a run, an evaluation, an export and a study alike."""
+"""The score of a model on a task, computed in the same way for a run, an evaluation, an export and a study."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def score(
 
     Returns:
         The task's metrics by name, and "loss": cross entropy in nats a row (classification), squared error (regression)
-        or nats a token (causal), as a mean over all rows or tokens, without what a method adds to it for itself.
+        or nats a token (causal), as a mean over all rows or tokens, without a method's own penalty terms.
     """
     outputs, metrics = SCORERS[task.kind]
     found: Outputs = {}

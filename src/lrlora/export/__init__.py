@@ -1,4 +1,4 @@
-"""Leave with what was trained: merge into plain weights, write plain LoRA, or the ranks to train a plain LoRA with."""
+"""Adapters for use without lrlora: merge into plain weights, write plain LoRA, or the ranks to train one with."""
 
 from lrlora.export.lora.choose import RankChoice
 from lrlora.export.lora.pattern import rank_pattern

@@ -38,9 +38,9 @@ class Carried(NamedTuple):
 
     Args:
         at: the two points at which phi is used, +offset and -offset [2].
-        value: sum_k c_k sinc(at - k) [2], which phi(z) loses to be 0 where z is. For form "linear" the two slopes.
+        value: sum_k c_k sinc(at - k) [2], subtracted from phi(z): phi(0) = 0. For form "linear" the two slopes.
         sincs: sinc(at - k) [2, K].
-        rows: hash of every row of the matrix, or of the tile of it that is at work.
+        rows: hash of every row of the matrix, or of the tile that is being computed.
         columns: hash of every column.
     """
 
@@ -256,10 +256,10 @@ def _linear_and_gradients(z: Tensor, upstream: Tensor, c: Tensor, at: Knee) -> t
 def _carried_phi_and_gradients(
     z: Tensor, upstream: Tensor, c: Tensor, at: Knee, by: Carried
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As `scaled_phi_and_gradients`, with a carrier: the middle sinc counts, and each loses what it is at delta.
+    """As `scaled_phi_and_gradients`, with a carrier: the middle sinc counts, and the value at delta is subtracted.
 
-    What they are at delta is taken from the sums over a row, by sign, instead of from every entry. Entries with z = 0
-    have no part in dL/dc: there both sides of the difference are the same, and only their roundings would be left.
+    These values are subtracted from the sums over a row, by sign, instead of from every entry. Entries with z = 0 add
+    nothing to dL/dc: there both sides of the difference are the same, and only rounding errors would be left.
     """
     minus = is_minus(by.rows, by.columns)
     j, g, sign = cell(z / at.tau + _by_sign(minus, by.at))

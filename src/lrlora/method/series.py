@@ -1,4 +1,4 @@
-"""sinc(g) and its relatives next to a grid point, |g| <= 1/2, as Taylor polynomials of g^2 (`fast.py` says what for).
+"""sinc(g) and its relatives next to a grid point, |g| <= 1/2, as Taylor polynomials of g^2, for `fast.py`.
 
 Seven terms are exact to 4e-10 (float32), eleven to 1e-17 (float64).
 """
@@ -37,7 +37,7 @@ def sinc_slope_polynomial(g: Tensor) -> Tensor:
     return 2 * g * _polynomial(_SINC_SLOPE[g.dtype], g * g)
 
 
-# worked out here and not where they are used: torch.compile would work them out again for every entry
+# computed here and not where they are used: torch.compile would compute them again for every entry
 _TERMS = {torch.float32: 7, torch.float64: 11}
 SINC_SERIES = {
     dtype: tuple((-1) ** n * math.pi ** (2 * n) / math.factorial(2 * n + 1) for n in range(terms))

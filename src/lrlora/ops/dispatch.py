@@ -80,11 +80,11 @@ def factors_in_precision(
     offset: float,
     *signs: Tensor | None,
 ) -> tuple[Any, ...]:
-    """A, B and c in the precision in which Z and phi are computed, and what a backend knows of phi besides.
+    """A, B and c in the precision in which Z and phi are computed, and the other numbers of phi that a backend needs.
 
     The signs are those of `signs_of`.
     """
     A, B = at_least_float32(A), at_least_float32(B)
-    # detached: a parameter, or a tensor with a graph, would each be compiled for again
+    # detached: a parameter, or a tensor with a graph, would each need a compilation of its own
     c = None if c is None else c.detach().to(A.dtype)
     return A, B, c, backend.numbers(tau, scale, phi, A, c, offset, *signs)

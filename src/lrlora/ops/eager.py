@@ -55,7 +55,7 @@ def signs(carrier: Carrier, A: Tensor, B: Tensor, rows: Tensor | None) -> tuple[
 def numbers(
     tau: Tensor | float, scale: float, phi: Form, like: Tensor, c: Tensor | None, offset: float, *signs: Tensor | None
 ) -> Knee:
-    """What the passes know of phi besides c, in the dtype and on the device of `like`; the signs as from `signs`."""
+    """What the passes need of phi besides c, in the dtype and on the device of `like`; the signs as from `signs`."""
     at = fast.knee(tau, scale, phi, like)
     of_rows, of_columns = signs
     if of_rows is None or of_columns is None or c is None:

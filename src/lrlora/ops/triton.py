@@ -26,7 +26,7 @@ _FORM_NUMBER = {"sinc": SINC.value, "residual": RESIDUAL.value, "sine": SINE.val
 
 
 class Numbers(NamedTuple):
-    """What the kernels make phi and the signs from; nothing of it is worked out before they run.
+    """What the kernels compute phi and the signs from; nothing is computed before they run.
 
     Args:
         tau: the knee, a tensor of one entry on the device.
@@ -34,7 +34,7 @@ class Numbers(NamedTuple):
         offset, seed: of the carrier; the seed a tensor of one entry on the device, None without a carrier.
         row_numbers: of the rows of B, where they are not 0, 1, ...
         sincs: sinc(offset - k) [K].
-        first_row: of the tile that is at work.
+        first_row: of the tile that is being computed.
     """
 
     tau: Tensor

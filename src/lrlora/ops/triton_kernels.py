@@ -105,7 +105,7 @@ def _linear_slope(c, minus, IS_CARRIED: tl.constexpr):
 
 @triton.jit
 def _above_zero(risen, z, minus, at_plus, at_minus):
-    """Less what it is where z = 0, and exactly 0 there, however the compiler contracts products and sums."""
+    """Subtract the value at z = 0; exactly 0 there, in any way that the compiler contracts products and sums."""
     return tl.where(z == 0.0, 0.0, risen - tl.where(minus, at_minus, at_plus))
 
 
@@ -212,7 +212,7 @@ def gradient_kernel(
         at_plus, at_minus = 0.0 * tau, 0.0 * tau
         sum_plus, sum_minus = 0.0 * tau, 0.0 * tau
         if IS_CARRIED:
-            # what the sincs are where z = 0 is taken away from their sums
+            # the sincs at z = 0 are subtracted from their sums
             sum_plus, sum_minus = _total(tl.where(minus, 0.0, lifted)), _total(tl.where(minus, lifted, 0.0))
             middle, near = tl.load(c + HALF), tl.load(sincs + HALF)
             at_plus = middle * near

@@ -219,11 +219,11 @@ def _stable_rank_initial(update: Update, stable: float, stable_ba: float) -> flo
 
 
 def rank_warnings(rows: list[LayerRank], phi: str) -> list[str]:
-    """What to tell the user where the learned rank is a fiction; empty where it is not.
+    """Warnings for the user about layers in which no rank was learned; empty where there are none.
 
     c that did not move (by less than 1e-3) leaves the phi that training started with: SR(dW) was then not learned.
-    Where RMS(B A) / tau < 0.1, phi is a line and SR(dW) = SR(B A), unless a gate is open. Entries beyond
-    the grid (a warning from 1 %) are folded to 0 by form "sinc", and left as they are by "residual".
+    Where RMS(B A) / tau < 0.1, phi is a line and SR(dW) = SR(B A), unless a gate is open. Entries beyond the grid (a
+    warning from 1 %) are folded to 0 by form "sinc", and not changed by "residual".
     """
     messages = []
     of_all = f"of {len(rows)} layers"

@@ -124,7 +124,7 @@ class RankCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Find what an earlier part of this training has recorded."""
+        """Continue the records of an interrupted training; drop those after its checkpoint."""
         if self.folder is None:
             self.folder = args.output_dir
         self.seconds_spent, self._costs, self._timed = 0.0, {}, set()
@@ -172,7 +172,7 @@ class RankCallback(TrainerCallback):
         updates = [u for name, _, _, d in deltas(model, self.adapter_name) for u in updates_of(name, d, 1.0)]
         sizes = [len(update.B) * update.A.shape[1] for update in updates]
         largest = updates[sizes.index(max(sizes))]
-        # the first time pays for what is set up once, and any may be disturbed
+        # the first run includes one-time set-up, and other work on the machine may slow any of them
         times = [_now(model)]
         for _ in range(4):
             measure(largest, None, is_quick=True)
@@ -190,12 +190,12 @@ class RankCallback(TrainerCallback):
             )
         except InputError:
             raise
-        except ValueError as error:  # an update that holds NaN: training is what must stop for it, or not
+        except ValueError as error:  # an update that holds NaN: whether training stops is not decided here
             _log.warning("no ranks recorded at step %d: %s", state.global_step, error)
             return
         self._last_step = state.global_step
         if self.log is not None:
-            # logging clears the Trainer's wish to log the loss of this step, which it does after the callbacks
+            # logging resets the Trainer's flag to log the loss of this step, which it reads after the callbacks
             is_loss_due = control.should_log
             self.log(means(rows, self.log_layers))
             control.should_log = is_loss_due
@@ -234,6 +234,6 @@ def means(rows: list[LayerRank], with_layers: bool = False) -> dict[str, float]:
 def _now(model: nn.Module) -> float:
     parameter = next(model.parameters(), None)
     if parameter is not None and parameter.device.type == "cuda":
-        # else the measurement would be billed for the training steps still in the queue
+        # else the measured time would include training steps still in the queue
         torch.cuda.synchronize(parameter.device)
     return time.perf_counter()

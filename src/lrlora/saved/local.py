@@ -1,4 +1,4 @@
-"""What the name of a base model leads to on this machine: a folder, the hub's cache, or something that is no base."""
+"""What the name of a base model means on this machine: a folder, the hub's cache, or something that is no base."""
 
 from __future__ import annotations
 

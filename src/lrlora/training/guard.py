@@ -1,4 +1,4 @@
-"""Stops a training whose numbers have gone bad, before they reach the weights."""
+"""Stops a training whose loss or gradients are NaN or inf, before they reach the weights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NonFiniteGuard(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Listen to the losses that the model returns."""
+        """Begin to record the losses that the model returns."""
 
         def remember(module: Any, _: Any, output: Any) -> None:
             loss = getattr(output, "loss", None)

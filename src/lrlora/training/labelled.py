@@ -36,7 +36,7 @@ class LabelledTrainer(Trainer):
             found = super().compute_loss(model, {**inputs, "labels": wanted}, *rest, **named)
         if calls:
             return found
-        # a model whose forward works out its loss by itself, and would have moved the labels by one once more
+        # a model whose forward computes its loss itself, and would have shifted the labels a second time
         self._is_refused = True
         return super().compute_loss(model, inputs, *rest, **named)
 

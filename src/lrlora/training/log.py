@@ -33,7 +33,7 @@ class LogFile(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave behind what came after the checkpoint."""
+        """Drop the lines after the checkpoint."""
         if state.is_world_process_zero:
             drop_lines_after(self._path, state.global_step)
 

@@ -1,4 +1,4 @@
-"""Several processes that torchrun has started: which one speaks and writes, and how the others hear of its errors."""
+"""Several processes that torchrun has started: which one prints and writes, and how its errors reach the others."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Result = TypeVar("Result")
 
 
 def is_first() -> bool:
-    """Whether this is the process that speaks and writes; torchrun and accelerate say so in the environment."""
+    """Whether this is the process that prints and writes; torchrun and accelerate say so in the environment."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def tell(line: str) -> None:
-    """Say something to the user on stderr, as one of the lines of lrlora, in the process that speaks."""
+    """Print a line of lrlora for the user on stderr, in the process that prints."""
     if is_first():
         print(f"lrlora: {line}", file=sys.stderr)
 

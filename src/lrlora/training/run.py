@@ -109,7 +109,7 @@ def read_result(out: Path) -> RunResult:
 
 @contextlib.contextmanager
 def _told_what_is_left(config: TrainConfig, out: RunFolder, starts_again: bool) -> Iterator[None]:
-    """Let an interruption say what it leaves, and what the same command will do."""
+    """Add to an interruption what the folder holds, and what the same command will do."""
     try:
         yield
     except KeyboardInterrupt as error:
@@ -212,7 +212,7 @@ def _add_callbacks(trainer: Trainer, config: TrainConfig, out: Path, callbacks: 
     if config.method == "lrlora" and config.rank_steps != 0:
         trainer.add_callback(RankCallback(out, config.rank_steps, log=_tracked(trainer, config)))
     factor = 10.0 if config.c_learning_rate is None else config.c_learning_rate / config.learning_rate
-    # the last: what others want saved has a line in the log
+    # LogFile is the last: a checkpoint that another callback asks for then has a line in the log
     for callback in (*callbacks, LogFile(out, factor if config.method == "lrlora" else None)):
         trainer.add_callback(callback)
 

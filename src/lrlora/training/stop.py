@@ -1,6 +1,6 @@
 """SIGTERM and Ctrl-C while training: a checkpoint at the end of the step, then the end.
 
-Elsewhere they end at once, as an exception, since nothing that is written is ever half there. A second signal ends at
+Elsewhere they end at once, as an exception, since no file is ever left half written. A second signal ends at
 once wherever it comes. Signals that the host program handles or ignores itself are left to it.
 """
 

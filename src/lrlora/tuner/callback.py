@@ -1,4 +1,4 @@
-"""The one thing that tau = "auto" asks of a training loop, for transformers.Trainer and everything built on it."""
+"""The callback that tau = "auto" needs, for transformers.Trainer and everything built on it."""
 
 from __future__ import annotations
 
@@ -21,5 +21,5 @@ class TauCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Let the knees move, where this step asks for it."""
+        """Set tau in the next forward pass, if this step is in the schedule's window."""
         follow_tau(kwargs["model"], step=state.global_step, total_steps=state.max_steps)

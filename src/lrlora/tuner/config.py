@@ -51,9 +51,10 @@ class LRLoraConfig(PeftConfig):
             Sine-LoRA, arXiv:2403.19243, s sin(omega B A) / sqrt(in)) or "linear" (ours: no knee; with a carrier only
             its two slopes are learned, without one it is LoRA with a learned scale per layer).
         num_basis: K, how many sincs: odd, at least 3. The middle one has no effect without a carrier.
-        tau: knee of phi in units of 1 / sqrt(in), above 0; or "auto": phi is the identity during the warm-up, then tau
-            follows kappa RMS(B A) of each layer until it is frozen for the last part of training. "auto" needs
-            `lrlora.TauCallback` in the Trainer (`lrlora train` adds it), or `lrlora.follow_tau` in your own loop.
+        tau: knee, the size of an entry of B A at which phi bends, in units of 1 / sqrt(in), above 0; or "auto": phi is
+            the identity during the warm-up, then tau follows kappa RMS(B A) of each layer until it is frozen for the
+            last part of training. "auto" needs `lrlora.TauCallback` in the Trainer (`lrlora train` adds it), or
+            `lrlora.follow_tau` in your own loop.
         kappa: knee in units of RMS(B A), for tau = "auto".
         tau_warmup_steps: optimizer steps as plain LoRA, for tau = "auto".
         tau_follow: fraction of the training steps after which tau no longer moves, in [0, 1], for tau = "auto"; 0 sets

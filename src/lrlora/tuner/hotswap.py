@@ -1,4 +1,4 @@
-"""Exchanging a loaded adapter for a saved one, without wrapping the model anew: for servers of one base model."""
+"""Replace a loaded adapter by a saved one without wrapping the model again: for servers of one base model."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from lrlora.tuner.model import LRLoraModel
 
 _MARK = ".lrlora_delta."
 _OF_A_LAYER = ("phi", "share", "carrier", "carrier_offset", "carrier_start", "config_version")
-"""What of its configuration a layer keeps besides tensors: where it differs, the layer is made anew."""
+"""Fields of the configuration that a layer keeps besides tensors: where one differs, the layer is created again."""
 
 
 def hotswap_adapter(model: PeftModel, adapter: str, adapter_name: str = "default") -> None:
-    """Put a saved adapter in the place of a loaded one, without wrapping the model anew.
+    """Replace a loaded adapter by a saved one, without wrapping the model again.
 
-    Where both have the same r, K, phi, share and carrier, the values are copied into the tensors that are there, so
-    that a model under torch.compile goes on without a new compilation unless its scale differs. Elsewhere a layer's
-    adapter is made anew, or taken out where the saved one has none. Heads, biases and token vectors that both train
-    are exchanged with it. PEFT's own `hotswap_adapter` takes LoRA only.
+    Where both have the same r, K, phi, share and carrier, the values are copied into the existing tensors. A model
+    under torch.compile then needs no new compilation unless its scale differs. Elsewhere a layer's adapter is created
+    again, or removed where the saved one has none. Heads, biases and token vectors that both train are replaced as
+    well. PEFT's own `hotswap_adapter` takes LoRA only.
 
     Args:
         model: a PeftModel with LR-LoRA.
@@ -171,7 +171,7 @@ _TRAINED_BESIDE = ("modules_to_save", "bias", "trainable_token_indices", "target
 def _check_rest(
     model: PeftModel, config: LRLoraConfig, state: dict[str, Tensor], adapter: str, adapter_name: str
 ) -> None:
-    """Refuse what would stay behind of the loaded adapter, or have no place for what is saved; and NaN."""
+    """Refuse if trained tensors of the loaded adapter would remain, or if saved ones have no place or hold NaN."""
     for field in _TRAINED_BESIDE:
         held, wanted = (_plain(getattr(c, field)) for c in (model.peft_config[adapter_name], config))
         if held != wanted:

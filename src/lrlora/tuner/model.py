@@ -123,12 +123,12 @@ class LRLoraModel(BaseTuner):
     def _take_over_buffers(self, model: nn.Module, adapter_name: str) -> None:
         """Let a new adapter begin with tau, and with a frozen theta, of an adapter whose phi is configured alike.
 
-        trl makes its reference so: a second adapter, into which it copies the first one's parameters by their names.
-        What no optimizer moves is no parameter, and would be missing. A fresh update of 0 stays 0 with any phi.
+        trl makes its reference model as a second adapter, into which it copies the first one's parameters by name.
+        Buffers would be missing there, because they are no parameters. A fresh update of 0 stays 0 with any phi.
         """
         config: Any = self.peft_config[adapter_name]
         others = [name for name in self.peft_config if name != adapter_name and _have_one_phi(self, name, config)]
-        # the very same object first: that is what trl passes
+        # the same config object first: trl passes the same one
         others.sort(key=lambda name: self.peft_config[name] is not config)
         for _, layer, _, delta in deltas(model, adapter_name):
             source = next((layer.delta(name) for name in others if name in layer.lrlora_delta), None)

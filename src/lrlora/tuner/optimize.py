@@ -81,7 +81,7 @@ def follow_tau(model: nn.Module, step: int, total_steps: int) -> bool:
         first = max(config.tau_warmup_steps, 1)
         last = max(first, int(config.tau_follow * total_steps))
         moves_now = first <= step <= last
-        # at the beginning, a fresh adapter that took over the knee of another starts as plain LoRA again
+        # at the beginning, a fresh adapter that took over another's tau starts as plain LoRA again
         delta.follow_knee(config.kappa if moves_now else math.inf if step == 0 else None)
         is_moving = is_moving or moves_now
     return is_moving

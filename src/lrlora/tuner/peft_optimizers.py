@@ -1,6 +1,6 @@
-"""PEFT's helpers that build optimizers look for LoRA's parameters by name, and would take ours for others.
+"""PEFT's helpers that build optimizers look for LoRA's parameters by name, and would misread ours.
 
-LoRA+ has its meaning here, so that `peft.optimizers.create_loraplus_optimizer` gives B its rate. LoRA-FA and the
+LoRA+ works here: `peft.optimizers.create_loraplus_optimizer` gives B its rate. LoRA-FA and the
 Riemannian optimizer correct the gradient of B with (A A^T)^-1, which is right for s B A and not for s phi(B A): both
 are refused. Other models get PEFT's own answer.
 """
@@ -20,7 +20,7 @@ from lrlora.tuner.optimize import param_groups
 
 
 def answer_for_peft() -> None:
-    """Put functions that know LR-LoRA in the place of PEFT's; calling it again is harmless."""
+    """Replace PEFT's functions by ones that know LR-LoRA; calling it again is harmless."""
     answers = {
         "create_loraplus_optimizer": _loraplus,
         "create_lorafa_optimizer": _refused("LoRA-FA"),

@@ -1,4 +1,4 @@
-"""The types of layer that can be adapted, and the words for those that cannot."""
+"""The types of layer that can be adapted, and the messages for those that cannot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lrlora.tuner.layer import LRLoraLayer
 ROWS_WORTH_A_SUM = 64
 """Adding W0 and dW writes a matrix and reads three, a second product reads one: it pays from some tens of rows on."""
 
-# as it was before anybody exchanged it for all layers at once
+# torch's own, to detect a library that replaces it for all layers
 _LINEAR_FORWARD = nn.Linear.forward
 
 

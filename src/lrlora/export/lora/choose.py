@@ -25,9 +25,9 @@ class RankChoice:
         energy: fraction of ||dW||_F^2 that every layer keeps, in (0, 1]; 1 keeps all that is above float32's rounding.
             0.99 where nothing is given.
         rank: the same rank for all layers, at least 1; less where a layer has fewer singular values.
-        budget: parameters of all layers together, spent where they take away most error.
-        uniform: one rank for all layers out of UNIFORM_RANKS, as servers ask for it: the smallest that gives every
-            layer what it was to get, or with a budget the largest that the budget pays.
+        budget: parameters of all layers together, spent where they reduce the error most.
+        uniform: one rank for all layers out of UNIFORM_RANKS, as servers need it: the smallest that is at least the
+            rank chosen for every layer, or with a budget the largest that the budget allows.
 
     Raises:
         InputError: two of the three, or a value outside its range.
@@ -60,7 +60,7 @@ def ranks_by_energy(spectra: Sequence[Tensor], energy: float) -> list[int]:
 
     Args:
         spectra: the singular values of each layer, falling, float64.
-        energy: the share, in (0, 1]. 1: what is left out is below ||dW||_F times the rounding of float32.
+        energy: the fraction, in (0, 1]. 1: what is left out is below ||dW||_F times the rounding of float32.
 
     Example:
         >>> ranks_by_energy([torch.tensor([3.0, 1.0, 0.0])], 0.9)

@@ -1,4 +1,4 @@
-"""The way round: merge the loaded model and let transformers save it."""
+"""Used where names of files and model do not match: merge the loaded model and let transformers save it."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Rounding:
 
 
 def rounding_warnings(rows: Sequence[MergedLayer]) -> list[str]:
-    """What to tell the user where rounding takes away more than 1 % of an update."""
+    """Warnings for the user where rounding loses more than 1 % of an update."""
     lossy = [row for row in rows if row.rounding_loss > WARN_ABOVE]
     if not lossy:
         return []
