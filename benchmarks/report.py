@@ -24,7 +24,7 @@ the first number down, the elementwise work on phi brings both up. That work doe
 best from about a thousand tokens per step on, and at its worst in short batches.
 
 Memory: the op keeps x, A, B and c for the backward pass, as LoRA does, and holds one matrix of the size of the layer
-while that layer is at work.
+while that layer is computed.
 """
 
 

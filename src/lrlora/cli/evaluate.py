@@ -37,8 +37,10 @@ class EvaluateArguments:
     )
     label_column: Optional[str] = field(default=None, metadata={"help": "column of the label; the run's if left out"})
     max_length: Optional[int] = field(default=None, metadata={"help": "tokens of a row at most; the run's if left out"})
-    eval_rows: Optional[int] = field(default=None, metadata={"help": "evaluate on at most so many rows"})
-    batch_size: Optional[int] = field(default=None, metadata={"help": "half the rows per step; the run's if left out"})
+    eval_rows: Optional[int] = field(default=None, metadata={"help": "largest number of evaluation rows"})
+    batch_size: Optional[int] = field(
+        default=None, metadata={"help": "half the number of rows scored at once; the run's if left out"}
+    )
     commonsense: list[str] = field(
         default_factory=list, metadata={"help": "commonsense tasks to score instead, such as arc_c obqa: --data is the "
                                         "folder of their TASK_test.jsonl(.gz), or hub; --eval_rows of each"}

@@ -24,7 +24,7 @@ class ExportArguments:
     )
     rank: Optional[int] = field(default=None, metadata={"help": "the same rank for all layers"})
     budget: Optional[int] = field(
-        default=None, metadata={"help": "parameters in all, spent where they take away most error"}
+        default=None, metadata={"help": "parameters in all, spent where they reduce the error most"}
     )
     uniform: bool = field(
         default=False, metadata={"help": "one rank for all layers out of 8 ... 512, as servers such as vLLM need it"}
@@ -33,7 +33,7 @@ class ExportArguments:
         default=None, metadata={"help": "base model; the one that the adapter names if left out"}
     )
     overwrite: bool = field(
-        default=False, metadata={"help": "take the place of such a folder that is there; other files are not deleted"}
+        default=False, metadata={"help": "replace an older export; a folder with other files is refused"}
     )
     json: bool = field(default=False, metadata={"help": "print the result as JSON"})
     debug: bool = field(default=False, metadata={"help": "show a traceback on errors"})

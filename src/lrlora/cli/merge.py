@@ -27,7 +27,7 @@ class MergeArguments:
         default=None, metadata={"help": "base model; the one that the adapter names if left out"}
     )
     overwrite: bool = field(
-        default=False, metadata={"help": "take the place of such a folder that is there; other files are not deleted"}
+        default=False, metadata={"help": "replace an older checkpoint; a folder with other files is refused"}
     )
     json: bool = field(default=False, metadata={"help": "print the result as JSON"})
     debug: bool = field(default=False, metadata={"help": "show a traceback on errors"})

@@ -29,7 +29,7 @@ def grid(num_basis: int) -> Tensor:
         [-1.0, 0.0, 1.0]
     """
     if num_basis < 3 or num_basis % 2 == 0:
-        raise ValueError(f"num_basis must be odd and at least 3 (K = 2M + 1), got {num_basis}; pass 11, say")
+        raise ValueError(f"num_basis must be odd and at least 3 (K = 2M + 1), got {num_basis}; pass 11, for example")
     half = num_basis // 2
     return torch.arange(-half, half + 1, dtype=torch.float32)
 

@@ -20,7 +20,7 @@ from lrlora.tuner.names import Kind, block_of, kind_of, type_of
 UNMOVED = 1e-3
 """c lives on a scale of 1; where no coefficient changed by more than this, phi was not learned."""
 OPEN = 0.01
-"""A gate below this share leaves an update that r bounds for all purposes."""
+"""A gate below this is closed for all purposes: r bounds the update."""
 QUICK_EXACT_UP_TO = 64
 """A quick look decomposes matrices up to this smaller side: Lanczos steps cost more there."""
 

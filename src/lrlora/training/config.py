@@ -67,10 +67,10 @@ class TrainConfig:
         "auto", "how instructions are written: the tokenizer's chat template, or plain headings"
     )
     pooling: Literal["auto", "mean", "cls"] = _flag(
-        "auto", "what the head of an encoder reads: the mean of the tokens, or the one for it; auto: the model's own"
+        "auto", "what the head of an encoder reads: the mean of the tokens, or one token; auto: the model's own"
     )
-    train_rows: Optional[int] = _flag(None, "train on at most so many rows")
-    eval_rows: Optional[int] = _flag(None, "evaluate on at most so many rows")
+    train_rows: Optional[int] = _flag(None, "largest number of training rows; all if left out")
+    eval_rows: Optional[int] = _flag(None, "largest number of evaluation rows; all if left out")
     max_length: Optional[int] = _flag(None, "tokens of a row at most; as many as the model takes if left out")
 
     out: Optional[str] = _flag(
@@ -98,14 +98,16 @@ class TrainConfig:
         None, "names of modules trained and saved whole; new ones, such as the head, are added"
     )
     phi: Literal["sinc", "residual", "sine", "linear"] = _flag(
-        "sinc", "nonlinearity: the paper's sinc basis, z + sincs, fixed sine, or none but its slopes"
+        "sinc", "nonlinearity: the paper's sinc basis, z + sincs, fixed sine, or a straight line"
     )
     num_basis: int = _flag(11, "K, number of sincs, odd")
-    tau: str = _flag("0.05", "knee of phi in units of 1/sqrt(in), or auto")
+    tau: str = _flag("0.05", "knee, where phi bends, in units of 1/sqrt(in), or auto")
     kappa: float = _flag(1.0, "knee in units of RMS(BA), for tau auto")
     tau_warmup_steps: int = _flag(20, "steps as plain LoRA, for tau auto")
     tau_follow: float = _flag(0.7, "fraction of training after which tau is frozen, for tau auto")
-    share: Literal["matrix", "type", "block", "global", "frozen"] = _flag("matrix", "who shares one phi")
+    share: Literal["matrix", "type", "block", "global", "frozen"] = _flag(
+        "matrix", "which layers share one phi; frozen: phi is not trained"
+    )
     omega: float = _flag(200.0, "frequency of phi sine")
     carrier: Literal["none", "signs"] = _flag("none", "signs let the update have a rank above r at first order")
     carrier_offset: float = _flag(0.5, "where the carrier uses phi, in units of tau")
@@ -128,7 +130,7 @@ class TrainConfig:
     save_steps: int = _flag(100, "steps between checkpoints that a killed run resumes from", is_free=True)
     rank_steps: Optional[int] = _flag(
         None,
-        "steps between records of the learned ranks; left out: as many as take two percent of the time; 0: none",
+        "steps between records of the learned ranks; left out: as many as fit in 2 percent of the time; 0: none",
         is_free=True,
     )
     report_to: list[str] = field(

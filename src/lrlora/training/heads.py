@@ -12,8 +12,8 @@ from lrlora.saved.adapter import base_config, names_in_config
 def load_task_for(model: str | None, source: DataSource, say: Callable[[str], None] = lambda line: None) -> TaskData:
     """As `load_task`; the classes are numbered as the head of the base numbers them, if it knows them by name.
 
-    A model for natural language inference, say, may call class 0 CONTRADICTION where the rows have entailment first.
-    Capitals do not count.
+    For example, a model for natural language inference may call class 0 CONTRADICTION where the rows have entailment
+    first. Case is ignored.
 
     Args:
         model: folder or hub name of the base; None: the embedded encoder.

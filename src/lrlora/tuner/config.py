@@ -59,14 +59,14 @@ class LRLoraConfig(PeftConfig):
         tau_warmup_steps: optimizer steps as plain LoRA, for tau = "auto".
         tau_follow: fraction of the training steps after which tau no longer moves, in [0, 1], for tau = "auto"; 0 sets
             it once, after the warm-up.
-        share: who shares one phi: "matrix" (nobody), "type" (the same kind of layer in all blocks), "block", "global";
-            "frozen": nobody, and c is not trained.
+        share: which layers share one phi: "matrix" (none), "type" (the same kind of layer in all blocks), "block",
+            "global"; "frozen": none, and c is not trained.
         omega: frequency of phi = "sine".
         carrier: "signs" (ours) uses phi at +offset and -offset, by a pseudo-random sign for every entry: c can then
             give the update a rank above r at first order (`lrlora.method.carrier`); "none" uses it at 0.
         carrier_offset: in units of tau, above 0; without effect on phi = "linear".
         carrier_start: where training starts: "open" is an update whose rank is not bounded by r, "closed" LoRA at first
-            order (which tau = "auto" needs), "half" as much of one as of the other.
+            order (which tau = "auto" needs), "half" both in equal parts.
         carrier_seed: of the signs; every layer makes a seed of its own from it and its name, and saves that.
         config_version: version of these fields, written by lrlora.
 
@@ -108,7 +108,7 @@ class LRLoraConfig(PeftConfig):
     tau_warmup_steps: int = field(default=20, metadata={"help": "steps as plain LoRA, for tau='auto'"})
     tau_follow: float = field(default=0.7, metadata={"help": "fraction of training after which tau is frozen"})
     share: Literal["matrix", "type", "block", "global", "frozen"] = field(
-        default="matrix", metadata={"help": "who shares one phi"}
+        default="matrix", metadata={"help": "which layers share one phi"}
     )
     omega: float = field(default=200.0, metadata={"help": "frequency of phi='sine'"})
     carrier: Literal["none", "signs"] = field(default="none", metadata={"help": "signs that lift the rank bound"})
@@ -178,7 +178,7 @@ class LRLoraConfig(PeftConfig):
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def _check_lora_fields(self) -> None:
-        _check_whole(self.r, "r", 1, "pass r=8, say")
+        _check_whole(self.r, "r", 1, "pass r=8, for example")
         for module, rank in self.rank_pattern.items():
             _check_whole(
                 rank, f"rank_pattern[{module!r}]", 1, "exclude the module with exclude_modules to leave it out"
@@ -199,7 +199,7 @@ class LRLoraConfig(PeftConfig):
     def _check_phi_fields(self) -> None:
         _check_choice(self.phi, "phi", FORMS)
         _check_choice(self.share, "share", SHARES)
-        _check_whole(self.num_basis, "num_basis", 3, "pass num_basis=11, say")
+        _check_whole(self.num_basis, "num_basis", 3, "pass num_basis=11, for example")
         if self.num_basis % 2 == 0:
             raise InputError(
                 f"num_basis must be odd (K = 2M + 1, a grid around 0), got {self.num_basis}; "
@@ -223,7 +223,7 @@ class LRLoraConfig(PeftConfig):
         _check_choice(self.carrier, "carrier", ("none", "signs"))
         _check_choice(self.carrier_start, "carrier_start", STARTS)
         _check_positive(self.carrier_offset, "carrier_offset")
-        _check_whole(self.carrier_seed, "carrier_seed", 0, "pass 0, say")
+        _check_whole(self.carrier_seed, "carrier_seed", 0, "pass 0, for example")
         if self.carrier == "none":
             return
         if self.config_version < 2:

@@ -22,7 +22,7 @@ from lrlora.tuner.layer import LRLoraLayer
 
 
 class _Turns:
-    """A lock that a copy or a file of the model begins anew."""
+    """A lock; a copy or a file of the model gets a new one."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -119,7 +119,7 @@ class ParamWrapper(nn.Module, LRLoraLayer):
 
 
 def wrap_parameter(name: str, target: nn.Module, parameter_name: str) -> ParamWrapper:
-    """A module with one of its parameters adapted, without an adapter as yet.
+    """A module with one of its parameters wrapped, before an adapter is added.
 
     Raises:
         InputError: a parameter that cannot be adapted, named, with the reason.

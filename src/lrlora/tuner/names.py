@@ -1,4 +1,4 @@
-"""What a module's dotted name tells: its block, its type within the block, and whether it is attention or MLP."""
+"""What a module's dotted name says: its block, its type within the block, and whether it is attention or MLP."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ SUPPORTED = "torch.nn.Linear, Embedding, Conv1d, Conv2d and Conv3d, transformers
 
 
 def wrap(name: str, target: nn.Module, parent: nn.Module, model: nn.Module) -> Linear | Embedding | Conv:
-    """The adapted layer that takes the place of a module, without an adapter as yet.
+    """The adapted layer that replaces a module, before an adapter is added.
 
     Raises:
         InputError: a module that cannot be adapted, named, with the reason.

@@ -43,7 +43,9 @@ class RankChoice:
         if len(given) > 1:
             raise InputError(f"got {' and '.join('--' + name for name in given)}, needed one of them at most")
         if self.energy is not None and not 0 < self.energy <= 1:
-            raise InputError(f"energy must be in (0, 1], a fraction of ||dW||^2, got {self.energy}; pass 0.99, say")
+            raise InputError(
+                f"energy must be in (0, 1], a fraction of ||dW||^2, got {self.energy}; pass 0.99, for example"
+            )
         for name in ("rank", "budget"):
             value = getattr(self, name)
             if value is not None and value < 1:
