@@ -98,7 +98,7 @@ class TrainConfig:
         None, "names of modules trained and saved whole; new ones, such as the head, are added"
     )
     phi: Literal["sinc", "residual", "sine", "linear"] = _flag(
-        "sinc", "nonlinearity: the paper's sinc basis, z + sincs, fixed sine, or a straight line"
+        "sinc", "nonlinearity: the paper's sinc basis, z + sincs, fixed sine, or only its slopes"
     )
     num_basis: int = _flag(11, "K, number of sincs, odd")
     tau: str = _flag("0.05", "knee, where phi bends, in units of 1/sqrt(in), or auto")
