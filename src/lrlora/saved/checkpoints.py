@@ -20,7 +20,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def whole_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that can be gone on from, the newest last. Changes nothing."""
+    """The checkpoints that training can resume from, the newest last. Changes nothing."""
     return [checkpoint for checkpoint in owned.checkpoints(folder) if _is_whole(checkpoint)]
 
 

@@ -53,7 +53,7 @@ def foreign_to_nobody(folder: Path) -> list[str]:
 
 
 def foreign_in_the_way(folder: Path) -> list[str]:
-    """As `foreign`, of what a run that goes on will replace: its adapter and its checkpoints."""
+    """As `foreign`, of what a resumed run will replace: its adapter and its checkpoints."""
     replaced = [
         (folder / ADAPTER, _OF_ADAPTER),
         *((path, _OF_CHECKPOINT) for path in checkpoints(folder / CHECKPOINTS)),

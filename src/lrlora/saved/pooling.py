@@ -1,7 +1,7 @@
 """What the head of an encoder reads: the token that its architecture reads, or the mean over a row's tokens.
 
 Of transformers' classes below only ModernBERT's has this as a setting (`classifier_pooling`). In the others a hook
-on the backbone hands out the mean in the place of every token: whichever one the head reads, it reads the mean.
+on the backbone replaces every token by the mean: the head reads the mean at any position.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _pooled(names: tuple[str, ...], name: str, module: Any, args: Any, kwargs: A
 
 
 def _with_mean(output: Any, mask: Tensor | None, name: str) -> Any:
-    """The output of a backbone with the mean in the place of every token, and of what its pooler gave."""
+    """The output of a backbone in which the mean replaces every token and the output of its pooler."""
     if not isinstance(output, ModelOutput):
         raise InputError(f"--pooling mean needs a {name} that returns its outputs by name; leave return_dict on")
     hidden: Tensor = output["last_hidden_state"]

@@ -46,7 +46,7 @@ class Run:
         return stored_updates(self.adapter)
 
     def sources(self, model: str | None = None) -> list[Path]:
-        """The folders that hold what it was read from, and those of its base, or of `model` in the place of that."""
+        """The folders that hold what it was read from, and those of its base, or of `model` instead."""
         base = model or adapter_settings(self.adapter).get("base_model_name_or_path")
         return [self.folder, *read_for(self.adapter, base)]
 

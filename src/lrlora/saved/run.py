@@ -30,7 +30,7 @@ class Settings:
 
     Args:
         values: by name, as they are in config.json.
-        free: names of those that do not change what is trained: a run may go on with others.
+        free: names of those that do not change what is trained: a run may be resumed with others.
         places: names of those that may be a path on this machine.
     """
 
@@ -176,7 +176,7 @@ class RunFolder:
         """Make the folder and write config.json, once data and model are known; an old run is deleted here.
 
         Returns:
-            The checkpoint to go on from.
+            The checkpoint to resume from.
 
         Raises:
             InputError: as `check`.

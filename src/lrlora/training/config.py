@@ -137,7 +137,7 @@ class TrainConfig:
         default_factory=lambda: ["none"],
         metadata={"help": "trackers that transformers knows: tensorboard, wandb, ...", "is_free": True},
     )
-    verbose: bool = _flag(False, "tell how the adapted layers are computed, and why", is_free=True)
+    verbose: bool = _flag(False, "print how the adapted layers are computed, and why", is_free=True)
     json: bool = _flag(False, "print the result as JSON", is_free=True)
     debug: bool = _flag(False, "show a traceback on errors", is_free=True)
 
@@ -253,7 +253,7 @@ class TrainConfig:
 
 
 FREE = frozenset(each.name for each in dataclasses.fields(TrainConfig) if each.metadata.get("is_free"))
-"""Settings that do not change what is trained: a run may go on with others."""
+"""Settings that do not change what is trained: a run may be resumed with others."""
 PLACES = tuple(each.name for each in dataclasses.fields(TrainConfig) if each.metadata.get("is_place"))
 """Settings that may name a place on this machine, or something on the hub."""
 

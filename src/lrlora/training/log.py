@@ -59,7 +59,7 @@ class LogFile(TrainerCallback):
 
 
 def mean_loss(history: list[dict[str, Any]]) -> float | None:
-    """The mean loss over all steps in a Trainer's `state.log_history`, also of a training that went on once or more."""
+    """The mean loss over all steps in a Trainer's `state.log_history`, also of a training that was resumed."""
     means = [(line["step"], line["loss"]) for line in history if "loss" in line]
     if not means:
         return None

@@ -1,4 +1,4 @@
-"""Which modules an adapter goes on, and which are trained whole: checked before PEFT, which lets much of it pass."""
+"""Which modules get an adapter, and which are trained whole: checked before PEFT, which accepts some wrong names."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def _train_one(config: TrainConfig, out: RunFolder, callbacks: Sequence[TrainerC
 
 @contextlib.contextmanager
 def _begun(config: TrainConfig, out: RunFolder, task: TaskData) -> Iterator[Path | None]:
-    """The run folder, locked while this training lasts; gives the checkpoint to go on from."""
+    """The run folder, locked while this training lasts; gives the checkpoint to resume from."""
     settings, inputs = config.settings(), inputs_of(config, task)
     out.check(settings, config.overwrite, inputs)
     held: list[Any] = []
