@@ -183,7 +183,7 @@ def _pickled(adapter: Path) -> None:
     [
         (
             _pickled,
-            "adapter_model.bin is a pickle, which can run any code; lrlora reads adapter_model.safetensors alone",
+            "adapter_model.bin is a pickle, which can run any code; lrlora reads only adapter_model.safetensors",
         ),
         (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), "no adapter file"),
         (lambda adapter: (adapter / "adapter_config.json").write_text(""), "is not readable as JSON"),
