@@ -80,7 +80,7 @@ def run(arguments: list[str]) -> None:
     if suite is not None:
         _print_suite(found)
         return
-    metrics = [name for name in next(iter(found.results.values())) if name != "model_preparation"]
+    metrics = list(next(iter(found.results.values())))
     print_table(
         f"{found.task}: {found.rows} held-out rows",
         ("model", *metrics),
