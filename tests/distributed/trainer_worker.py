@@ -94,7 +94,8 @@ def main(layout: str, share: str, folder: Path) -> None:
         callbacks=[TauCallback(), NonFiniteGuard()],
     )
     trainer.train(resume_from_checkpoint="resume" in sys.argv and str(folder / "checkpoints" / "checkpoint-2"))
-    print("trained as", type(trainer.model_wrapped).__name__)
+    # in one piece: two processes write into one pipe
+    print(f"trained as {type(trainer.model_wrapped).__name__}\n", end="", flush=True)
     trainer.save_model(str(folder / "adapter"))
     if torch.distributed.is_initialized():
         torch.distributed.barrier()

@@ -195,6 +195,7 @@ def test_what_is_no_adapter_is_one_line(tmp_path, capsys, spoil, word):
     tiny_llama().save_pretrained(tmp_path / "base")
     saved_adapter(causal(tmp_path / "base"), tmp_path / "adapter", target_modules=["q_proj"])
     spoil(tmp_path / "adapter")
+    capsys.readouterr()
     for command in (["merge", "--out", str(tmp_path / "o")], ["export", "--out", str(tmp_path / "o")], ["ranks"]):
         assert main([command[0], str(tmp_path / "adapter"), *command[1:]]) == 2
         err = capsys.readouterr().err

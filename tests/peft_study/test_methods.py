@@ -161,7 +161,7 @@ def test_what_a_config_cannot_take_from_the_study_is_refused(tiny_encoder, words
 def test_a_prompt_is_scored_as_the_model_s_own_loss_scores_it(tiny_decoder):
     from transformers import AutoModelForCausalLM
 
-    from lrlora.training.labelled import labelled_logits
+    from lrlora.evaluation.labelled import labelled_logits
 
     base = AutoModelForCausalLM.from_pretrained(tiny_decoder)
     config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)

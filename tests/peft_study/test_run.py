@@ -304,6 +304,7 @@ def test_a_study_that_is_stopped_keeps_its_cells_and_ends_its_workers(whole, tmp
     file, out = study_file(study, tmp_path), tmp_path / "out"
     with start(file, out, *flags) as process:
         wait_for(process, lambda: lines_in(out / "results.jsonl") >= 1)
+        assert process.poll() is None, process.communicate()[0]
         children = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
         said, _ = process.communicate(timeout=200)

@@ -36,7 +36,7 @@ def parse(
         @staticmethod
         def _parse_dataclass_field(parser: Any, field: Any) -> None:
             plain = copy.copy(field)
-            plain.metadata = {"help": field.metadata["help"]}
+            plain.metadata = {k: v for k, v in field.metadata.items() if k not in ("is_free", "is_place")}
             HfArgumentParser._parse_dataclass_field(parser, plain)
 
     if positional is not None and arguments and not arguments[0].startswith("-"):
