@@ -133,11 +133,12 @@ def metrics_of(task: TaskData, scores: Any, labels: Any) -> dict[str, float]:
 def _logits(model: Any, batch: dict[str, Any]) -> list[Any]:
     """The output of the head for every row."""
     batch.pop("labels")
-    return list(model(**batch).logits.float().cpu())
+    # as numbers: a row of a tensor would take its whole batch along to other processes
+    return model(**batch).logits.float().tolist()
 
 
 def _of_labels(task: TaskData, outputs: list[Any], encoded: Any) -> dict[str, float]:
-    logits, labels = torch.stack(outputs), torch.tensor(encoded["labels"][:])
+    logits, labels = torch.tensor(outputs), torch.tensor(encoded["labels"][:])
     is_number = task.kind == "regression"
     loss = mse_loss(logits.squeeze(-1), labels.float()) if is_number else cross_entropy(logits, labels)
     return {**metrics_of(task, logits.numpy(), labels.numpy()), "loss": loss.item()}

@@ -29,7 +29,7 @@ from lrlora.saved.pooling import why_not_plain
 from lrlora.saved.run import RunFolder
 from lrlora.saved.tokens import load_tokenizer
 from lrlora.training.config import TrainConfig
-from lrlora.training.model import precision_of
+from lrlora.training.model import is_bf16
 
 MODELS = ("base", "adapter", "merged", "exported")
 
@@ -210,7 +210,7 @@ def _measure_of(
             config.max_length,
             config.template,
             2 * config.batch_size,
-            precision_of(config.precision) == "bf16",
+            is_bf16(config.precision),
             say,
         ),
     )

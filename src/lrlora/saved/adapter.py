@@ -24,6 +24,7 @@ from lrlora.files import read_json
 from lrlora.saved import names
 from lrlora.saved.local import absolute, adapter_in, check_local, looks_local, read_for, run_around
 from lrlora.saved.pooling import Pooling, check_pooling
+from lrlora.saved.run import RunFolder
 from lrlora.saved.updates import adapter_settings, adapter_weights
 
 AUTO_CLASSES: dict[str | None, Any] = {
@@ -172,7 +173,7 @@ def _pooling(folder: Path) -> Pooling:
         pooling = read_json(folder / names.POOLING)
         check_pooling(pooling, str(folder / names.POOLING))
     elif runs := run_around(folder):
-        pooling = read_json(runs[0] / names.CONFIG)["settings"].get("pooling", "auto")
+        pooling = RunFolder(runs[0]).settings.get("pooling", "auto")
         check_pooling(pooling, f"pooling in {runs[0] / names.CONFIG}")
     return pooling
 

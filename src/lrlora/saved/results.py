@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,7 @@ class Run:
         metrics: of metrics.json; empty for a bare adapter.
         lora_metrics: of plain LoRA, if the run trained it for comparison.
         records: the ranks while training, as `read_records` gives them.
+        updates: A, B, c and tau of every layer.
     """
 
     folder: Path
@@ -39,11 +39,7 @@ class Run:
     metrics: dict[str, Any]
     lora_metrics: dict[str, Any]
     records: list[dict[str, Any]]
-
-    @cached_property
-    def updates(self) -> list[Update]:
-        """A, B, c and tau of every layer."""
-        return stored_updates(self.adapter)
+    updates: list[Update]
 
     def sources(self, model: str | None = None) -> list[Path]:
         """The folders that hold what it was read from, and those of its base, or of `model` instead."""
@@ -77,7 +73,7 @@ def read_run(folder: str | Path, model: str | None = None) -> Run:
     # read now: an adapter cut short is no adapter, even where its ranks were written down before
     updates = stored_updates(adapter)
     written = here.ranks if model is None else None
-    run = Run(
+    return Run(
         folder=path,
         adapter=adapter,
         rows=_measured(path, model, updates) if written is None else written,
@@ -86,9 +82,8 @@ def read_run(folder: str | Path, model: str | None = None) -> Run:
         metrics=here.metrics,
         lora_metrics=here.lora.metrics,
         records=here.records,
+        updates=updates,
     )
-    run.__dict__["updates"] = updates
-    return run
 
 
 def _measured(path: Path, model: str | None, updates: list[Update]) -> list[LayerRank]:

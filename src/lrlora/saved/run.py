@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ class RunFolder:
         """When it was finished, in seconds since 1970."""
         return self._metrics.stat().st_mtime
 
-    @cached_property
+    @property
     def described(self) -> dict[str, Any]:
         """config.json: "format", "settings", "versions", "inputs"; of a folder without one nothing."""
         file = self.path / names.CONFIG
@@ -190,7 +189,6 @@ class RunFolder:
                 known = self.inputs
         described = {"format": FORMAT, "settings": settings.values, "versions": versions, "inputs": known}
         write_json(self.path / names.CONFIG, described)
-        self.__dict__.pop("described", None)
         return last_checkpoint(self.checkpoints)
 
     def lock(self) -> FileLock:
@@ -253,7 +251,8 @@ class RunFolder:
 
     def _changes(self, settings: Settings, inputs: dict[str, str] | None) -> dict[str, list[str]]:
         """What differs from the run that is here: under "settings" as old -> new, under "inputs" in words."""
-        before, read_before = self.settings, self.inputs or {}
+        here = self.described
+        before, read_before = here.get("settings", {}), here.get("inputs") or {}
         # the first version split rows off by the seed of everything else, and left the pooling to the model
         before = {"split_seed": before.get("seed"), "pooling": "auto", **before}
         other = [

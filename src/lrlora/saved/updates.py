@@ -15,10 +15,8 @@ from lrlora.files import read_json
 from lrlora.ranks.measure import Update, updates_of
 from lrlora.saved.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from lrlora.tuner.config import LRLoraConfig
-from lrlora.tuner.delta import LRLoraDelta
+from lrlora.tuner.delta import MARK, LRLoraDelta
 from lrlora.tuner.model import LRLoraModel
-
-MARK = ".lrlora_delta."
 
 
 def adapter_settings(folder: Path) -> dict[str, Any]:

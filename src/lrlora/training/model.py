@@ -88,8 +88,8 @@ def put_on(base: Any, adapter_config: Any) -> PeftModel:
         raise InputError(f"{type(adapter_config).__name__}: {first_lines(error)}") from error
 
 
-def precision_of(choice: Literal["auto", "fp32", "bf16"]) -> str:
-    """ "bf16" where it is asked for, or where "auto" finds a GPU that has it; else "fp32"."""
-    if choice != "auto":
-        return choice
-    return "bf16" if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else "fp32"
+def is_bf16(choice: Literal["auto", "fp32", "bf16"]) -> bool:
+    """Whether a precision means bfloat16: it is asked for, or "auto" finds a GPU that has it."""
+    if choice == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return choice == "bf16"

@@ -33,7 +33,7 @@ from lrlora.training import processes
 from lrlora.training.config import TrainConfig
 from lrlora.training.heads import load_task_for
 from lrlora.training.log import LogFile, mean_loss
-from lrlora.training.model import build, precision_of
+from lrlora.training.model import build, is_bf16
 from lrlora.training.stop import Interrupted, Stop
 from lrlora.training.trainer import check_trackers, make_trainer
 from lrlora.tuner.explain import computation_of
@@ -146,9 +146,9 @@ def _train_one(config: TrainConfig, out: RunFolder, callbacks: Sequence[TrainerC
     for note in task.notes:
         _warn(note)
     model, tokenizer = build(config, task)
-    is_bf16 = precision_of(config.precision) == "bf16"
+    in_bf16 = is_bf16(config.precision)
     if config.verbose and config.method == "lrlora":
-        for line in computation_of(model, torch.bfloat16 if is_bf16 else None):
+        for line in computation_of(model, torch.bfloat16 if in_bf16 else None):
             processes.tell(line)
     length = length_of_rows(config.max_length, tokenizer, model, _warn)
     train_rows, evaluation_rows = encode(task, tokenizer, length, config.template, _warn)
@@ -166,7 +166,7 @@ def _train_one(config: TrainConfig, out: RunFolder, callbacks: Sequence[TrainerC
             with stop.at_the_next_step():
                 _run(trainer, checkpoint)
             wall_s = time.perf_counter() - started
-            found = score(trainer.model, tokenizer, task, evaluation_rows, 2 * config.batch_size, is_bf16)
+            found = score(trainer.model, tokenizer, task, evaluation_rows, 2 * config.batch_size, in_bf16)
             trainer.log({f"eval_{name}": value for name, value in found.items()})
         metrics = {
             "method": config.method,

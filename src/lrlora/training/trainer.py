@@ -15,7 +15,7 @@ from lrlora.evaluation.score import collator_of
 from lrlora.training.config import TrainConfig
 from lrlora.training.guard import NonFiniteGuard
 from lrlora.training.labelled import LabelledTrainer
-from lrlora.training.model import precision_of
+from lrlora.training.model import is_bf16
 from lrlora.tuner.callback import TauCallback
 from lrlora.tuner.optimize import param_groups
 
@@ -57,7 +57,7 @@ def make_trainer(
             lr_scheduler_type=config.lr_scheduler,
             warmup_steps=config.warmup_steps,
             max_grad_norm=config.max_grad_norm,
-            bf16=precision_of(config.precision) == "bf16",
+            bf16=is_bf16(config.precision),
             # else several processes on CPUs would each train a separate model
             use_cpu=not torch.accelerator.is_available(),
             seed=config.seed,

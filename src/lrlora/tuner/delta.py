@@ -21,6 +21,8 @@ from lrlora.method.rank import product_rms
 from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.kept import KeptUpdate, why_not_kept
 
+MARK = ".lrlora_delta."
+"""In the name of a saved tensor, between the layer and the part of its delta."""
 GAIN = 10.0
 """dc / dtheta: under Adam, how many times faster c moves than A and B at the same rate."""
 

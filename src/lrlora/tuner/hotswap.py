@@ -14,13 +14,12 @@ from torch import Tensor
 
 from lrlora.errors import InputError
 from lrlora.tuner.config import LRLoraConfig
-from lrlora.tuner.delta import LRLoraDelta
+from lrlora.tuner.delta import MARK, LRLoraDelta
 from lrlora.tuner.experts import ParamWrapper
 from lrlora.tuner.internals import WEIGHTS
 from lrlora.tuner.layer import LRLoraLayer
 from lrlora.tuner.model import LRLoraModel
 
-_MARK = ".lrlora_delta."
 _OF_A_LAYER = ("phi", "share", "carrier", "carrier_offset", "carrier_start", "config_version")
 """Fields of the configuration that a layer keeps besides tensors: where one differs, the layer is created again."""
 
@@ -103,7 +102,7 @@ def _by_layer(state: dict[str, Tensor], config: LRLoraConfig) -> dict[str, dict[
     of_file = {"c": "theta"} if config.config_version == 1 else {}
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in state.items():
-        name, is_of_adapter, field = key.rpartition(_MARK)
+        name, is_of_adapter, field = key.rpartition(MARK)
         if is_of_adapter:
             found.setdefault(name, {})[of_file.get(field, field)] = value
     return found
@@ -179,9 +178,9 @@ def _check_rest(
                 f"{adapter} has {field}={wanted!r}, and adapter {adapter_name!r} {held!r}; load it with "
                 "model.load_adapter instead, or begin with an adapter that has the same"
             )
-    others = {key: value for key, value in state.items() if _MARK not in key}
+    others = {key: value for key, value in state.items() if MARK not in key}
     everything = get_peft_model_state_dict(model, adapter_name=adapter_name, save_embedding_layers=False)
-    trained = {key: value for key, value in everything.items() if _MARK not in key}
+    trained = {key: value for key, value in everything.items() if MARK not in key}
     # the base's own embeddings, which PEFT saves with an adapter of them, must equal those of the model
     base = model.state_dict() if others.keys() - trained.keys() else {}
     for key in sorted(others.keys() | trained.keys()):
@@ -195,8 +194,8 @@ def _check_rest(
                 f"{adapter} and adapter {adapter_name!r} do not train the same besides LR-LoRA: {key} is "
                 f"{_shape(value)} in the file and {_shape(held)} in the model; load it with model.load_adapter instead"
             )
-    broken = [key for key, value in state.items() if not key.endswith(f"{_MARK}tau") and not value.isfinite().all()]
-    broken += [key for key, value in state.items() if key.endswith(f"{_MARK}tau") and not (value > 0).all()]
+    broken = [key for key, value in state.items() if not key.endswith(f"{MARK}tau") and not value.isfinite().all()]
+    broken += [key for key, value in state.items() if key.endswith(f"{MARK}tau") and not (value > 0).all()]
     if broken:
         raise InputError(
             f"{adapter} is broken: {broken[0]} holds NaN, inf or, for tau, no number above 0; train it again"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor, nn
 
 from lrlora.errors import InputError
-from lrlora.tuner.delta import LRLoraDelta
+from lrlora.tuner.delta import MARK, LRLoraDelta
 from lrlora.tuner.experts import ParamWrapper, wrap_parameter
 from lrlora.tuner.internals import (
     TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING,
@@ -276,7 +276,7 @@ def _is_under(key: str, prefixes: set[str]) -> bool:
 def _check_version(state_dict: dict[str, Tensor], config: Any) -> None:
     """Refuse the tensors of an adapter of one version for a model whose adapter has the other: c would be dropped."""
     other = "theta" if config.config_version == 1 else "c"
-    wrong = next((key for key in state_dict if key.endswith(f".lrlora_delta.{other}")), None)
+    wrong = next((key for key in state_dict if key.endswith(f"{MARK}{other}")), None)
     if wrong is not None:
         held, needed = (2, 1) if other == "theta" else (1, 2)
         raise InputError(
