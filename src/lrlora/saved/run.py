@@ -17,8 +17,8 @@ from lrlora.saved import names, owned
 from lrlora.saved.checkpoints import last_checkpoint, whole_checkpoints
 from lrlora.saved.pooling import Pooling
 
-FORMAT = 2
-"""Of a run folder; 1, which is not written in its config.json, had no `inputs` at first and keeps the same files."""
+FORMAT = 3
+"""Of a run folder. Up to 2 tau was a text; 1, which its config.json does not say, had no `inputs` at first."""
 _WORDS = {"data": "the rows", "model": "the weights of the base model"}
 _ADVICE = "pass another --out"
 
@@ -29,11 +29,13 @@ class Settings:
 
     Args:
         values: by name, as they are in config.json.
+        defaults: what a run means that was written before there was a setting.
         free: names of those that do not change what is trained: a run may be resumed with others.
         places: names of those that may be a path on this machine.
     """
 
     values: dict[str, Any]
+    defaults: dict[str, Any]
     free: Collection[str]
     places: Collection[str]
 
@@ -108,7 +110,8 @@ class RunFolder:
     @property
     def settings(self) -> dict[str, Any]:
         """What it was trained with, by the names of the flags."""
-        return self.described.get("settings", {})
+        here = self.described
+        return _renewed(here.get("settings", {}), here.get("format", 1))
 
     @property
     def inputs(self) -> dict[str, str] | None:
@@ -251,10 +254,10 @@ class RunFolder:
 
     def _changes(self, settings: Settings, inputs: dict[str, str] | None) -> dict[str, list[str]]:
         """What differs from the run that is here: under "settings" as old -> new, under "inputs" in words."""
-        here = self.described
-        before, read_before = here.get("settings", {}), here.get("inputs") or {}
-        # the first version split rows off by the seed of everything else, and left the pooling to the model
-        before = {"split_seed": before.get("seed"), "pooling": "auto", **before}
+        before, read_before = self.settings, self.inputs or {}
+        if before:
+            # the first version split rows off by the seed of everything else
+            before = {**settings.defaults, "split_seed": before.get("seed"), **before}
         other = [
             f"{name} {before[name]!r} -> {value!r}"
             for name, value in settings.values.items()
@@ -291,6 +294,19 @@ def unlock(held: FileLock) -> None:
     """Let other processes train there; the file goes first, while it is ours."""
     Path(held.lock_file).unlink(missing_ok=True)
     held.release()
+
+
+def _renewed(settings: dict[str, Any], written: int) -> dict[str, Any]:
+    """Settings as this version writes them."""
+    if written > 2:
+        return settings
+    renewed = {name: value for name, value in settings.items() if name not in ("verbose", "json", "debug")}
+    if isinstance(tau := renewed.get("tau"), str) and tau != "auto":
+        renewed["tau"] = float(tau)
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(renewed.get(name), list):
+            renewed[name] = sorted(renewed[name])
+    return renewed
 
 
 def _is_same(before: Any, now: Any, is_place: bool) -> bool:
