@@ -6,7 +6,8 @@ from transformers import AutoTokenizer
 
 from lrlora import InputError
 from lrlora.data import TaskData
-from lrlora.data.encode import IGNORED, encode, encode_instruction
+from lrlora.data.encode import IGNORED, encode, encode_row
+from lrlora.data.render import Renderer
 
 
 @pytest.fixture
@@ -14,6 +15,16 @@ def tokenizer(tiny_decoder):
     return AutoTokenizer.from_pretrained(tiny_decoder)
 
 
+def encode_instruction(row: dict, tokenizer, max_length: int, is_chat: bool) -> dict[str, list[int]]:
+    """Tokens and labels of an instruction."""
+    ((ids, labels),) = encode_row(row, Renderer(tokenizer, is_chat), tokenizer, max_length).pieces
+    return {"input_ids": ids, "labels": labels}
+
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}user said {{ m['content'] }} then "
+    "{% else %}{{ m['content'] }}{% endif %}{% endfor %}"
+)
 ROW = {"instruction": "Name the capital of France.", "input": "Europe", "answer": "paris"}
 
 
@@ -23,20 +34,20 @@ def test_the_loss_sees_the_answer_and_the_end_alone(tokenizer):
     assert tokenizer.decode(seen) == "paris [SEP]"
     assert encoded["input_ids"][-len(seen) :] == seen
     assert "capital of france. europe" in tokenizer.decode(encoded["input_ids"])
-    assert len(encoded["input_ids"]) == len(encoded["labels"]) == len(encoded["attention_mask"])
+    assert len(encoded["input_ids"]) == len(encoded["labels"])
 
 
 def test_a_chat_template_is_used_where_there_is_one(tokenizer):
     with pytest.raises(InputError, match="needs a tokenizer with a chat template"):
         encode(_task([ROW] * 2), tokenizer, 64, "chat")
-    tokenizer.chat_template = "{% for m in messages %}user said {{ m['content'] }} {% endfor %}then"
+    tokenizer.chat_template = TEMPLATE
     train, _ = encode(_task([ROW] * 2), tokenizer, 64)
     assert "user said name the capital" in tokenizer.decode(train[0]["input_ids"])
 
 
 @pytest.mark.parametrize("is_chat", [False, True])
 def test_too_long_rows_lose_the_front_of_the_prompt_and_nothing_else(tokenizer, is_chat):
-    tokenizer.chat_template = "{% for m in messages %}user said {{ m['content'] }} {% endfor %}then"
+    tokenizer.chat_template = TEMPLATE
     whole = encode_instruction(ROW, tokenizer, 64, is_chat)["input_ids"]
     least = encode_instruction(ROW, tokenizer, len(whole) - 1, is_chat)
     assert least["input_ids"] == whole[1:]

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import lrlora
 from lrlora import InputError
 from lrlora.data.commonsense import COMMONSENSE, instruction_of, load_commonsense
-from lrlora.data.encode import encode_instruction, prompt_text, uses_chat
+from lrlora.data.encode import encode_row, prompt_text, uses_chat
+from lrlora.data.render import Renderer
 from lrlora.evaluation.commonsense import score_commonsense
 from lrlora.evaluation.generation import answer_in, generate_answers
 from lrlora.evaluation.likelihood import score_likelihood
@@ -170,7 +171,9 @@ def test_a_model_that_has_learned_the_answers_scores_them(tiny_decoder):
     model = AutoModelForCausalLM.from_pretrained(tiny_decoder)
     rows = rows_of("obqa") + [{**row, "question": "x"} for row in rows_of("obqa")]
     assert {row["label"] for row in rows} == {0, 1}
-    batch = [encode_instruction({**r, "input": "", "answer": r["output"]}, tokenizer, 128, False) for r in rows[:2]]
+    made = [{**r, "input": "", "answer": r["output"]} for r in rows[:2]]
+    pieces = [encode_row(r, Renderer(tokenizer, False), tokenizer, 128).pieces[0] for r in made]
+    batch = [{"input_ids": ids, "labels": labels} for ids, labels in pieces]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(60):
         for one in batch:

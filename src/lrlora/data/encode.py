@@ -1,4 +1,4 @@
-"""Text to token numbers: single texts and pairs for classification, instruction and answer for language modelling."""
+"""Text to token numbers: single texts and pairs for classification, chats, prompts and texts for language modelling."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from lrlora.data.render import Renderer
 from lrlora.data.tasks import TaskData
 from lrlora.errors import InputError
 
@@ -58,7 +59,10 @@ def encode_rows(
     file = task.files[side == "evaluation"]
     cut = _Cut()
     if task.kind == "causal":
-        made = _instructions(rows, tokenizer, max_length, uses_chat(tokenizer, template), file, cut)
+        renderer = Renderer(tokenizer, uses_chat(tokenizer, template))
+        made = _language(rows, renderer, tokenizer, max_length, file, cut)
+        for line in renderer.said:
+            say(f"{file}: {line}")
     else:
         made = _texts(rows, tokenizer, max_length, cut)
     for line in cut.lines(len(rows), side, file, max_length):
@@ -68,12 +72,14 @@ def encode_rows(
 
 @dataclass
 class _Cut:
-    """What was cut: rows, and of them the longest with its number in the file; and answers without a word."""
+    """What was cut: rows, and of them the longest with its number in the file; and answers without a word;
+    and how many rows were made to continue texts that are longer."""
 
     count: int = 0
     longest: int = 0
     row: int = 0
     empty: int = 0
+    continued: int = 0
 
     def add(self, length: int, row: int) -> None:
         self.count += 1
@@ -87,6 +93,11 @@ class _Cut:
             lines.append(
                 f"{self.count} {of} are longer than max_length {max_length} and were cut; the longest, row {self.row} "
                 f"of {file}, has {self.longest} tokens"
+            )
+        if self.continued:
+            lines.append(
+                f"texts that are longer than max_length {max_length} continue in a row of their own: {rows} "
+                f"{'training' if side == 'train' else side} texts are {rows + self.continued} rows"
             )
         if self.empty:
             lines.append(f"{self.empty} {of} have an empty answer: the model learns to end at once there")
@@ -110,26 +121,31 @@ def _texts(rows: Dataset, tokenizer: Any, max_length: int, cut: _Cut) -> Dataset
     return Dataset.from_dict({**fields, "labels": rows["label"][:]})
 
 
-def _instructions(
-    rows: Dataset, tokenizer: Any, max_length: int, is_chat: bool, file: str, cut: _Cut
-) -> Dataset:  # fmt: skip
+def _language(rows: Dataset, renderer: Renderer, tokenizer: Any, max_length: int, file: str, cut: _Cut) -> Dataset:
+    """Rows of a language model: labels where the text is learned."""
     from datasets import Dataset
 
-    made: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "labels": []}
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{type(tokenizer).__name__} does not tell which token is where; pass a fast tokenizer's folder"
+        )
+    made: dict[str, list[Any]] = {"input_ids": [], "labels": []}
     for start in range(0, len(rows), _AT_ONCE):
         part = rows[start : start + _AT_ONCE]
-        numbers = _numbers(part, start)
-        for position, number in enumerate(numbers):
-            row = {name: part[name][position] for name in ("instruction", "input", "answer")}
+        for position, number in enumerate(_numbers(part, start)):
+            row = {name: part[name][position] for name in part}
             try:
-                encoded = _instruction(row, tokenizer, max_length, is_chat)
+                encoded = encode_row(row, renderer, tokenizer, max_length)
             except InputError as error:
                 raise InputError(f"{file}: row {number}: {error}") from error
             if encoded.length > max_length:
                 cut.add(encoded.length, number)
-            cut.empty += not row["answer"].strip()
-            for name in made:
-                made[name].append(getattr(encoded, name))
+            cut.empty += encoded.is_empty
+            cut.continued += len(encoded.pieces) - 1
+            for ids, labels in encoded.pieces:
+                made["input_ids"].append(ids)
+                made["labels"].append(labels)
+    made["attention_mask"] = [[1] * len(ids) for ids in made["input_ids"]]
     return Dataset.from_dict(made)
 
 
@@ -151,63 +167,71 @@ def uses_chat(tokenizer: Any, template: Template) -> bool:
 
 def prompt_text(request: str, tokenizer: Any, is_chat: bool) -> str:
     """The text before an answer, in training as in evaluation."""
-    if not is_chat:
-        return f"### Instruction:\n{request}\n\n### Response:\n"
-    message = [{"role": "user", "content": request}]
-    return tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+    return Renderer(tokenizer, is_chat).prompt(request)
 
 
 def prompt_ids(request: str, tokenizer: Any, is_chat: bool) -> list[int]:
     """`prompt_text` in tokens; a chat template brings its own special tokens."""
-    text = prompt_text(request, tokenizer, is_chat)
-    ids = tokenizer(text, add_special_tokens=not is_chat, verbose=False)["input_ids"]
-    ends = not is_chat and tokenizer.eos_token_id is not None and ids[-1:] == [tokenizer.eos_token_id]
-    return ids[:-1] if ends else ids
+    return _tokens(prompt_text(request, tokenizer, is_chat), not is_chat, tokenizer)[0]
 
 
 @dataclass(frozen=True)
-class _Instruction:
-    """One instruction with its answer in tokens, and its length before anything was cut."""
+class EncodedRow:
+    """A row in tokens.
 
-    input_ids: list[int]
-    attention_mask: list[int]
-    labels: list[int]
+    Args:
+        pieces: input_ids and labels; several of a text that is longer than a row may be.
+        length: tokens before anything was cut.
+        is_empty: whether nothing but the end of an answer is learned.
+    """
+
+    pieces: list[tuple[list[int], list[int]]]
     length: int
+    is_empty: bool = False
 
 
-def encode_instruction(row: dict[str, Any], tokenizer: Any, max_length: int, is_chat: bool) -> dict[str, list[int]]:
-    """One instruction and its answer; the loss is on the answer (and the end token) only.
+def encode_row(row: dict[str, Any], renderer: Renderer, tokenizer: Any, max_length: int) -> EncodedRow:
+    """One row of a language model; a token is learned where all of it is, see `Rendered.spans`.
 
-    Where both do not fit into max_length, the front of the prompt is cut; the answer and its end token never are.
+    A text that is longer than max_length continues in further pieces. Of a chat, a prompt or an instruction the front
+    is cut; the last answer and its end never are.
 
     Raises:
-        InputError: max_length leaves no room for the answer, or for anything of the instruction.
+        InputError: max_length leaves no room for the last answer, or for anything that was asked before it.
     """
-    made = _instruction(row, tokenizer, max_length, is_chat)
-    return {"input_ids": made.input_ids, "attention_mask": made.attention_mask, "labels": made.labels}
-
-
-def _instruction(row: dict[str, Any], tokenizer: Any, max_length: int, is_chat: bool) -> _Instruction:
-    request = row["instruction"] + (f"\n\n{row['input']}" if row["input"] else "")
-    before = prompt_ids(request, tokenizer, is_chat)
-    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    answer = tokenizer(row["answer"], add_special_tokens=False, verbose=False)["input_ids"] + end
-    length = len(before) + len(answer)
-    if length > max_length:
-        room = max_length - len(answer)
-        least = 1 + _tokens_behind(request, tokenizer, is_chat)
-        if room < least:
+    rendered = renderer.of(row)
+    ids, places = _tokens(rendered.text, rendered.adds_special_tokens, tokenizer)
+    spans = iter(rendered.spans)
+    first, last = next(spans)
+    labels = []
+    for token, (start, end) in zip(ids, places, strict=True):
+        while start >= last and (following := next(spans, None)):
+            first, last = following
+        labels.append(token if first <= start < end <= last else IGNORED)
+    if "text" in row:
+        parts = range(0, len(ids), max_length)
+        return EncodedRow([(ids[at : at + max_length], labels[at : at + max_length]) for at in parts], max_length)
+    answers = [text for start, end in rendered.spans if (text := rendered.text[start:end])]
+    is_empty = all(not answer.replace(tokenizer.eos_token or "", "").strip() for answer in answers)
+    if len(ids) > max_length:
+        answer = sum(start >= rendered.spans[-1][0] and end > start for start, end in places)
+        least = 1 + sum(
+            rendered.spans[-1][0] - rendered.behind <= start < end <= rendered.spans[-1][0] for start, end in places
+        )
+        if max_length - answer < least:
             raise InputError(
-                f"its answer has {len(answer)} tokens, and max_length {max_length} leaves nothing of its "
-                f"instruction; pass max_length {len(answer) + least} or more ({length} for all of it), or leave the "
-                "row out"
+                f"its answer has {answer} tokens, and max_length {max_length} leaves nothing of its instruction; pass "
+                f"max_length {answer + least} or more ({len(ids)} for all of it), or leave the row out"
             )
-        before = before[len(before) - room :]
-    ids = before + answer
-    return _Instruction(ids, [1] * len(ids), [IGNORED] * len(before) + answer, length)
+    return EncodedRow([(ids[-max_length:], labels[-max_length:])], len(ids), is_empty)
 
 
-def _tokens_behind(request: str, tokenizer: Any, is_chat: bool) -> int:
-    """How many tokens of a prompt come after the instruction itself."""
-    _, _, behind = prompt_text(request, tokenizer, is_chat).rpartition(request.strip())
-    return len(tokenizer(behind, add_special_tokens=False, verbose=False)["input_ids"])
+def _tokens(text: str, adds_special_tokens: bool, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
+    """Tokens of a text, and the characters of each; without what a tokenizer of sentences adds at the end."""
+    made = tokenizer(
+        text, add_special_tokens=adds_special_tokens, return_offsets_mapping=True, truncation=False, verbose=False
+    )
+    ids, places = list(made["input_ids"]), [tuple(place) for place in made["offset_mapping"]]
+    while adds_special_tokens and len(ids) > 1 and places[-1][0] == places[-1][1]:
+        ids, places = ids[:-1], places[:-1]
+    return ids, places

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lrlora.data.formats import rows_of
 from lrlora.data.shape import (
     classes_of,
-    instructions,
     kind_of,
     labelled,
     names_of_classes,
@@ -90,7 +90,7 @@ def _shaped(
     tables: Sequence[Table], kind: Kind, source: DataSource, labels: Sequence[str] | None, notes: list[str]
 ) -> tuple[list[Dataset], list[str]]:
     if kind == "causal":
-        return [instructions(table, notes) for table in tables], []
+        return [rows_of(table, source.text_columns, notes) for table in tables], []
     columns = text_columns(tables[0], source, notes)
     for table in tables[1:]:
         missing = [column for column in columns if column not in table.columns]

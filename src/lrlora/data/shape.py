@@ -7,7 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from lrlora.data.tables import Table, shortened
+from lrlora.data.formats import format_of
+from lrlora.data.tables import Table, is_missing, shortened, texts
 from lrlora.data.tasks import GLUE, TEXT_COLUMNS, Kind
 from lrlora.errors import InputError
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
 _DECIMAL = re.compile(r"[+-]?\d+[.,]\d+")
 _MANY_CLASSES = 50
-_INSTRUCTION = ("instruction", "output")
 
 
 def kind_of(table: Table, source: DataSource) -> Kind:
@@ -31,7 +31,7 @@ def kind_of(table: Table, source: DataSource) -> Kind:
         return source.kind
     if source.task in GLUE:
         return GLUE[source.task].kind
-    if set(_INSTRUCTION) <= table.columns.keys():
+    if source.text_columns is None and format_of(table) is not None:
         return "causal"
     if source.label_column not in table.columns or source.label_column in table.class_names:
         return "classification"
@@ -171,54 +171,6 @@ def labelled(table: Table, columns: tuple[str, ...], labels: Sequence[Any], note
     return Dataset.from_dict({**fields, "row": list(table.numbers)})
 
 
-def instructions(table: Table, notes: list[str]) -> Dataset:
-    """The rows of a table of instructions.
-
-    Raises:
-        InputError: a column or a text that is missing, or something else in the place of a text.
-    """
-    from datasets import Dataset
-
-    for column in _INSTRUCTION:
-        if column not in table.columns:
-            raise InputError(
-                f"{table.where}: instruction data needs the columns 'instruction' and 'output' (and may have 'input'), "
-                f"got {', '.join(table.columns)}" + _separator(table)
-            )
-    has_input = "input" in table.columns
-    return Dataset.from_dict(
-        {
-            "instruction": texts(table, "instruction", notes),
-            "input": texts(table, "input", notes, may_lack=True) if has_input else [""] * len(table),
-            "answer": texts(table, "output", notes),
-            "row": list(table.numbers),
-        }
-    )
-
-
-def texts(table: Table, column: str, notes: list[str], may_lack: bool = False) -> list[str]:
-    """A column of text; whole numbers are read as their digits, which is said.
-
-    Raises:
-        InputError: a row that has none (unless `may_lack`), or something else in its place.
-    """
-    found = []
-    has_numbers = False
-    for position, value in enumerate(table.columns[column]):
-        if _is_missing(table, value):
-            if not may_lack:
-                raise table.error(position, f"has no {column!r}")
-            value = ""
-        elif isinstance(value, int) and not isinstance(value, bool):
-            value, has_numbers = str(value), True
-        elif not isinstance(value, str):
-            raise table.error(position, f"has a {type(value).__name__} in {column!r}, needed a text")
-        found.append(value)
-    if has_numbers:
-        notes.append(f"{table.where}: whole numbers in {column!r} are read as text")
-    return found
-
-
 def _labels(table: Table, column: str) -> list[Any]:
     """The labels as they are; of a file without types numbers where all are numbers."""
     if column not in table.columns:
@@ -228,7 +180,7 @@ def _labels(table: Table, column: str) -> list[Any]:
         )
     values = list(table.columns[column])
     for position, value in enumerate(values):
-        if _is_missing(table, value):
+        if is_missing(table, value):
             raise table.error(position, f"has no {column!r}")
         if not isinstance(value, str | int | float):
             advice = "; one label a row is needed" if isinstance(value, list) else ""
@@ -255,10 +207,6 @@ def _class_name(table: Table, position: int, value: Any) -> str:
             "on the hub); pass kind regression for scores",
         )
     return str(int(value))
-
-
-def _is_missing(table: Table, value: Any) -> bool:
-    return value is None or (value == "" and table.is_text) or (isinstance(value, float) and math.isnan(value))
 
 
 def _is_number(value: Any) -> bool:

@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import math
 import sys
 import zlib
 from collections.abc import Iterator, Sequence
@@ -55,6 +56,34 @@ def shortened(value: object) -> str:
     """A value in at most 120 characters."""
     text = " ".join(str(value).split())
     return text if len(text) <= 120 else text[:117] + "..."
+
+
+def texts(table: Table, column: str, notes: list[str], may_lack: bool = False) -> list[str]:
+    """A column of text; whole numbers are read as their digits, which is said.
+
+    Raises:
+        InputError: a row that has none (unless `may_lack`), or something else in its place.
+    """
+    found = []
+    has_numbers = False
+    for position, value in enumerate(table.columns[column]):
+        if is_missing(table, value):
+            if not may_lack:
+                raise table.error(position, f"has no {column!r}")
+            value = ""
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value, has_numbers = str(value), True
+        elif not isinstance(value, str):
+            raise table.error(position, f"has a {type(value).__name__} in {column!r}, needed a text")
+        found.append(value)
+    if has_numbers:
+        notes.append(f"{table.where}: whole numbers in {column!r} are read as text")
+    return found
+
+
+def is_missing(table: Table, value: Any) -> bool:
+    """Whether a cell is empty."""
+    return value is None or (value == "" and table.is_text) or (isinstance(value, float) and math.isnan(value))
 
 
 def is_readable(path: Path) -> bool:

@@ -52,8 +52,8 @@ class TaskData:
     Args:
         name: of the task.
         kind: "classification", "regression" or "causal".
-        train: rows; columns text [, text_pair], label for the first two kinds; instruction, input, answer for "causal";
-            and row, the number of the row in its file.
+        train: rows; columns text [, text_pair], label for the first two kinds, for "causal" those of one shape of
+            `lrlora.data.formats.rows_of`; and row, the number of the row in its file.
         evaluation: the held-out rows, in the same columns.
         labels: names of the classes, in the order of their numbers; empty unless classification.
         metrics: names of the metrics, the first of them the one to look at.

@@ -20,6 +20,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerStat
 import lrlora
 from lrlora.data import TaskData
 from lrlora.data.encode import encode
+from lrlora.data.formats import said_of
 from lrlora.data.length import length_of_rows
 from lrlora.errors import InputError
 from lrlora.evaluation.score import score
@@ -152,6 +153,8 @@ def _train_one(
 ) -> None:
     set_seed(config.seed)
     task = load_task_for(config.model, config.data_source(), _warn)
+    if task.kind == "causal":
+        processes.tell(f"{task.files[0]}: read as {said_of(task.train)}")
     for note in task.notes:
         _warn(note)
     model, tokenizer = build(config, task)
