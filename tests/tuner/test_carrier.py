@@ -14,7 +14,7 @@ from lrlora.method.carrier import signs, slopes
 from lrlora.saved.updates import stored_updates
 from lrlora.tuner import deltas
 from tests.conftest import disturb, tiny_bert, tiny_llama, token_ids
-from tests.tuner.test_experts import mixtral
+from tests.tuner.experts import mixtral
 from tests.tuner.test_types import LAYERS
 
 SIGNS = {"carrier": "signs"}
