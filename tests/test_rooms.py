@@ -40,6 +40,7 @@ ELSEWHERE = {
     "saved/checkpoints.py": "training/test_run.py::test_a_checkpoint_cut_short_is_left_behind",
     "saved/load.py": "export/test_places.py::test_tensors_that_find_no_place_are_refused",
     "saved/local.py": "training/test_model.py::test_an_adapter_is_no_base",
+    "saved/lock.py": "training/test_stop.py::test_two_at_once_one_is_refused",
     "saved/names.py": "test_layering.py::test_the_files_of_runs_and_adapters_are_named_in_one_place",
     "saved/owned.py": "training/test_folder.py::test_what_no_run_wrote_is_named_and_nothing_is_deleted",
     "saved/results.py": "report/test_findings.py::test_planted_spectra_give_their_ranks",

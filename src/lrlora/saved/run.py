@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from lrlora.errors import InputError
-from lrlora.files import explained, make_folder, new_folder, read_json, write_json
+from lrlora.files import explained, new_folder, read_json, write_json
 from lrlora.ranks import LayerRank, read_records
 from lrlora.saved import names, owned
 from lrlora.saved.checkpoints import last_checkpoint, whole_checkpoints
+from lrlora.saved.lock import lock
 from lrlora.saved.pooling import Pooling
 
 FORMAT = 2
@@ -153,7 +154,7 @@ class RunFolder:
             if folder.exists() and not folder.is_dir():
                 raise InputError(f"{folder} is a file, needed a folder or nothing; {_ADVICE}")
         if not self.is_run:
-            self._refuse_foreign(owned.foreign_to_nobody(folder), overwrite)
+            owned.refuse(folder, owned.foreign_to_nobody(folder), overwrite)
             return False
         changed = self._changes(settings, inputs)
         if changed and self._has_results() and not overwrite:
@@ -161,12 +162,12 @@ class RunFolder:
                 f"{folder} holds a run with other {_named(changed)}; pass another --out, or --overwrite to delete it"
             )
         if overwrite or changed:
-            self._refuse_foreign(owned.foreign(folder), overwrite)
+            owned.refuse(folder, owned.foreign(folder), overwrite)
             self._refuse_what_is_read(settings)
             return False
         if self.is_finished:
             return True
-        self._refuse_foreign(owned.foreign_in_the_way(folder), overwrite)
+        owned.refuse(folder, owned.foreign_in_the_way(folder), overwrite)
         return False
 
     def start(
@@ -192,19 +193,8 @@ class RunFolder:
         return last_checkpoint(self.checkpoints)
 
     def lock(self) -> FileLock:
-        """Keep other processes from training here; until the lock is released, or the process ends. Makes the folder.
-
-        Raises:
-            InputError: another process trains there, or the folder cannot be made.
-        """
-        make_folder(self.path)
-        with explained(self.path):
-            held = FileLock(self.path / names.LOCK)
-            try:
-                held.acquire(timeout=0)
-            except Timeout as error:
-                raise InputError(f"another process is training in {self.path}; wait for it, or {_ADVICE}") from error
-        return held
+        """Keep other processes from training here; see `lrlora.saved.lock`."""
+        return lock(self.path)
 
     def what_is_left(self, settings: Settings, starts_again: bool) -> str:
         """What an interrupted run leaves, and what the same command will do, with --overwrite or without."""
@@ -269,14 +259,6 @@ class RunFolder:
         ]
         return {name: found for name, found in (("settings", other), ("data", changed)) if found}
 
-    def _refuse_foreign(self, found: list[str], overwrite: bool) -> None:
-        if found:
-            advice = "; --overwrite does not delete those" if overwrite else ""
-            raise InputError(
-                f"{self.path} holds files that no run of lrlora wrote ({owned.named(found)}){advice}; move them away, "
-                f"or {_ADVICE}"
-            )
-
     def _refuse_what_is_read(self, settings: Settings) -> None:
         for name in settings.places:
             place = Path(settings.values.get(name) or os.devnull).resolve()
@@ -285,12 +267,6 @@ class RunFolder:
                     f"--{name} {settings.values[name]} is in {self.path}, whose run would be deleted before it is "
                     f"read; {_ADVICE}"
                 )
-
-
-def unlock(held: FileLock) -> None:
-    """Let other processes train there; the file goes first, while it is ours."""
-    Path(held.lock_file).unlink(missing_ok=True)
-    held.release()
 
 
 def _is_same(before: Any, now: Any, is_place: bool) -> bool:
