@@ -168,7 +168,7 @@ def _gpt2() -> tuple:
     config = transformers.GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2)
     model = transformers.GPT2LMHeadModel(config)
     inputs = {"input_ids": token_ids()}
-    # the file of the bare decoder, as gpt2 stands on the hub
+    # the file of the bare decoder, as gpt2 is on the hub
     return model, model.transformer, "AutoModelForCausalLM", {}, inputs, _causal(["c_attn", "c_fc", "c_proj", "wpe"])
 
 

@@ -143,7 +143,7 @@ def test_a_base_that_is_gone_is_one_line_and_a_local_one_is_written_whole(tmp_pa
 
 @pytest.mark.parametrize("config", [peft.PromptTuningConfig, peft.PrefixTuningConfig, peft.PromptEncoderConfig])
 def test_a_learned_prompt_has_its_place(tmp_path, config):
-    # such an adapter lies before the base and not within it: its head has other names in the file
+    # such an adapter is put before the base and not within it: its head has other names in the file
     tiny_llama().save_pretrained(tmp_path / "base")
     for task, fields in (("CAUSAL_LM", {}), ("SEQ_CLS", {"num_labels": 3, "pad_token_id": 0})):
         base = load_base(str(tmp_path / "base"), task, **fields)

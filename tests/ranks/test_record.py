@@ -1,4 +1,4 @@
-"""Ranks while training: whole lines, no step twice, within their share of the time."""
+"""Ranks while training: whole lines, no step twice, within their fraction of the time."""
 
 import json
 import os
