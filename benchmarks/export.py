@@ -79,7 +79,7 @@ def measure(work: Path, seeds: list[int], most: int) -> None:
         return work / f"lrlora-{seed}"
 
     for seed in seeds:
-        cell(f"{seed}/lrlora", trained, TrainConfig(seed=seed, out=str(run_of(seed)), compare=False))
+        cell(f"{seed}/lrlora", trained, TrainConfig.of(seed=seed, out=str(run_of(seed)), compare=False))
     # the exports first: they train nothing
     for energy in ORDER:
         for seed in seeds:
@@ -99,7 +99,7 @@ def measure(work: Path, seeds: list[int], most: int) -> None:
 def export_cell(run: Path, at: Path, energy: float) -> dict:
     """Export, load with peft, evaluate."""
     made = export_lora(str(run), at / "exported", RankChoice(energy=energy), overwrite=True)
-    config = TrainConfig()
+    config = TrainConfig.of()
     model = load_adapter(str(at / "exported"))
     assert model.peft_config["default"].peft_type == "LORA"
     found = score_task(model, load_tokenizer(str(run / "adapter")), load_task(config.data_source()), config.max_length)
@@ -123,7 +123,7 @@ def pattern_cell(run: Path, at: Path, energy: float, seed: int) -> dict:
 def uniform_cell(work: Path, rank: int, seed: int) -> dict:
     """Plain LoRA of one rank."""
     out = str(work / f"{seed}" / f"uniform-{rank}")
-    return trained(TrainConfig(method="lora", seed=seed, out=out, compare=False, overwrite=True, r=rank))
+    return trained(TrainConfig.of(method="lora", seed=seed, out=out, compare=False, overwrite=True, r=rank))
 
 
 def trained(config: TrainConfig) -> dict:

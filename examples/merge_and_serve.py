@@ -29,7 +29,7 @@ def probabilities(model):
 with tempfile.TemporaryDirectory() as scratch:
     run, merged, exported = (str(Path(scratch, name)) for name in ("run", "merged", "exported"))
     settings = {"max_steps": 40, "batch_size": 32, "eval_rows": 100, "rank_steps": 0, "compare": False}
-    train(TrainConfig(out=run, target_modules=["query", "value"], **settings))
+    train(TrainConfig.of(out=run, target_modules=["query", "value"], **settings))
     adapted = probabilities(load_adapter(run))
 
     # a checkpoint of plain transformers: whoever serves it needs neither peft nor lrlora

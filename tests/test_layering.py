@@ -21,7 +21,7 @@ ROOMS = [
 """From the top down: a room may import those that stand before it."""
 PEFT_ROOMS = ("tuner", "saved", "training", "export")
 """Rooms that import peft."""
-LONGER = {"lrlora/tuner/config.py": 310, "lrlora/tuner/delta.py": 310}
+LONGER = {"lrlora/tuner/config.py": 330, "lrlora/tuner/delta.py": 310}
 """Files that may have more than 300 lines, and how many."""
 DOOR = SOURCE / "cli" / "verbs.py"
 """The one file of lrlora that names peft_study, and imports it by name when a verb needs it."""

@@ -7,7 +7,6 @@ the source of 5.0.0 has the name.
 The rest is used where it is: a function here would only repeat the name. A test compares this list with the code, and
 fails on a name that is not in it.
 
-    cli/flags.py           _parse_dataclass_field       transformers: overridden, to keep our metadata from argparse
     cli/flags.py           _actions                     argparse: removes the positional word from the flags of the help
     cli/flags.py           _action_groups               argparse: the same
     cli/flags.py           _group_actions               argparse: the same

@@ -21,7 +21,7 @@ def config_for(kind, base, folder) -> TrainConfig:
         rows = [{"instruction": text, "output": words[i % 6] * (1 + i % 3)} for i, text in enumerate(texts)]
     else:
         rows = [{"text": text, "label": i % 3 if kind == "classification" else i / 7} for i, text in enumerate(texts)]
-    return TrainConfig(
+    return TrainConfig.of(
         model=str(base), data=str(write_rows(folder / "rows.jsonl", rows)), kind=kind, out=str(folder / "run"),
         max_steps=3, batch_size=BATCH // 2, max_length=24, learning_rate=1e-2, r=2,
     )  # fmt: skip

@@ -29,7 +29,7 @@ def trained(tmp_path_factory, tiny_encoder):
     write_rows(folder / "train.jsonl", rows[:36])
     write_rows(folder / "validation.jsonl", rows[36:])
     fields = {"max_steps": 12, "batch_size": 4, "r": 2, "learning_rate": 1e-2, "compare": False}
-    config = TrainConfig(model=str(tiny_encoder), data=str(folder), out=str(folder / "run"), **fields)
+    config = TrainConfig.of(model=str(tiny_encoder), data=str(folder), out=str(folder / "run"), **fields)
     return folder, train(config)
 
 
@@ -131,7 +131,7 @@ def test_a_model_of_scores_measures_scores(tmp_path, tiny_encoder, capsys):
     rows = [{"sentence": f"a {n}", "label": n / 7} for n in range(24)]
     data = str(write_rows(tmp_path / "scores.jsonl", rows))
     fields = {"max_steps": 2, "batch_size": 4, "r": 2}
-    train(TrainConfig(model=str(tiny_encoder), data=data, out=str(tmp_path / "run"), **fields))
+    train(TrainConfig.of(model=str(tiny_encoder), data=data, out=str(tmp_path / "run"), **fields))
     whole = str(write_rows(tmp_path / "whole.jsonl", [{**row, "label": n % 5} for n, row in enumerate(rows)]))
     found = scored(capsys, str(tmp_path / "run"), "--data", whole)
     assert (found["metric"], found["rows"]) == ("pearson", 24)
@@ -142,7 +142,7 @@ def test_a_model_of_scores_measures_scores(tmp_path, tiny_encoder, capsys):
 def test_a_run_that_did_not_tell_its_split_is_measured_on_its_own_rows(tmp_path, tiny_encoder):
     rows = [{"sentence": f"a {n}", "label": n % 2} for n in range(40)]
     data = str(write_rows(tmp_path / "rows.jsonl", rows))
-    config = TrainConfig(
+    config = TrainConfig.of(
         model=str(tiny_encoder), data=data, out=str(tmp_path / "run"), max_steps=1, seed=3, split_seed=3, r=2
     )
     train(config)
@@ -175,7 +175,7 @@ def test_a_decoder_is_scored_by_its_loss(tmp_path, tiny_decoder):
     rows = [{"instruction": f"count to {n}", "output": str(n)} for n in range(12)]
     data = write_rows(tmp_path / "rows.jsonl", rows)
     fields = {"max_steps": 2, "batch_size": 4, "r": 2}
-    config = TrainConfig(model=str(tiny_decoder), data=str(data), out=str(tmp_path / "run"), **fields)
+    config = TrainConfig.of(model=str(tiny_decoder), data=str(data), out=str(tmp_path / "run"), **fields)
     result = train(config)
     found = compare(str(tmp_path / "run"), run_config(str(tmp_path / "run")))
     assert found.metric == "loss"
@@ -191,7 +191,7 @@ def test_a_decoder_is_scored_on_commonsense_tasks(tmp_path, tiny_decoder, capsys
     made = load_commonsense(tmp_path, "obqa")
     write_rows(tmp_path / "mix_train.jsonl", [{k: row[k] for k in ("instruction", "output")} for row in made])
     fields = {"max_steps": 2, "batch_size": 4, "r": 2, "template": "plain", "task": "mix"}
-    train(TrainConfig(model=str(tiny_decoder), data=str(tmp_path), out=str(tmp_path / "run"), **fields))
+    train(TrainConfig.of(model=str(tiny_decoder), data=str(tmp_path), out=str(tmp_path / "run"), **fields))
     run = str(tmp_path / "run")
     wanted = ["evaluate", run, "--commonsense", "obqa", "arc_c", "--eval_rows", "5", "--models", "adapter", "merged"]
     assert main([*wanted, "--json"]) == 0

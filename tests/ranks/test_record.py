@@ -111,7 +111,7 @@ def test_a_resumed_training_goes_on_without_a_step_twice(tmp_path):
 
 
 def test_a_process_killed_while_it_records_is_resumed(tmp_path, tiny_encoder, sentences):
-    config = TrainConfig(
+    config = TrainConfig.of(
         model=str(tiny_encoder), data=str(sentences), out=str(tmp_path / "run"), max_steps=4, batch_size=4,
         save_steps=1, rank_steps=1, r=2,
     )  # fmt: skip

@@ -133,7 +133,7 @@ def test_what_has_no_such_pooling_is_refused_by_name(pooling):
 
 def settings(model: Any, data: Path, out: Path, **fields: Any) -> TrainConfig:
     chosen = {"max_steps": 6, "batch_size": 4, "r": 2, "learning_rate": 2e-2, "max_length": 16, "pooling": "mean"}
-    return TrainConfig(model=str(model), data=str(data), out=str(out), **{**chosen, **fields})
+    return TrainConfig.of(model=str(model), data=str(data), out=str(out), **{**chosen, **fields})
 
 
 @pytest.fixture

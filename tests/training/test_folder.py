@@ -58,7 +58,7 @@ def test_two_files_of_one_name_are_not_mixed(tiny_encoder, tmp_path, monkeypatch
     for n, folder in enumerate("ab"):
         (tmp_path / folder).mkdir()
         write_rows(tmp_path / folder / "rows.jsonl", [{"text": f"{folder} {i}", "label": i % 2} for i in range(20 + n)])
-    config = TrainConfig(model=str(tiny_encoder), data="a/rows.jsonl", max_steps=1, r=2)
+    config = TrainConfig.of(model=str(tiny_encoder), data="a/rows.jsonl", max_steps=1, r=2)
     assert train(config).folder == Path("runs/rows")
     with pytest.raises(InputError, match=r"other settings \(data '.*/a/rows.jsonl' -> '.*/b/rows.jsonl'\)"):
         train(replace(config, data="b/rows.jsonl"))
@@ -134,7 +134,7 @@ def test_all_that_a_run_wrote_gives_way(again):
     for begun in (".config.json.tmp", ".lock"):
         (out / begun).touch()
     shutil.copytree(out / "adapter", out / ".adapter.old")
-    assert train(replace(again, overwrite=True, r=4, compare=False)).metrics["steps"] == 4
+    assert train(again.with_settings(overwrite=True, r=4, compare=False)).metrics["steps"] == 4
     assert {path.name for path in out.iterdir()} == {
         "adapter", "checkpoints", "config.json", "log.jsonl", "metrics.json", "ranks.json", "ranks.jsonl", "ranks.png",
     }  # fmt: skip
@@ -169,7 +169,7 @@ def test_own_notes_in_an_interrupted_run_stay(finished, tmp_path, monkeypatch):
             train(config)
     (tmp_path / "run" / "notes.txt").write_text("mine")
     with pytest.raises(InputError, match=r"wrote \(notes.txt\)"):
-        train(replace(config, r=4))
+        train(config.with_settings(r=4))
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
     # the same run deletes nothing, so it may go on beside them
     assert train(config).metrics["steps"] == 4
@@ -262,7 +262,7 @@ def test_paths_are_whole_in_what_is_written(finished, tmp_path, monkeypatch):
 
 
 def test_a_name_of_the_hub_stays_a_name():
-    config = TrainConfig(model="roberta-base", data="nyu-mll/glue").with_absolute_paths()
+    config = TrainConfig.of(model="roberta-base", data="nyu-mll/glue").with_absolute_paths()
     assert (config.model, config.data) == ("roberta-base", "nyu-mll/glue")
 
 
@@ -270,7 +270,11 @@ def of_the_first_version(config: TrainConfig) -> None:
     """Let the run look as the first version wrote it: relative paths, and not what it has read."""
     file = Path(config.out or "") / "config.json"
     described = json.loads(file.read_text())
-    del described["inputs"], described["settings"]["split_seed"], described["settings"]["eval_data"]
+    settings = described["settings"]
+    del described["inputs"], described["format"]
+    for name in ("split_seed", "eval_data", "pooling", "bias", "rank_pattern", "carrier"):
+        del settings[name]
+    settings.update(tau=str(settings["tau"]), verbose=False, json=True, debug=False)
     for name in ("model", "data", "out"):
         described["settings"][name] = os.path.relpath(described["settings"][name])
     file.write_text(json.dumps(described))
@@ -287,6 +291,10 @@ def test_a_run_of_the_first_version_is_shown_and_goes_on(again, capsys):
     assert not json.loads((out / "config.json").read_text())["inputs"]
     with pytest.raises(InputError, match=r"split_seed 0 -> 1"):
         train(replace(again, split_seed=1))
+    with pytest.raises(InputError, match=r"bias 'none' -> 'all'"):
+        train(again.with_settings(bias="all"))
+    with pytest.raises(InputError, match=r"tau 0.05 -> 0.1"):
+        train(again.with_settings(tau=0.1))
 
 
 def test_a_run_that_ended_before_its_results_trains_no_further_step(again):

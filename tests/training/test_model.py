@@ -65,7 +65,7 @@ def test_layers_that_the_base_lacks_are_saved_with_the_adapter(name, tiny_encode
     base = base_folder(BASES[name], tiny_encoder, tmp_path / "base")
     for method in ("lrlora", "lora"):
         out = tmp_path / method
-        config = TrainConfig(
+        config = TrainConfig.of(
             model=str(base), data=str(sentences), out=str(out), method=method, max_steps=6, batch_size=4, r=2,
             learning_rate=2e-2, max_length=16,
         )  # fmt: skip
@@ -157,7 +157,7 @@ def test_a_merged_decoder_pads_as_the_run_did(tiny_encoder, sentences, tmp_path)
     plain.save_pretrained(tmp_path / "base")
     plain = AutoTokenizer.from_pretrained(tmp_path / "base")
     assert plain.pad_token is None and plain.eos_token_id == 0
-    config = TrainConfig(
+    config = TrainConfig.of(
         model=str(tmp_path / "base"), data=str(sentences), out=str(tmp_path / "run"), max_steps=4, batch_size=4, r=2
     )
     measured = train(config).metrics
@@ -178,7 +178,7 @@ def test_the_merged_model_of_a_regression_is_one(tiny_encoder, tmp_path):
     write_rows(tmp_path / "validation.jsonl", [{"sentence": f"day {n}", "label": n / 7} for n in range(8)])
     fields: dict[str, Any] = {"max_steps": 4, "batch_size": 4, "r": 2}
     measured = train(
-        TrainConfig(model=str(tmp_path / "base"), data=str(tmp_path), out=str(tmp_path / "run"), **fields)
+        TrainConfig.of(model=str(tmp_path / "base"), data=str(tmp_path), out=str(tmp_path / "run"), **fields)
     ).metrics
     run = str(tmp_path / "run")
     for scores in compare(run, run_config(run), ("adapter", "merged")).results.values():
@@ -199,6 +199,8 @@ def test_the_merged_model_of_a_regression_is_one(tiny_encoder, tmp_path):
         ({"target_modules": ["query", "classifier"]}, r"target_modules 'classifier' matches classifier .*saved whole"),
         ({"target_modules": ["query", "key"], "exclude_modules": ["key"]}, r"target_modules 'key' matches"),
         ({"layers_to_transform": [0, 7], "target_modules": ["query"]}, r"layers_to_transform \[7\] are no blocks"),
+        ({"rank_pattern": {"qurey": 4}}, r"rank_pattern 'qurey' matches nothing .*near names: query"),
+        ({"alpha_pattern": {"key": 4, "layer.9.*": 2}}, r"alpha_pattern 'layer.9.\*' matches nothing"),
     ],
 )  # fmt: skip
 def test_names_that_match_nothing_are_refused(fields, word):

@@ -28,7 +28,7 @@ ROW_OF_RANKS = {
 
 def config_for(model: Path, data: Path, out: Path, **fields) -> TrainConfig:
     """Four quick steps."""
-    return TrainConfig(
+    return TrainConfig.of(
         **{
             "model": str(model), "data": str(data), "out": str(out), "max_steps": 4, "batch_size": 4, "save_steps": 1,
             "r": 2, **fields,
@@ -96,8 +96,8 @@ def test_a_finished_run_is_shown_and_not_trained_again(tiny_encoder, sentences, 
     train(config)
     assert (tmp_path / "run" / "metrics.json").stat().st_mtime_ns == before
     with pytest.raises(InputError, match=r"other settings \(r 2 -> 4\)"):
-        train(replace(config, r=4))
-    assert train(replace(config, r=4, overwrite=True)).metrics["trainable_parameters"] > 0
+        train(config.with_settings(r=4))
+    assert train(config.with_settings(r=4, overwrite=True)).metrics["trainable_parameters"] > 0
 
 
 def test_a_start_that_failed_leaves_nothing_in_the_way(tiny_encoder, sentences, tmp_path):
@@ -135,7 +135,9 @@ def test_regression(tiny_encoder, tmp_path):
     rows = [{"sentence1": f"a {n}", "sentence2": f"b {n}", "label": n / 4} for n in range(16)]
     write_rows(tmp_path / "stsb_train.jsonl", rows)
     write_rows(tmp_path / "stsb_dev.jsonl", rows[:6])
-    config = TrainConfig(model=str(tiny_encoder), data=str(tmp_path), task="stsb", out=str(tmp_path / "run"), epochs=1)
+    config = TrainConfig.of(
+        model=str(tiny_encoder), data=str(tmp_path), task="stsb", out=str(tmp_path / "run"), epochs=1
+    )
     metrics = train(config).metrics
     assert {"pearson", "spearman"} <= set(metrics)
     assert -1 <= metrics["pearson"] <= 1
@@ -151,7 +153,7 @@ def test_causal_language_modelling(tiny_decoder, tmp_path):
     assert len({id(delta.theta) for *_, delta in deltas(again)}) == 7
 
 
-@pytest.mark.parametrize("tau", ["0.05", "auto"])
+@pytest.mark.parametrize("tau", [0.05, "auto"])
 def test_killed_in_its_third_step_it_ends_where_an_uninterrupted_run_ends(tiny_encoder, sentences, tmp_path, tau):
     fields = {"tau": tau, "tau_warmup_steps": 2, "tau_follow": 0.9, "lora_dropout": 0.1}
     whole = config_for(tiny_encoder, sentences, tmp_path / "whole", **fields)
@@ -167,7 +169,7 @@ class KillInThirdStep(TrainerCallback):
         if state.global_step == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
-train({killed!r}, callbacks=[KillInThirdStep()])
+train(TrainConfig.of(**{killed.settings().values!r}), callbacks=[KillInThirdStep()])
 """
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     ended = subprocess.run([sys.executable, "-c", child], env=environment, capture_output=True, timeout=300)

@@ -208,7 +208,7 @@ def test_two_at_once_one_is_refused(whole, tmp_path):
     try:
         assert process.stderr is not None
         assert any("in the step" in line for line in process.stderr)
-        for again in (config, replace(config, overwrite=True), replace(config, r=4)):
+        for again in (config, replace(config, overwrite=True), config.with_settings(r=4)):
             with pytest.raises(ValueError, match=r"another process is training in .*run; wait for it"):
                 train(again)
     finally:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import difflib
 from collections.abc import Callable
@@ -14,7 +13,12 @@ Arguments = TypeVar("Arguments")
 
 
 def parse(
-    cls: type[Arguments], verb: str, arguments: list[str], example: str, positional: str | None = None
+    cls: type[Arguments],
+    verb: str,
+    arguments: list[str],
+    example: str,
+    positional: str | None = None,
+    words_of_file: Callable[[str], list[str]] | None = None,
 ) -> Arguments:
     """Read the flags of a verb.
 
@@ -24,24 +28,16 @@ def parse(
         arguments: words of the command line after the verb.
         example: a line to paste, at the end of the help.
         positional: field that takes the words before the first flag.
+        words_of_file: gives the flags that a file passed as --config stands for; those that are typed override them.
 
     Raises:
         InputError: a flag or a value that does not exist, or a flag that is there twice.
     """
     from transformers import HfArgumentParser
 
-    class Parser(HfArgumentParser):
-        """Takes of a field's metadata what argparse knows; a setting says more of itself than its help."""
-
-        @staticmethod
-        def _parse_dataclass_field(parser: Any, field: Any) -> None:
-            plain = copy.copy(field)
-            plain.metadata = {k: v for k, v in field.metadata.items() if k not in ("is_free", "is_place")}
-            HfArgumentParser._parse_dataclass_field(parser, plain)
-
     if positional is not None and arguments and not arguments[0].startswith("-"):
         arguments = [f"--{positional}", *arguments]
-    parser = Parser(
+    parser = HfArgumentParser(
         cls,  # pyright: ignore[reportArgumentType]
         prog=f"lrlora {verb}",
         epilog=f"example: {example}",
@@ -60,7 +56,9 @@ def parse(
         raise SystemExit(0)
     names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
     check_flags(names, arguments, refuse)
-    # no file of flags is read: a command is what was typed
+    if words_of_file is not None and (file := parser.parse_known_args(arguments)[0].config):
+        arguments = [*words_of_file(file), *arguments]
+    # no file next to the script is read: a command is what was typed
     chosen, unknown = parser.parse_args_into_dataclasses(
         arguments, return_remaining_strings=True, look_for_args_file=False
     )

@@ -2,23 +2,52 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from typing import Any
+from typing import Any, Optional
 
 from lrlora.cli.flags import parse, quiet_libraries
+from lrlora.cli.settings import flags_of, is_run, values_of, words_of_file
 from lrlora.cli.show import print_ranks, print_table, print_warnings
+from lrlora.errors import InputError
 from lrlora.saved import names
 from lrlora.training import RunResult, TrainConfig, processes, train
+from lrlora.training.config import setting_fields, typed_fields
+
+
+@dataclasses.dataclass
+class _More:
+    """Flags that are no settings of the run."""
+
+    config: Optional[str] = dataclasses.field(
+        default=None,
+        metadata={"help": "a YAML or JSON file of these flags, or a run folder to repeat; what is typed overrides it"},
+    )
+    verbose: bool = dataclasses.field(
+        default=False, metadata={"help": "print how the adapted layers are computed, and why"}
+    )
+    json: bool = dataclasses.field(default=False, metadata={"help": "print the result as JSON"})
+    debug: bool = dataclasses.field(default=False, metadata={"help": "show a traceback on errors"})
 
 
 def run(arguments: list[str]) -> None:
     """Train, and print the result."""
-    config = parse(TrainConfig, "train", arguments, "lrlora train --data ./rows --task sst2 --out runs/sst2")
+    settings = setting_fields()
+    flags = parse(
+        flags_of("TrainArguments", settings, typed_fields(_More)),
+        "train",
+        arguments,
+        "lrlora train --data ./rows --task sst2 --out runs/sst2",
+        words_of_file=lambda file: words_of_file(file, settings),
+    )
+    if flags.config and is_run(flags.config) and flags.out is None:
+        raise InputError(f"--config {flags.config} is a run: pass --out, the folder of the one that repeats it")
+    config = TrainConfig.of(**values_of(flags, settings))
     quiet_libraries()
-    result = train(config)
+    result = train(config, verbose=flags.verbose)
     if not processes.is_first():
         return
-    if config.json:
+    if flags.json:
         print(json.dumps(_as_json(result), indent=2))
     else:
         _print_result(result)

@@ -28,7 +28,7 @@ from lrlora.saved.local import run_around
 from lrlora.saved.pooling import why_not_plain
 from lrlora.saved.run import RunFolder
 from lrlora.saved.tokens import load_tokenizer
-from lrlora.training.config import TrainConfig
+from lrlora.training.config import TrainConfig, setting_fields
 from lrlora.training.model import is_bf16
 
 MODELS = ("base", "adapter", "merged", "exported")
@@ -58,8 +58,8 @@ def run_config(adapter: str, **overrides: Any) -> TrainConfig:
 
     Args:
         adapter: an adapter folder, or a run folder that holds one; of a model, data must be given.
-        overrides: fields of TrainConfig; None leaves the run's. `data` is what to evaluate on, all of it: it comes back
-            as `eval_data`, and the run's limit of rows does not hold for it.
+        overrides: settings by the names of the flags; None leaves the run's. `data` is what to evaluate on, all of it:
+            it comes back as `eval_data`, and the run's limit of rows does not hold for it.
 
     Raises:
         InputError: no run around the adapter, and no data given.
@@ -77,8 +77,8 @@ def run_config(adapter: str, **overrides: Any) -> TrainConfig:
     if "data" in given:
         settings = {k: v for k, v in settings.items() if k not in ("subset", "eval_rows")}
         given["eval_data"] = given.pop("data")
-    known = {field.name for field in dataclasses.fields(TrainConfig)}
-    return TrainConfig(**{k: v for k, v in {**settings, **given}.items() if k in known})
+    known = {field.name for field in setting_fields()}
+    return TrainConfig.of(**{k: v for k, v in {**settings, **given}.items() if k in known})
 
 
 def compare(

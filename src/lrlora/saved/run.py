@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,26 +16,11 @@ from lrlora.saved import names, owned
 from lrlora.saved.checkpoints import last_checkpoint, whole_checkpoints
 from lrlora.saved.lock import lock
 from lrlora.saved.pooling import Pooling
+from lrlora.saved.settings import Settings, changes, renewed
 
-FORMAT = 2
-"""Of a run folder; 1, which is not written in its config.json, had no `inputs` at first and keeps the same files."""
-_WORDS = {"data": "the rows", "model": "the weights of the base model"}
+FORMAT = 3
+"""Of a run folder. Up to 2 tau was a text; 1, which its config.json does not say, had no `inputs` at first."""
 _ADVICE = "pass another --out"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of a run, and which of them decide its result.
-
-    Args:
-        values: by name, as they are in config.json.
-        free: names of those that do not change what is trained: a run may be resumed with others.
-        places: names of those that may be a path on this machine.
-    """
-
-    values: dict[str, Any]
-    free: Collection[str]
-    places: Collection[str]
 
 
 @dataclass(frozen=True)
@@ -109,7 +93,8 @@ class RunFolder:
     @property
     def settings(self) -> dict[str, Any]:
         """What it was trained with, by the names of the flags."""
-        return self.described.get("settings", {})
+        here = self.described
+        return renewed(here.get("settings", {}), here.get("format", 1))
 
     @property
     def inputs(self) -> dict[str, str] | None:
@@ -240,24 +225,7 @@ class RunFolder:
         return self.is_finished or bool(owned.checkpoints(self.checkpoints))
 
     def _changes(self, settings: Settings, inputs: dict[str, str] | None) -> dict[str, list[str]]:
-        """What differs from the run that is here: under "settings" as old -> new, under "inputs" in words."""
-        here = self.described
-        before, read_before = here.get("settings", {}), here.get("inputs") or {}
-        # the first version split rows off by the seed of everything else, and left the pooling to the model
-        before = {"split_seed": before.get("seed"), "pooling": "auto", **before}
-        other = [
-            f"{name} {before[name]!r} -> {value!r}"
-            for name, value in settings.values.items()
-            if name not in settings.free
-            and name in before
-            and not _is_same(before[name], value, is_place=name in settings.places)
-        ]
-        changed = [
-            f"{_WORDS[name]} of {settings.values.get(name) or 'the demo'} changed since"
-            for name, value in (inputs or {}).items()
-            if name in read_before and not _is_same_input(read_before[name], value)
-        ]
-        return {name: found for name, found in (("settings", other), ("data", changed)) if found}
+        return changes(self.settings, settings, self.inputs or {}, inputs or {})
 
     def _refuse_what_is_read(self, settings: Settings) -> None:
         for name in settings.places:
@@ -267,18 +235,6 @@ class RunFolder:
                     f"--{name} {settings.values[name]} is in {self.path}, whose run would be deleted before it is "
                     f"read; {_ADVICE}"
                 )
-
-
-def _is_same(before: Any, now: Any, is_place: bool) -> bool:
-    if before == now or not is_place or before is None or now is None:
-        return before == now
-    # the first version kept paths as they were typed
-    return os.path.abspath(os.path.expanduser(before)) == os.path.abspath(os.path.expanduser(now))
-
-
-def _is_same_input(before: str, now: str) -> bool:
-    # a model of the hub has no revision before it is in the cache
-    return before == now or before.startswith(f"{now}@") or now.startswith(f"{before}@")
 
 
 def _named(changed: dict[str, list[str]]) -> str:

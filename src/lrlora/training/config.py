@@ -1,17 +1,23 @@
-"""TrainConfig: every setting of `lrlora train`; the flags, their help and their defaults come from here."""
+"""TrainConfig: every setting of a training run; the flags of `lrlora train`, their help and defaults come from here."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import difflib
+import functools
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, get_type_hints
+
+from peft import LoraConfig, PeftConfig
 
 from lrlora.data import DataSource
 from lrlora.errors import InputError
 from lrlora.saved.pooling import check_pooling
-from lrlora.saved.run import Settings
+from lrlora.saved.settings import Settings
 from lrlora.training.placement import ALL_LINEAR
 from lrlora.training.ranges import check_numbers, check_scheduler
 from lrlora.tuner import LRLoraConfig
@@ -27,13 +33,14 @@ def _flag(default: Any, help: str, is_free: bool = False, is_place: bool = False
 class TrainConfig:
     """Settings of one training run; without any, the demo on the embedded encoder and text.
 
-    Every field is a flag of `lrlora train`, described by its help text.
+    Every field is a flag of `lrlora train`, described by its help text, and so is every field of the adapter, the
+    LRLoraConfig that is trained. With method "lora" only its rank, scale and placement count.
 
     Raises:
         InputError: a setting outside its range.
 
     Example:
-        TrainConfig(model="roberta-base", data="glue", task="rte", out="runs/rte")
+        TrainConfig(model="roberta-base", data="glue", task="rte", adapter=LRLoraConfig(r=4, target_modules="all-linear"))
     """
 
     model: Optional[str] = _flag(
@@ -82,37 +89,7 @@ class TrainConfig:
         None, "also train plain LoRA with the same settings; on in the demo only", is_free=True
     )
 
-    r: int = _flag(8, "rank of the product BA")
-    lora_alpha: Optional[float] = _flag(None, "s = lora_alpha / r; 2 r if left out")
-    lora_dropout: float = _flag(0.0, "dropout on the input of the update")
-    use_rslora: bool = _flag(False, "s = lora_alpha / sqrt(r)")
-    target_modules: list[str] = field(
-        default_factory=lambda: ["all-linear"],
-        metadata={"help": "names of the modules to adapt, or all-linear; one word such as '.*query' is a regular "
-                  "expression for whole names"},
-    )  # fmt: skip
-    exclude_modules: Optional[list[str]] = _flag(
-        None, "names of modules not to adapt, or one word that is a regular expression"
-    )
-    modules_to_save: Optional[list[str]] = _flag(
-        None, "names of modules trained and saved whole; new ones, such as the head, are added"
-    )
-    phi: Literal["sinc", "residual", "sine", "linear"] = _flag(
-        "sinc", "nonlinearity: the paper's sinc basis, z + sincs, fixed sine, or only its slopes"
-    )
-    num_basis: int = _flag(11, "K, number of sincs, odd")
-    tau: str = _flag("0.05", "knee, where phi bends, in units of 1/sqrt(in), or auto")
-    kappa: float = _flag(1.0, "knee in units of RMS(BA), for tau auto")
-    tau_warmup_steps: int = _flag(20, "steps as plain LoRA, for tau auto")
-    tau_follow: float = _flag(0.7, "fraction of training after which tau is frozen, for tau auto")
-    share: Literal["matrix", "type", "block", "global", "frozen"] = _flag(
-        "matrix", "which layers share one phi; frozen: phi is not trained"
-    )
-    omega: float = _flag(200.0, "frequency of phi sine")
-    carrier: Literal["none", "signs"] = _flag("none", "signs let the update have a rank above r at first order")
-    carrier_offset: float = _flag(0.5, "where the carrier uses phi, in units of tau")
-    carrier_start: Literal["closed", "half", "open"] = _flag("open", "where the gate starts: closed is LoRA")
-    carrier_seed: int = _flag(0, "of the carrier's signs")
+    adapter: LRLoraConfig = field(default_factory=lambda: LRLoraConfig(target_modules="all-linear"))
 
     learning_rate: float = _flag(2e-3, "of A, B and the head")
     c_learning_rate: Optional[float] = _flag(None, "of the coefficients c; 10 times learning_rate if left out")
@@ -137,9 +114,6 @@ class TrainConfig:
         default_factory=lambda: ["none"],
         metadata={"help": "trackers that transformers knows: tensorboard, wandb, ...", "is_free": True},
     )
-    verbose: bool = _flag(False, "print how the adapted layers are computed, and why", is_free=True)
-    json: bool = _flag(False, "print the result as JSON", is_free=True)
-    debug: bool = _flag(False, "show a traceback on errors", is_free=True)
 
     def __post_init__(self) -> None:
         for name in (*PLACES, "out"):
@@ -157,7 +131,6 @@ class TrainConfig:
             raise InputError(f"text_columns takes one or two names, got {self.text_columns}")
         check_scheduler(self.lr_scheduler)
         check_pooling(self.pooling)
-        self.adapter_config("SEQ_CLS")
 
     @property
     def is_demo(self) -> bool:
@@ -171,7 +144,7 @@ class TrainConfig:
 
     def settings(self) -> Settings:
         """Every setting by name, and which of them decide the result."""
-        return Settings(dataclasses.asdict(self), FREE, PLACES)
+        return Settings(self._flat(), TrainConfig()._flat(), FREE, PLACES)
 
     def with_absolute_paths(self) -> TrainConfig:
         """The same settings for a process in any folder; a name of the hub stays one unless it is a path here."""
@@ -206,56 +179,91 @@ class TrainConfig:
             eval_data=self.eval_data,
         )
 
-    def adapter_config(self, task_type: str) -> Any:
-        """The PEFT config of the run's method: LRLoraConfig, or LoraConfig of the same rank, scale and placement.
+    def adapter_config(self, task_type: str) -> LRLoraConfig | LoraConfig:
+        """The PEFT config of the run's method: `adapter`, or LoraConfig of the same rank, scale and placement.
 
         Raises:
             InputError: a field outside its range.
         """
-        common: dict[str, Any] = dict(
-            task_type=task_type,
-            r=self.r,
-            lora_dropout=self.lora_dropout,
-            use_rslora=self.use_rslora,
-            target_modules=_names("target_modules", self.target_modules),
-            exclude_modules=_names("exclude_modules", self.exclude_modules),
-            modules_to_save=self.modules_to_save,
-        )
-        lrlora = LRLoraConfig(
-            **common,
-            lora_alpha=self.lora_alpha,
-            phi=self.phi,
-            num_basis=self.num_basis,
-            tau=self._tau(),
-            kappa=self.kappa,
-            tau_warmup_steps=self.tau_warmup_steps,
-            tau_follow=self.tau_follow,
-            share=self.share,
-            omega=self.omega,
-            carrier=self.carrier,
-            carrier_offset=self.carrier_offset,
-            carrier_start=self.carrier_start,
-            carrier_seed=self.carrier_seed,
-        )
-        if self.method == "lrlora":
-            return lrlora
-        from peft import LoraConfig
+        adapter = dataclasses.replace(self.adapter, task_type=task_type)
+        return adapter if self.method == "lrlora" else adapter.to_lora()
 
-        return LoraConfig(**common, lora_alpha=lrlora.alpha_of(self.r))  # pyright: ignore[reportArgumentType]
+    @classmethod
+    def of(cls, **settings: Any) -> TrainConfig:
+        """Settings by their flat names, as the flags and config.json have them; see `with_settings`.
 
-    def _tau(self) -> Any:
-        if self.tau == "auto":
-            return "auto"
-        try:
-            return float(self.tau)
-        except ValueError:
-            raise InputError(f"tau must be a number above 0 or auto, got {self.tau!r}") from None
+        Example:
+            >>> TrainConfig.of(max_steps=10, r=4).adapter.r
+            4
+        """
+        return cls().with_settings(**settings)
+
+    def with_settings(self, **settings: Any) -> TrainConfig:
+        """The same settings with some changed, by their flat names: `r` is a field of `adapter`.
+
+        Args:
+            settings: fields of TrainConfig and of LRLoraConfig. Names of modules may be a list of one word that is
+                all-linear or a regular expression.
+
+        Raises:
+            InputError: a name that is no setting, or a value outside its range.
+        """
+        names = {each.name for each in setting_fields()}
+        if unknown := sorted(settings.keys() - names):
+            near = difflib.get_close_matches(unknown[0], names, n=1)
+            raise InputError(f"no such setting: {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
+        for name in ("target_modules", "exclude_modules"):
+            if name in settings:
+                settings[name] = _names(name, settings[name])
+        own = {each.name for each in dataclasses.fields(self)}
+        of_adapter = {name: settings.pop(name) for name in settings.keys() - own}
+        adapter = dataclasses.replace(self.adapter, **of_adapter) if of_adapter else self.adapter
+        return dataclasses.replace(self, adapter=adapter, **settings)
+
+    def _flat(self) -> dict[str, Any]:
+        found = {}
+        for each in setting_fields():
+            value = getattr(self if hasattr(self, each.name) else self.adapter, each.name)
+            if each.name in UNORDERED and value is not None:
+                value = [value] if isinstance(value, str) else sorted(value)
+            found[each.name] = copy.deepcopy(value)
+        return found
+
+
+@functools.cache
+def setting_fields() -> tuple[dataclasses.Field[Any], ...]:
+    """Every setting by its flat name: the fields of TrainConfig, with those of its adapter in place of `adapter`.
+
+    Of LRLoraConfig these are the fields that a user chooses: not those that PEFT fills in, other names of fields, and
+    what has no effect.
+    """
+    others = {each.name for each in dataclasses.fields(PeftConfig)}
+    of_adapter = typed_fields(LRLoraConfig, {*others, "config_version", "init_lora_weights", "fan_in_fan_out"})
+    default = TrainConfig().adapter
+    for each in of_adapter:
+        if each.default is not dataclasses.MISSING:
+            each.default = getattr(default, each.name)
+    return tuple(
+        each for own in typed_fields(TrainConfig) for each in (of_adapter if own.name == "adapter" else (own,))
+    )
+
+
+def typed_fields(cls: type, without: Collection[str] = ()) -> list[dataclasses.Field[Any]]:
+    """Copies of a dataclass's fields, each with its type instead of the name of its type."""
+    types, found = get_type_hints(cls), []
+    for each in dataclasses.fields(cls):
+        if each.name not in without:
+            found.append(copy.copy(each))
+            found[-1].type = types[each.name]
+    return found
 
 
 FREE = frozenset(each.name for each in dataclasses.fields(TrainConfig) if each.metadata.get("is_free"))
 """Settings that do not change what is trained: a run may be resumed with others."""
 PLACES = tuple(each.name for each in dataclasses.fields(TrainConfig) if each.metadata.get("is_place"))
 """Settings that may name a place on this machine, or something on the hub."""
+UNORDERED = ("target_modules", "exclude_modules")
+"""Settings that are sets of names, or one word."""
 
 
 def _names(field: str, words: list[str] | str | None) -> list[str] | str | None:

@@ -67,6 +67,10 @@ def check_names(base: Any, config: Any) -> None:
     _check_list(base, "modules_to_save", kept, modules)
     parameters = [name for name, _ in base.named_parameters()]
     _check_list(base, "target_parameters", getattr(config, "target_parameters", None), parameters)
+    for field in ("rank_pattern", "alpha_pattern"):
+        for word in getattr(config, field, None) or {}:
+            if not any(re.match(rf"(.*\.)?({word})$", name) for name in (*modules, *parameters)):
+                raise _matches_nothing(base, field, word, leaves)
     blocks = getattr(config, "layers_to_transform", None)
     if blocks is not None:
         wanted = {blocks} if isinstance(blocks, int) else set(blocks)
@@ -119,11 +123,15 @@ def _check_list(base: Any, field: str, chosen: Any, names: Iterable[str]) -> Non
     for word in [chosen] if isinstance(chosen, str) else sorted(chosen or ()):
         if any(_is_chosen(name, chosen if chosen == word else [word]) for name in names):
             continue
-        endings = sorted({".".join(name.split(".")[-n:]) for name in names for n in (1, 2)})
-        within = [name for name in endings if name.startswith(f"{word}.")]
-        near = within[:3] or difflib.get_close_matches(word, endings)
-        there = f"; near names: {', '.join(near)}" if near else ""
-        raise InputError(f"{field} {word!r} matches nothing in {_name_of(base)}{there}")
+        raise _matches_nothing(base, field, word, names)
+
+
+def _matches_nothing(base: Any, field: str, word: str, names: Iterable[str]) -> InputError:
+    endings = sorted({".".join(name.split(".")[-n:]) for name in names for n in (1, 2)})
+    within = [name for name in endings if name.startswith(f"{word}.")]
+    near = within[:3] or difflib.get_close_matches(word, endings)
+    there = f"; near names: {', '.join(near)}" if near else ""
+    return InputError(f"{field} {word!r} matches nothing in {_name_of(base)}{there}")
 
 
 def _new_modules(base: Any, config: Any) -> list[str]:

@@ -17,7 +17,6 @@ _LEAST = {
     "train_rows": (1, "; leave it out for all rows"),
     "eval_rows": (1, "; leave it out for all rows"),
     "rank_steps": (0, "; 0 records nothing"),
-    "tau_warmup_steps": (0, ""),
     "weight_decay": (0, ""),
     "warmup_steps": (0, ""),
     "max_grad_norm": (0, "; 0 leaves gradients as they are"),
@@ -25,7 +24,7 @@ _LEAST = {
     "seed": (0, ""),
     "split_seed": (0, ""),
 }
-_ABOVE_0 = ("learning_rate", "c_learning_rate", "lora_alpha", "kappa", "omega")
+_ABOVE_0 = ("learning_rate", "c_learning_rate")
 _LARGEST_SEED = 2**32 - 1
 
 

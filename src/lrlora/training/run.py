@@ -59,7 +59,7 @@ class RunResult:
     compared: RunResult | None = None
 
 
-def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = ()) -> RunResult:
+def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = (), verbose: bool = False) -> RunResult:
     """Train an adapter and write a run folder; a run that was stopped is resumed from its last checkpoint.
 
     The folder holds adapter/ (as PEFT saves it), config.json (settings, versions, and what was read, as numbers),
@@ -70,6 +70,7 @@ def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = ()) -> Run
     Args:
         config: the settings.
         callbacks: of transformers.Trainer, for anything else that should happen while training.
+        verbose: print on stderr how the adapted layers are computed, and why.
 
     Returns:
         The metrics and ranks that the folder holds.
@@ -81,7 +82,7 @@ def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = ()) -> Run
     check_trackers(config.report_to)
     stop = Stop()
     with stop.listening():
-        result = _train(config, [*callbacks, stop], stop, config.overwrite)
+        result = _train(config, [*callbacks, stop], stop, config.overwrite, verbose)
         if config.compares:
             beside = dataclasses.replace(
                 config, method="lora", out=str(RunFolder(result.folder).lora.path), compare=False, overwrite=False
@@ -90,14 +91,20 @@ def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = ()) -> Run
     return result
 
 
-def _train(config: TrainConfig, callbacks: Sequence[TrainerCallback], stop: Stop, starts_again: bool) -> RunResult:
+def _train(
+    config: TrainConfig,
+    callbacks: Sequence[TrainerCallback],
+    stop: Stop,
+    starts_again: bool,
+    verbose: bool = False,
+) -> RunResult:
     out, config = RunFolder(Path(config.out_folder())), config.with_absolute_paths()
     with _told_what_is_left(config, out, starts_again):
         if _is_finished(config, out):
             ended = datetime.fromtimestamp(out.ended)
             processes.tell(f"{out.path} finished before, on {ended:%Y-%m-%d at %H:%M}; shown again")
         else:
-            _train_one(config, out, callbacks, stop)
+            _train_one(config, out, callbacks, stop, verbose)
     return read_result(out.path)
 
 
@@ -141,14 +148,16 @@ def inputs_of(config: TrainConfig, task: TaskData) -> dict[str, str]:
     return {"data": digest_of_rows(task), "model": digest_of_model(config.model)}
 
 
-def _train_one(config: TrainConfig, out: RunFolder, callbacks: Sequence[TrainerCallback], stop: Stop) -> None:
+def _train_one(
+    config: TrainConfig, out: RunFolder, callbacks: Sequence[TrainerCallback], stop: Stop, verbose: bool
+) -> None:
     set_seed(config.seed)
     task = load_task_for(config.model, config.data_source(), _warn)
     for note in task.notes:
         _warn(note)
     model, tokenizer = build(config, task)
     in_bf16 = is_bf16(config.precision)
-    if config.verbose and config.method == "lrlora":
+    if verbose and config.method == "lrlora":
         for line in computation_of(model, torch.bfloat16 if in_bf16 else None):
             processes.tell(line)
     length = length_of_rows(config.max_length, tokenizer, model, _warn)
@@ -254,7 +263,7 @@ def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any
     out.save_adapter(trainer.model, trainer.processing_class, config.pooling)
     if config.method == "lrlora":
         rows = layer_ranks(cast(torch.nn.Module, trainer.model))
-        metrics["warnings"] = rank_warnings(rows, config.phi)
+        metrics["warnings"] = rank_warnings(rows, config.adapter.phi)
         out.save_ranks(rows)
         rank_heatmap(rows, out.picture)
     out.save_metrics(metrics)

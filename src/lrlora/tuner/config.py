@@ -16,10 +16,14 @@ from lrlora.errors import InputError
 from lrlora.method.carrier import STARTS, Carrier, Start, starting_coefficients
 from lrlora.method.nonlinearity import FORMS, Form, initial_coefficients
 from lrlora.tuner.internals import PeftType
-from lrlora.tuner.lora_fields import fields_of_lora, refuse_what_is_not_here
+from lrlora.tuner.lora_fields import fields_of_lora, lora_with_fields_of, refuse_what_is_not_here
 
 CONFIG_VERSION = 2
 SHARES = ("matrix", "type", "block", "global", "frozen")
+
+
+def _field(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
 
 
 @dataclass
@@ -78,44 +82,46 @@ class LRLoraConfig(PeftConfig):
         2.0
     """
 
-    r: int = field(default=8, metadata={"help": "rank of the product B A; the rank of the update is learned"})
-    lora_alpha: float | None = field(default=None, metadata={"help": "s = lora_alpha / r; None means 2 r"})
-    lora_dropout: float = field(default=0.0, metadata={"help": "dropout on the input of the update"})
-    use_rslora: bool = field(default=False, metadata={"help": "s = lora_alpha / sqrt(r)"})
-    target_modules: list[str] | str | None = field(default=None, metadata={"help": "names, a regex, or 'all-linear'"})
-    exclude_modules: list[str] | str | None = field(default=None, metadata={"help": "names or a regex not to adapt"})
-    target_parameters: list[str] | None = field(
-        default=None, metadata={"help": "parameters to adapt: experts' weights"}
+    r: int = _field(8, "rank of the product B A; that of the update is learned")
+    lora_alpha: float | None = _field(None, "s = lora_alpha / r; 2 r if left out")
+    lora_dropout: float = _field(0.0, "dropout on the input of the update")
+    use_rslora: bool = _field(False, "s = lora_alpha / sqrt(r)")
+    target_modules: list[str] | str | None = _field(
+        None, "names of modules to adapt, or all-linear; one word such as '.*query' is a regular expression"
     )
-    modules_to_save: list[str] | None = field(default=None, metadata={"help": "modules trained and saved whole"})
-    bias: Literal["none", "all", "lrlora_only"] = field(default="none", metadata={"help": "which biases are trained"})
-    layers_to_transform: list[int] | int | None = field(default=None, metadata={"help": "indices of blocks to adapt"})
-    layers_pattern: list[str] | str | None = field(default=None, metadata={"help": "name of the list of blocks"})
-    rank_pattern: dict = field(default_factory=dict, metadata={"help": "other ranks for some modules"})
-    alpha_pattern: dict = field(default_factory=dict, metadata={"help": "other alphas for some modules"})
-    trainable_token_indices: list[int] | dict[str, list[int]] | None = field(
-        default=None, metadata={"help": "tokens whose vectors are trained"}
+    exclude_modules: list[str] | str | None = _field(None, "names of modules not to adapt, or a regular expression")
+    target_parameters: list[str] | None = _field(
+        None, "names of parameters to adapt that no linear layer has: experts' weights"
     )
-    fan_in_fan_out: bool = field(default=False, metadata={"help": "without effect: the layer's type says it"})
-    init_weights: bool | Literal["gaussian"] = field(default=True, metadata={"help": "how A and B start"})
-    init_lora_weights: bool | Literal["gaussian"] | None = field(
-        default=None, metadata={"help": "another name for init_weights"}
+    modules_to_save: list[str] | None = _field(None, "names of modules trained and saved whole, besides a new head")
+    bias: Literal["none", "all", "lrlora_only"] = _field("none", "which biases are trained")
+    layers_to_transform: list[int] | int | None = _field(None, "indices of the blocks to adapt; all if left out")
+    layers_pattern: list[str] | str | None = _field(None, "name of the list of blocks, where PEFT does not know it")
+    rank_pattern: dict = field(
+        default_factory=dict, metadata={"help": "other ranks of some modules: '{\"q_proj\": 16}'"}
     )
-    phi: Form = field(default="sinc", metadata={"help": "which nonlinearity"})
-    num_basis: int = field(default=11, metadata={"help": "K, number of sincs, odd"})
-    tau: float | Literal["auto"] = field(default=0.05, metadata={"help": "knee in units of 1/sqrt(in), or 'auto'"})
-    kappa: float = field(default=1.0, metadata={"help": "knee in units of RMS(B A), for tau='auto'"})
-    tau_warmup_steps: int = field(default=20, metadata={"help": "steps as plain LoRA, for tau='auto'"})
-    tau_follow: float = field(default=0.7, metadata={"help": "fraction of training after which tau is frozen"})
-    share: Literal["matrix", "type", "block", "global", "frozen"] = field(
-        default="matrix", metadata={"help": "which layers share one phi"}
+    alpha_pattern: dict = field(default_factory=dict, metadata={"help": "other lora_alphas of some modules"})
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = _field(
+        None, "numbers of tokens whose embeddings are trained: '[5, 7]'"
     )
-    omega: float = field(default=200.0, metadata={"help": "frequency of phi='sine'"})
-    carrier: Literal["none", "signs"] = field(default="none", metadata={"help": "signs that lift the rank bound"})
-    carrier_offset: float = field(default=0.5, metadata={"help": "where phi is used, in units of tau"})
-    carrier_start: Start = field(default="open", metadata={"help": "'closed' (LoRA), 'half' or 'open'"})
-    carrier_seed: int = field(default=0, metadata={"help": "seed of the carrier's signs"})
-    config_version: int = field(default=CONFIG_VERSION, metadata={"help": "version of these fields"})
+    fan_in_fan_out: bool = _field(False, "without effect: the layer's type says it")
+    init_weights: bool | Literal["gaussian"] = _field(True, "how A starts: true is Kaiming-uniform")
+    init_lora_weights: bool | Literal["gaussian"] | None = _field(None, "another name for init_weights")
+    phi: Form = _field("sinc", "nonlinearity: the paper's sinc basis, z + sincs, fixed sine, or only its slopes")
+    num_basis: int = _field(11, "K, number of sincs, odd")
+    tau: float | Literal["auto"] = _field(0.05, "knee, where phi bends, in units of 1/sqrt(in), or auto")
+    kappa: float = _field(1.0, "knee in units of RMS(B A), for tau auto")
+    tau_warmup_steps: int = _field(20, "steps as plain LoRA, for tau auto")
+    tau_follow: float = _field(0.7, "fraction of training after which tau is frozen, for tau auto")
+    share: Literal["matrix", "type", "block", "global", "frozen"] = _field(
+        "matrix", "which layers share one phi; frozen: phi is not trained"
+    )
+    omega: float = _field(200.0, "frequency of phi sine")
+    carrier: Literal["none", "signs"] = _field("none", "signs let the update have a rank above r at first order")
+    carrier_offset: float = _field(0.5, "where the carrier uses phi, in units of tau")
+    carrier_start: Start = _field("open", "where the gate starts: closed is LoRA")
+    carrier_seed: int = _field(0, "of the carrier's signs")
+    config_version: int = _field(CONFIG_VERSION, "version of these fields")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -153,6 +159,15 @@ class LRLoraConfig(PeftConfig):
         """
         return cls(**{**fields_of_lora(config), **fields})
 
+    def to_lora(self) -> LoraConfig:
+        """LoraConfig with the rank, scale, placement and the rest of this one, without phi.
+
+        Example:
+            >>> LRLoraConfig(r=4, rank_pattern={"query": 8}, target_modules=["query", "value"]).to_lora().alpha_pattern
+            {'query': 16.0}
+        """
+        return lora_with_fields_of(self)
+
     def _take_names_of_lora(self) -> None:
         """Bring LoraConfig's other names and values into ours.
 
@@ -179,6 +194,9 @@ class LRLoraConfig(PeftConfig):
 
     def _check_lora_fields(self) -> None:
         _check_whole(self.r, "r", 1, "pass r=8, for example")
+        for name, pattern in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
+            if not isinstance(pattern, dict):
+                raise InputError(f"{name} must be a dictionary such as {{'q_proj': 16}}, got {pattern!r}")
         for module, rank in self.rank_pattern.items():
             _check_whole(
                 rank, f"rank_pattern[{module!r}]", 1, "exclude the module with exclude_modules to leave it out"
@@ -195,6 +213,10 @@ class LRLoraConfig(PeftConfig):
                 f"init_weights must be True, False or 'gaussian', got {self.init_weights!r}: A and B start at random "
                 "and at 0, because dW = 0 is where phi is known; leave it out"
             )
+
+        tokens = self.trainable_token_indices
+        if tokens is not None and not isinstance(tokens, list | dict):
+            raise InputError(f"trainable_token_indices must be a list of numbers, or lists by module, got {tokens!r}")
 
     def _check_phi_fields(self) -> None:
         _check_choice(self.phi, "phi", FORMS)

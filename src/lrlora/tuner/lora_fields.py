@@ -64,5 +64,19 @@ def fields_of_lora(config: Any) -> dict[str, Any]:
     return refuse_what_is_not_here(found)
 
 
+def lora_with_fields_of(config: Any) -> LoraConfig:
+    """LoraConfig with all that it has in common with an LRLoraConfig."""
+    own = {f.name for f in dataclasses.fields(LoraConfig)} - {"peft_type", "lora_alpha", "alpha_pattern", "bias"}
+    found = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name in own}
+    # LoraConfig has one alpha for all modules that name none, LRLoraConfig without lora_alpha 2 r of each
+    alphas = {name: config.alpha_of(rank) for name, rank in config.rank_pattern.items()}
+    return LoraConfig(
+        **{**found, "init_lora_weights": config.init_weights},
+        lora_alpha=config.alpha_of(config.r),
+        alpha_pattern={**alphas, **config.alpha_pattern},
+        bias="lora_only" if config.bias == "lrlora_only" else config.bias,
+    )
+
+
 def _default_of(field: dataclasses.Field[Any]) -> Any:
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
