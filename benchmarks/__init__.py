@@ -1,1 +1,4 @@
-"""Time and memory of LR-LoRA beside other methods: `make bench`. A timing is never a test: tests only read results."""
+"""Time and memory of LR-LoRA compared with other methods: `make bench`.
+
+A timing is never a test: tests only read results.
+"""

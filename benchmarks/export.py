@@ -1,10 +1,11 @@
-"""What leaving costs: the metric against exported parameters, beside plain LoRA trained with the same ranks.
+"""What an export to plain LoRA loses: the metric against the number of exported parameters, compared with plain LoRA
+trained with the same ranks.
 
     python -m benchmarks.export [--work DIR] [--seeds 0 1 2] [--cells N] [--table]
 
 Trains LR-LoRA on the embedded task, exports it at several energies, and trains plain LoRA from scratch with the emitted
 rank_pattern and with one rank for all layers, of as nearly as possible the same number of parameters. Every finished
-cell stands in benchmarks/results/export.json; the same command goes on where it was stopped.
+cell is written to benchmarks/results/export.json; the same command goes on where it was stopped.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """On a CUDA device: the two kernels, one layer, and whole training steps in bf16: python -m benchmarks.gpu
 
-Times are taken with everything queued and one synchronisation at the end, so that they hold what a training run pays:
-the device's work, or Python's where that is longer. The methods take turns; a number is the median of `ROUNDS` rounds.
+Times are taken with everything queued and one synchronisation at the end. They are what a training run pays: the
+device's work, or Python's where that is longer. The methods take turns; a number is the median of `ROUNDS` rounds.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ RESULTS = Path(__file__).with_name("results")
 
 
 def in_turn(steps: dict[str, Callable[[], Any]], rounds: int, warm_ups: int = 2) -> dict[str, list[float]]:
-    """Seconds of every step in every round; the steps take turns, so that a slow minute meets them all."""
+    """Seconds of every step in every round; the steps take turns: a slow minute slows them all."""
     for step in steps.values():
         for _ in range(warm_ups):
             step()
@@ -77,13 +77,13 @@ def write(name: str, rows: list[dict[str, Any]], more: dict[str, Any] | None = N
     """results/NAME.json: the environment, with `more` of it, and every row with all its repeats."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    beside = path.with_suffix(".tmp")
+    begun = path.with_suffix(".tmp")
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
-    beside.write_text(
+    begun.write_text(
         '{"environment": ' + json.dumps(environment() | (more or {})) + ',\n "rows": [\n' + lines + "\n]}\n",
         encoding="utf-8",
     )
-    beside.replace(path)
+    begun.replace(path)
 
 
 def read(name: str) -> dict[str, Any]:

@@ -48,7 +48,7 @@ def adapt(name: str, model: nn.Module, r: int, num_basis: int = 11, **common: An
 
 
 def _forced(delta: Any, impl: str) -> Callable[..., Any]:
-    """The layer's product with one backend, whatever "auto" would choose."""
+    """The layer's product with the backend that is named here, also where "auto" would choose another."""
 
     def forward(scale, x, W0=None, bias=None):
         how: dict[str, Any] = {"phi": delta.phi, "carrier": delta.carrier, "impl": impl}

@@ -1,8 +1,8 @@
 """How high a stable rank phi could give to factors as training left them: python -m benchmarks.reachable_rank runs/demo
 
 phi is linear in c. For fixed A and B, gradient ascent over c can therefore drive the stable rank of phi(B A) up,
-whatever the task thinks of it. What it reaches, beside what an untrained and the trained c give, tells whether the
-basis or the training keeps the learned rank low. Results: docs/method.md.
+without regard to the loss of the task. What it reaches, compared with what an untrained and the trained c give, tells
+whether the basis or the training keeps the learned rank low. Results: docs/method.md.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ STEPS = 120
 
 
 def basis(product: Tensor, tau: float) -> Tensor:
-    """What every coefficient alone makes of the product B A: [K, out, in]."""
+    """What each coefficient by itself makes of the product B A: [K, out, in]."""
     units = torch.eye(NUM_BASIS)
     return torch.stack([phi(product, unit, tau, "sinc") for unit in units])
 

@@ -18,7 +18,7 @@ def modules(source: Path = SOURCE) -> dict[str, Path]:
 
 
 def graph(source: Path = SOURCE) -> dict[str, set[str]]:
-    """What every module imports of the others, for type checkers alone and inside of functions as well.
+    """What every module imports of the others, for type checkers only and inside of functions as well.
 
     That an import of a.b runs a/__init__ first is left out: a package and its own parts always form such a circle.
     """

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 OTHERWISE_NAMED = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
-# brought by torch on Linux, and read only where it is there; for type checkers alone
+# brought by torch on Linux, and read only where it is there; only for type checkers
 NOT_OURS_TO_DECLARE = {"triton", "jaxtyping"}
 # comes with datasets, which is of no use without it
 BY_ANOTHER = {"pyarrow": "datasets"}

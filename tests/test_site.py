@@ -79,7 +79,7 @@ def test_every_public_name_has_its_place(site):
         "fast.phi_and_gradients",
     ):
         assert f'id="lrlora.method.{name}"' in text, name
-    # an example is code, its result stands under it
+    # an example is code, its result is under it
     assert "&gt;&gt;&gt; " in text or '<span class="gp">&gt;&gt;&gt; </span>' in text
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
-
 from lrlora.data import DataSource, TaskData
 from lrlora.data.facts import (
     PATTERN,
@@ -17,6 +15,7 @@ from lrlora.data.facts import (
     written,
 )
 from lrlora.errors import InputError
+from lrlora.internals import is_causal_only
 from lrlora.saved.adapter import base_config
 from peft_study.spec import Study, Task
 
@@ -100,8 +99,7 @@ def is_causal_model(study: Study) -> bool:
     named = described.get("architectures")
     if named:
         return any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in named)
-    kind = described.get("model_type")
-    return kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return is_causal_only(described.get("model_type"))
 
 
 def _model_of(study: Study) -> str:

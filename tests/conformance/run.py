@@ -115,7 +115,7 @@ def main() -> int:
     status, ours = run("lrlora", files, extra)
     if arguments.compare:
         _, lora = run("lora", files, extra)
-        # tests that name LoRA's config in their own text, not in the lists that we exchange, are about LoRA alone
+        # tests that name LoRA's config in their own text, not in the lists that we exchange, are only about LoRA
         passed = [name for name, outcome in lora.items() if outcome == "passed" and name in ours]
         missing = {name: ours[name] for name in passed if ours[name] != "passed"}
         share = 1 - len(missing) / max(len(passed), 1)

@@ -99,7 +99,7 @@ def test_a_macro_f1_is_the_mean_over_the_classes_that_occur():
     found = compute_metrics(("accuracy", "macro_f1"), [0, 0, 1, 1, 2, 0], [0, 0, 1, 2, 2, 2])
     # of class 0: 2 of 3 right, all found; of 1: 1 of 2, all found; of 2: all right, 1 of 3 found
     assert found == {"accuracy": 4 / 6, "macro_f1": pytest.approx((4 / 5 + 2 / 3 + 1 / 2) / 3)}
-    # class 1 occurs nowhere, class 2 is predicted alone, class 3 is never predicted
+    # class 1 occurs nowhere, class 2 is only predicted, class 3 is never predicted
     assert compute_metrics(("macro_f1",), [0, 2], [0, 3])["macro_f1"] == pytest.approx(1 / 3)
 
 

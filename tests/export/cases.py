@@ -102,6 +102,28 @@ def make(name: str, folder: Path, **config: Any) -> Case:
     return Case(name, base_folder, adapter, loader, options, model, inputs, logits)
 
 
+def saved_adapter(base: Any, folder: Path, config: Any = lrlora.LRLoraConfig, **fields: Any) -> torch.Tensor:
+    """Save an adapter that is not zero; what the adapted model says."""
+    model: Any = peft.get_peft_model(base, config(r=2, task_type="CAUSAL_LM", **fields)).eval()
+    disturb(model)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".modules_to_save." in name or (parameter.requires_grad and name.endswith("bias")):
+                parameter.add_(0.1)
+        logits = model(input_ids=token_ids()).logits
+    model.save_pretrained(folder)
+    return logits
+
+
+def causal(folder: Path) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@torch.no_grad()
+def says(model: Any) -> torch.Tensor:
+    return model.eval()(input_ids=token_ids()).logits
+
+
 def without_lrlora(folder: Path, cases: list[tuple[Case, Path, Path | None]]) -> dict[str, torch.Tensor]:
     """Logits of checkpoints (and adapters on them), computed in a fresh Python where lrlora cannot be imported."""
     wall = folder / "wall"
@@ -146,7 +168,7 @@ def _gpt2() -> tuple:
     config = transformers.GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2)
     model = transformers.GPT2LMHeadModel(config)
     inputs = {"input_ids": token_ids()}
-    # the file of the bare decoder, as gpt2 stands on the hub
+    # the file of the bare decoder, as gpt2 is on the hub
     return model, model.transformer, "AutoModelForCausalLM", {}, inputs, _causal(["c_attn", "c_fc", "c_proj", "wpe"])
 
 

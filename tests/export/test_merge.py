@@ -1,10 +1,5 @@
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import peft
 import pytest
@@ -12,14 +7,13 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-import lrlora
 from lrlora import InputError
 from lrlora.cli import main
 from lrlora.export import merge
 from lrlora.export.base import INDEX, SINGLE, base_folder
 from lrlora.export.merging import merge as merging
 from lrlora.export.merging.rounding import rounding_warnings
-from tests.conftest import disturb, rel_rms, tiny_llama
+from tests.conftest import rel_rms
 from tests.export.cases import BUILDERS, Case, make, without_lrlora
 
 
@@ -155,25 +149,6 @@ def test_names_that_cannot_be_matched_are_merged_in_memory_and_said(cases, tmp_p
         assert torch.equal(value, loaded[key]), key
 
 
-@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-def test_a_tied_weight_is_refused_by_name(tmp_path):
-    config = tiny_llama().config
-    config.tie_word_embeddings = True
-    base = transformers.LlamaForCausalLM(config)
-    base.save_pretrained(tmp_path / "base")
-    for number, fields in enumerate(({"target_modules": ["embed_tokens"]}, {"modules_to_save": ["embed_tokens"]})):
-        fields = {"target_modules": ["q_proj"], **fields}
-        model = peft.get_peft_model(
-            transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base"),
-            lrlora.LRLoraConfig(r=2, task_type="CAUSAL_LM", **fields),
-        )
-        disturb(model)
-        model.save_pretrained(tmp_path / f"adapter{number}", save_embedding_layers=False)
-        with pytest.raises(InputError, match=r"embed_tokens.*lm_head"):
-            merge(str(tmp_path / f"adapter{number}"), tmp_path / "out")
-        assert not (tmp_path / "out").exists()
-
-
 def test_a_hub_name_is_found_in_the_hub_s_cache(cases, tmp_path, monkeypatch):
     import huggingface_hub
 
@@ -185,142 +160,6 @@ def test_a_hub_name_is_found_in_the_hub_s_cache(cases, tmp_path, monkeypatch):
     assert base_folder("some/model") == snapshot
     with pytest.raises(InputError, match="'other/model' is neither a model folder nor a readable model of the hub"):
         base_folder("other/model")
-
-
-CUT_SHORT = """
-import os, signal, sys
-from lrlora.export.merging import merge as merging
-from lrlora.cli import main
-write, written = merging.write_shard, []
-
-def write_and_stop(path, entries, tensors):
-    if len(written) == 1:
-        next(iter(tensors))
-        path.write_bytes(b"half")
-        os.kill(os.getpid(), getattr(signal, sys.argv[1]))
-    write(path, entries, tensors)
-    written.append(path)
-
-merging.write_shard = write_and_stop
-sys.exit(main(["merge", sys.argv[2], "--out", sys.argv[3]]))
-"""
-
-
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGINT"])
-def test_a_merge_that_is_cut_short_leaves_nothing_that_looks_whole(cases, tmp_path, name):
-    case, out = cases["llama"], tmp_path / "out"
-    command = [sys.executable, "-c", CUT_SHORT, name, str(case.adapter), str(out)]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert not out.exists()
-    if name == "SIGKILL":
-        assert ended.returncode == -signal.SIGKILL
-        assert [p.name for p in tmp_path.iterdir()] == [".out.tmp"]
-    else:
-        assert ended.returncode == 130
-        assert ended.stderr.splitlines()[-1] == "lrlora: stopped by SIGINT; nothing was written"
-        assert list(tmp_path.iterdir()) == []
-    merge(str(case.adapter), out)
-    assert [p.name for p in tmp_path.iterdir()] == ["out"]
-
-
-def test_a_full_disk_is_one_line(cases, tmp_path, capsys):
-    small = tmp_path / "small"
-    small.mkdir()
-    if os.geteuid() != 0:
-        pytest.skip("mounting a small file system needs root")
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=32k", "tmpfs", str(small)], capture_output=True, text=True
-    )
-    if mounted.returncode != 0:
-        pytest.skip(f"cannot mount a small file system: {mounted.stderr.strip()}")
-    try:
-        for verb in ("merge", "export"):
-            extra = ["--energy", "1.0"] if verb == "export" else []
-            status = main([verb, str(cases["llama"].adapter), "--out", str(small / "out"), *extra])
-            assert status == 2
-            err = capsys.readouterr().err
-            assert (
-                err == f"lrlora: no space left on the disk while writing {small / 'out'}; nothing was written there\n"
-            )
-            assert list(small.iterdir()) == []
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
-
-
-def _other_method(case: Case, folder: Path) -> list[str]:
-    model = transformers.AutoModelForCausalLM.from_pretrained(case.base)
-    peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM")).save_pretrained(
-        folder / "lora"
-    )
-    return [str(folder / "lora")]
-
-
-def _other_shapes(case: Case, folder: Path) -> list[str]:
-    config = tiny_llama().config
-    config.hidden_size, config.intermediate_size = 64, 96
-    transformers.LlamaForCausalLM(config).save_pretrained(folder / "wide")
-    return [str(case.adapter), "--model", str(folder / "wide")]
-
-
-def _pickled(case: Case, folder: Path) -> list[str]:
-    (folder / "pickled").mkdir()
-    shutil.copy(case.base / "config.json", folder / "pickled")
-    torch.save({}, folder / "pickled" / "pytorch_model.bin")
-    return [str(case.adapter), "--model", str(folder / "pickled")]
-
-
-def _gguf(case: Case, folder: Path) -> list[str]:
-    (folder / "gguf").mkdir()
-    shutil.copy(case.base / "config.json", folder / "gguf")
-    (folder / "gguf" / "model.Q4_1.gguf").touch()
-    return [str(case.adapter), "--model", str(folder / "gguf")]
-
-
-def _quantised(case: Case, folder: Path) -> list[str]:
-    shutil.copytree(case.base, folder / "quantised")
-    config = json.loads((case.base / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    (folder / "quantised" / "config.json").write_text(json.dumps(config))
-    return [str(case.adapter), "--model", str(folder / "quantised")]
-
-
-def _lost_shard(case: Case, folder: Path) -> list[str]:
-    shutil.copytree(case.base, folder / "lost")
-    next((folder / "lost").glob("model-00002*")).unlink()
-    return [str(case.adapter), "--model", str(folder / "lost")]
-
-
-def _filled(case: Case, folder: Path) -> list[str]:
-    (folder / "out").mkdir()
-    (folder / "out" / "mine").touch()
-    return [str(case.adapter)]
-
-
-@pytest.mark.parametrize(
-    ("given", "word"),
-    [
-        (_other_method, "is an adapter of type LORA, not LRLORA"),
-        (_other_shapes, "does not fit this base model"),
-        (_pickled, "only pickled weights (pytorch_model.bin), which lrlora does not read"),
-        (_gguf, "only quantised GGUF weights (model.Q4_1.gguf)"),
-        (_quantised, "is quantised (bitsandbytes)"),
-        (_lost_shard, "which its index names"),
-        (_filled, "is there already and is not empty"),
-        (lambda case, _: [str(case.adapter), "--model", "./missing"], "./missing"),
-        (lambda case, _: [str(case.adapter), "--model", "no-such/model"], "no-such/model"),
-        (lambda case, _: [str(case.adapter), "--dtype", "int8"], "dtype must be one of"),
-        (lambda case, folder: [str(folder)], "no adapter in"),
-    ],
-)
-def test_what_cannot_be_merged_is_one_line_and_status_2(cases, tmp_path, capsys, given, word):
-    arguments = given(cases["llama"], tmp_path)
-    capsys.readouterr()
-    before = sorted(tmp_path.rglob("*"))
-    assert main(["merge", *arguments, "--out", str(tmp_path / "out")]) == 2
-    out, err = capsys.readouterr()
-    assert (out, len(err.splitlines())) == ("", 1), err
-    assert err.startswith("lrlora: ") and word in err
-    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_the_command_prints_every_layer_and_warns(tmp_path, capsys):

@@ -16,7 +16,7 @@ from tests.export.cases import make
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A run folder with an adapter, and its base beside it."""
+    """A run folder with an adapter, and its base next to it."""
     case = make("llama", tmp_path)
     folder = tmp_path / "runs" / "one"
     folder.mkdir(parents=True)

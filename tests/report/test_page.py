@@ -1,4 +1,4 @@
-"""The page: whole without a network, safe whatever the layers are called, and usable by hand and by keyboard."""
+"""The page: whole without a network, safe with any names of layers, and usable by hand and by keyboard."""
 
 import json
 import re
@@ -25,7 +25,7 @@ CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
 
 def planted_ranks(seed: int) -> list[dict]:
-    """Six blocks; attention lies 1 above MLP in dW and nowhere above it in the null."""
+    """Six blocks; attention is 1 above MLP in dW, and not above it in the baseline (null)."""
     kinds = {"attention": 3.0, "mlp": 2.0}
     return [
         {"layer": f"block{block}.{kind}", "block": block, "kind": kind, "module": kind, "stable_rank_ba": 1.5,

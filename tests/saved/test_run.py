@@ -25,7 +25,7 @@ def rewrite(file, **fields):
 
 def test_what_it_holds(run):
     config, folder = run
-    assert folder.is_run and folder.is_finished and folder.settings["r"] == config.r
+    assert folder.is_run and folder.is_finished and folder.settings["r"] == config.adapter.r
     assert folder.described["format"] == FORMAT and set(folder.inputs) == {"data", "model"}
     assert [row.layer for row in folder.ranks] == [row.layer for row in read_result(folder.path).ranks]
     assert folder.records[-1]["step"] == 2 and folder.metrics["steps"] == 2

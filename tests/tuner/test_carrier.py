@@ -14,7 +14,7 @@ from lrlora.method.carrier import signs, slopes
 from lrlora.saved.updates import stored_updates
 from lrlora.tuner import deltas
 from tests.conftest import disturb, tiny_bert, tiny_llama, token_ids
-from tests.tuner.test_experts import mixtral
+from tests.tuner.experts import mixtral
 from tests.tuner.test_types import LAYERS
 
 SIGNS = {"carrier": "signs"}
@@ -149,7 +149,7 @@ def test_the_gate_is_measured_and_its_warnings_know_it():
 
 @pytest.mark.parametrize("phi", FORMS)
 def test_a_closed_start_trains_as_lora_at_first(phi):
-    # the first gradient of B is that of plain LoRA, whatever the signs are
+    # the first gradient of B is that of plain LoRA with any signs
     ids = token_ids()
     gradients = []
     for fields in ({}, {"carrier": "signs", "carrier_start": "closed"}):

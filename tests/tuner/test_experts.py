@@ -2,50 +2,15 @@
 
 import pytest
 import torch
-import transformers
-from peft import PeftModel, get_peft_model
+from peft import PeftModel
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from lrlora import InputError, LRLoraConfig, delta_weight, layer_ranks, param_groups
+from lrlora import LRLoraConfig, delta_weight, layer_ranks, param_groups
 from lrlora.tuner import deltas
 from lrlora.tuner.explain import computation_of
-from tests.conftest import disturb, move_knees, rel_rms, tiny_llama, token_ids
-
-BOTH = ["experts.gate_up_proj", "experts.down_proj"]
-SMALL = dict(
-    vocab_size=64, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2,
-    num_key_value_heads=1, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-)  # fmt: skip
-
-
-def mixtral(implementation: str = "eager") -> nn.Module:
-    """Experts of [experts, out, in]."""
-    torch.manual_seed(1)
-    config = transformers.MixtralConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2)
-    config._experts_implementation = implementation
-    return transformers.MixtralForCausalLM(config).eval()
-
-
-def qwen_moe() -> nn.Module:
-    """Experts of [experts, out, in], eight of them."""
-    torch.manual_seed(1)
-    config = transformers.Qwen3MoeConfig(
-        **SMALL, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=12, head_dim=8
-    )
-    return transformers.Qwen3MoeForCausalLM(config).eval()
-
-
-def gpt_oss() -> nn.Module:
-    """Experts of [experts, in, out], with biases."""
-    torch.manual_seed(1)
-    config = transformers.GptOssConfig(**SMALL, num_local_experts=4, num_experts_per_tok=2, head_dim=8)
-    return transformers.GptOssForCausalLM(config).eval()
-
-
-def adapted(make=mixtral, **fields) -> PeftModel:
-    fields = {"r": 2, "target_modules": [], "target_parameters": BOTH, "task_type": "CAUSAL_LM", **fields}
-    return get_peft_model(make(), LRLoraConfig(**fields))
+from tests.conftest import disturb, move_knees, rel_rms, token_ids
+from tests.tuner.experts import BOTH, adapted, gpt_oss, mixtral, qwen_moe
 
 
 @pytest.mark.parametrize("make", [mixtral, qwen_moe, gpt_oss])
@@ -206,42 +171,6 @@ def test_ranks_and_knees_are_those_of_each_expert():
         "4 layers: the module computes with W0 + dW in the place of its parameter; passes: eager, because so small a "
         "matrix is not worth a compilation"
     ]
-
-
-class TestRefused:
-    """What cannot work is said by name."""
-
-    def test_dropout(self):
-        with pytest.raises(InputError, match=r"lora_dropout acts on the input .* gate_up_proj .* pass 0"):
-            adapted(lora_dropout=0.1, target_parameters=["experts.gate_up_proj"])
-
-    def test_a_parameter_of_another_shape(self):
-        with pytest.raises(InputError, match=r"layers.0.input_layernorm.weight: its shape is \(16,\), needed"):
-            adapted(target_parameters=["input_layernorm.weight"])
-
-    def test_a_parametrized_one(self):
-        model = mixtral()
-        experts = model.model.layers[0].mlp.experts
-        nn.utils.parametrize.register_parametrization(experts, "down_proj", nn.Identity())
-        with pytest.raises(InputError, match=r"cannot adapt the parameter .*down_proj: it is computed by a parametr"):
-            get_peft_model(
-                model, LRLoraConfig(target_modules=[], target_parameters=["model.layers.0.mlp.experts.down_proj"])
-            )
-
-    def test_other_parameters_in_a_second_adapter(self):
-        model = adapted()
-        with pytest.raises(InputError, match="all adapters must target the same set of parameters"):
-            model.add_adapter("other", LRLoraConfig(target_modules=[], target_parameters=BOTH[:1]))
-        assert list(model.peft_config) == ["default"]
-
-    def test_another_adapter_for_every_row(self):
-        model = adapted()
-        with pytest.raises(InputError, match="does not support mixed adapter batches"):
-            model(token_ids(), adapter_names=["default", "__base__"])
-
-    def test_a_module_that_is_adapted_already(self):
-        with pytest.raises(ValueError, match="not a valid target"):
-            get_peft_model(tiny_llama(), LRLoraConfig(target_modules=["q_proj"], target_parameters=["q_proj.weight"]))
 
 
 def test_half_precision_is_warned_of():

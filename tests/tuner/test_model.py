@@ -1,33 +1,14 @@
-import warnings
-
 import pytest
 import torch
 from peft import AutoPeftModelForSequenceClassification, PeftModel, PeftType, get_peft_model
 from safetensors.torch import load_file
-from torch import nn
 from transformers import AutoModelForSequenceClassification
 
 import lrlora
-from lrlora import InputError, LRLoraConfig, TauCallback, param_groups
+from lrlora import InputError, LRLoraConfig, param_groups
 from lrlora.tuner import deltas
-from tests.conftest import disturb, move_knees, tiny_bert, tiny_llama, token_ids
-
-SHARES = ("matrix", "type", "block", "global", "frozen")
-
-
-def adapted(**fields) -> PeftModel:
-    """The tiny BERT with every linear layer adapted and moved away from its start."""
-    model = get_peft_model(
-        tiny_bert(), LRLoraConfig(**{"r": 4, "target_modules": "all-linear", "task_type": "SEQ_CLS", **fields})
-    )
-    disturb(model)
-    return model.eval()
-
-
-def logits(model: nn.Module) -> torch.Tensor:
-    """Of the same tokens every time."""
-    with torch.no_grad():
-        return model(input_ids=token_ids()).logits
+from tests.conftest import disturb, tiny_bert, tiny_llama, token_ids
+from tests.tuner.adapted import SHARES, adapted, logits
 
 
 def test_the_method_is_registered():
@@ -47,12 +28,6 @@ def test_save_and_load_are_exact(tmp_path, share, phi):
         for part in ("A", "B", "theta", "tau"):
             assert torch.equal(getattr(mine, part), getattr(its, part)), (name, part)
     assert torch.equal(logits(model), logits(again))
-
-
-def test_loading_by_assignment_keeps_shared_phi_shared(tmp_path):
-    adapted(share="global").save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(tiny_bert(), tmp_path, low_cpu_mem_usage=True, is_trainable=True)
-    assert len({id(delta.theta) for _, _, _, delta in deltas(again)}) == 1
 
 
 def test_the_sine_is_saved_without_c(tmp_path):
@@ -166,27 +141,6 @@ def test_a_causal_model_trains_generates_and_merges():
     assert torch.equal(model.merge_and_unload().generate(input_ids=ids, max_new_tokens=4, do_sample=False), words)
 
 
-@pytest.mark.parametrize(("share", "groups"), [("matrix", 12), ("type", 6), ("block", 2), ("global", 1), ("frozen", 0)])
-def test_who_shares_one_phi(share, groups):
-    model = adapted(share=share, exclude_modules=["pooler.dense"])
-    assert len(deltas(model)) == 12
-    shared = {id(delta.theta) for _, _, _, delta in deltas(model) if isinstance(delta.theta, nn.Parameter)}
-    assert len(shared) == groups
-    trained = [name for name, _ in model.named_parameters() if name.endswith(".theta")]
-    assert len(trained) == groups
-
-
-@pytest.mark.parametrize("share", SHARES)
-def test_shared_phi_stays_shared_in_training(share):
-    model = adapted(share=share)
-    optimizer = torch.optim.AdamW(param_groups(model, lr=1e-2))
-    model(input_ids=token_ids(), labels=torch.tensor([0, 1])).loss.backward()
-    optimizer.step()
-    layers = {name: delta.c.detach() for name, _, _, delta in deltas(model)}
-    query0, query1 = (layers[f"base_model.model.bert.encoder.layer.{n}.attention.self.query"] for n in (0, 1))
-    assert torch.equal(query0, query1) == (share in ("type", "global"))
-
-
 def test_an_adapter_on_a_base_of_other_shapes_is_refused_in_one_line(tmp_path):
     adapted().save_pretrained(tmp_path)
     config = tiny_bert().config
@@ -215,54 +169,3 @@ def test_param_groups_hold_every_trained_parameter_once():
     (of_B,) = (group for group in groups if group["lr"] == 1.6e-2)
     assert {id(p) for p in of_B["params"]} == {id(delta.B) for *_, delta in deltas(model)}
     assert sum(len(group["params"]) for group in groups) == len(found)
-
-
-class TestAutoTau:
-    def test_phi_is_the_identity_until_its_step_and_then_follows(self):
-        model = adapted(tau="auto", kappa=2.0, tau_warmup_steps=3, tau_follow=0.5)
-        delta = deltas(model)[0][3]
-        rms = (delta.B @ delta.A).square().mean().sqrt()
-        torch.testing.assert_close(deltas(model)[0][1].get_delta_weight("default"), 2 * delta.B @ delta.A)
-        assert not move_knees(model, step=2, total_steps=20)
-        assert delta.tau.isinf()
-        assert move_knees(model, step=3, total_steps=20)
-        assert delta.tau.item() == pytest.approx(2 * rms.item(), rel=1e-5)
-        with torch.no_grad():
-            delta.B.mul_(3)
-        assert move_knees(model, step=10, total_steps=20)
-        assert delta.tau.item() == pytest.approx(6 * rms.item(), rel=1e-5)
-        with torch.no_grad():
-            delta.B.mul_(3)
-        assert not move_knees(model, step=11, total_steps=20)
-        assert delta.tau.item() == pytest.approx(6 * rms.item(), rel=1e-5)
-
-    def test_it_is_saved(self, tmp_path):
-        model = adapted(tau="auto", tau_warmup_steps=1)
-        move_knees(model, step=1, total_steps=10)
-        model.save_pretrained(tmp_path)
-        again = PeftModel.from_pretrained(tiny_bert(), tmp_path).eval()
-        assert [d.tau.item() for *_, d in deltas(again)] == [d.tau.item() for *_, d in deltas(model)]
-        assert torch.equal(logits(again), logits(model))
-
-    def test_saving_without_calibration_warns(self, tmp_path):
-        with pytest.warns(UserWarning, match="never calibrated"):
-            adapted(tau="auto").save_pretrained(tmp_path)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", category=UserWarning)
-            adapted().save_pretrained(tmp_path)
-
-    def test_a_fixed_tau_is_left_alone(self):
-        model = adapted(tau=0.05)
-        assert not move_knees(model, step=50, total_steps=60)
-
-    def test_the_callback_moves_it_inside_a_trainer(self, tmp_path):
-        from transformers import Trainer, TrainingArguments
-
-        model = adapted(tau="auto", tau_warmup_steps=2)
-        rows = [{"input_ids": ids, "labels": n % 3} for n, ids in enumerate(token_ids(8).tolist())]
-        arguments = TrainingArguments(
-            output_dir=str(tmp_path), max_steps=4, per_device_train_batch_size=2, report_to=[], disable_tqdm=True,
-            save_strategy="no", use_cpu=True,
-        )  # fmt: skip
-        Trainer(model=model, args=arguments, train_dataset=rows, callbacks=[TauCallback()]).train()
-        assert all(delta.tau.isfinite() for *_, delta in deltas(model))

@@ -123,7 +123,7 @@ def test_an_integer_weight_that_no_backend_knows_is_refused():
 
 
 class PackedLinear(torch.nn.Module):
-    """As GPTQ's and AWQ's layers: 4 bits a weight, eight of them in an integer, read inside its own product alone."""
+    """As GPTQ's and AWQ's layers: 4 bits a weight, eight of them in an integer, read only inside its own product."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()

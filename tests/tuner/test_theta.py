@@ -19,7 +19,7 @@ FIELDS = {"r": 2, "target_modules": ["q_proj", "down_proj"], "task_type": "CAUSA
 
 
 def of_version_1(folder, **fields):
-    """An adapter folder as it was written before theta: c stands in the file itself."""
+    """An adapter folder as it was written before theta: c itself is in the file."""
     model = get_peft_model(tiny_llama(), LRLoraConfig(**{**FIELDS, **fields}))
     disturb(model)
     model.save_pretrained(folder)

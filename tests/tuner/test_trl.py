@@ -15,7 +15,7 @@ FIELDS = {"r": 2, "target_modules": ["q_proj", "v_proj", "down_proj"], "task_typ
 
 
 def trained(**fields) -> PeftModel:
-    """An adapter after a training: knees that have moved, and whatever is frozen is not where it began."""
+    """An adapter after a training: knees that have moved, and frozen buffers are not where they began."""
     model = get_peft_model(tiny_llama(), LRLoraConfig(**{**FIELDS, "tau_warmup_steps": 1, **fields}))
     disturb(model)
     if model.peft_config["default"].tau == "auto":

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
-from transformers.loss.loss_utils import ForCausalLMLoss
 
 from lrlora.data.encode import IGNORED
+from lrlora.internals import has_causal_loss
 
 
 def labelled_logits(model: Any, batch: dict[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,7 +43,7 @@ def head_of(model: Any) -> nn.Module | None:
     if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
         return None  # virtual tokens have places too
     base = base_in(model)
-    if getattr(base, "loss_function", None) is not ForCausalLMLoss or not hasattr(base, "get_output_embeddings"):
+    if not has_causal_loss(base) or not hasattr(base, "get_output_embeddings"):
         return None
     return base.get_output_embeddings()
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoConfig
 
 from lrlora.errors import InputError
+from lrlora.internals import from_config
 from lrlora.saved.adapter import AdapterFolder
 from lrlora.saved.load import ADAPTER, put_saved_on, settle
 from lrlora.saved.updates import adapter_weights
@@ -140,8 +141,7 @@ def skeleton(saved: AdapterFolder) -> Skeleton:
     try:
         config = AutoConfig.from_pretrained(saved.base, **saved.head_options())
         with torch.device("meta"):
-            build = getattr(saved.auto_class, "from_config", None) or saved.auto_class._from_config
-            base = build(config, dtype=torch.float32)
+            base = from_config(saved.auto_class, config, dtype=torch.float32)
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"cannot read the base model {saved.base!r}: {reason}{saved.base_advice}") from error

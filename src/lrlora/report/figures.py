@@ -29,7 +29,7 @@ Figure = graph_objects.Figure
 
 
 def heatmap(found: Findings) -> Figure:
-    """Module x block: SR(dW), and its two nulls beside it, on one colour scale; seeds and experts averaged."""
+    """Module x block: SR(dW) next to its two baselines (nulls), on one colour scale; seeds and experts averaged."""
     panels = [("stable_rank", "learned: SR(dW)"), ("stable_rank_ba", "null: SR(BA), plain LoRA")]
     if all(line["stable_rank_initial"] is not None for line in found.table):
         panels.append(("stable_rank_initial", "null: phi untrained"))
@@ -99,7 +99,7 @@ def trajectories(runs: Sequence[Run]) -> Figure | None:
 
 
 def spectra(run: Run) -> Figure:
-    """Singular values of dW as shares of the largest, and of BA dotted, layer by layer of one run."""
+    """Singular values of dW as fractions of the largest, and of BA dotted, layer by layer of one run."""
     kinds = [k for k in ("attention", "mlp", "other") if any(kind_of(u.layer) == k for u in run.updates)]
     figure = make_subplots(cols=len(kinds), shared_yaxes=True, subplot_titles=[NAMES[k] for k in kinds])
     for update in run.updates:
@@ -110,12 +110,12 @@ def spectra(run: Run) -> Figure:
             (factors, "dot", GREY, "BA"),
             (sigma, "solid", COLOURS[kind_of(update.layer)], "dW"),
         ):
-            shares = [v / values[0].item() if values[0] > 0 else 0.0 for v in values.tolist()]
-            x = [n + 1 for n, share in enumerate(shares) if share > 1e-5]
+            fractions = [v / values[0].item() if values[0] > 0 else 0.0 for v in values.tolist()]
+            x = [n + 1 for n, fraction in enumerate(fractions) if fraction > 1e-5]
             name = f"{word}, {plain(update.name)}"
-            line(figure, column, x, [s for s in shares if s > 1e-5], name, colour, 1.2, 0.6, dash)
+            line(figure, column, x, [f for f in fractions if f > 1e-5], name, colour, 1.2, 0.6, dash)
     figure.update_yaxes(type="log", dtick=1, exponentformat="power", range=[-5, 0.1])
-    figure.update_yaxes(title_text="share of the largest", col=1)
+    figure.update_yaxes(title_text="fraction of the largest", col=1)
     figure.update_xaxes(title_text="singular value", title_standoff=4)
     return sized(figure, 330)
 
@@ -214,7 +214,7 @@ def _mean(values: list[float]) -> float | None:
 
 
 def block_order(block: int | None) -> tuple[bool, int]:
-    """Key to sort blocks by: what stands in no block comes last."""
+    """Key to sort blocks by: what is in no block comes last."""
     return block is None, block or 0
 
 

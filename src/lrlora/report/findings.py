@@ -29,7 +29,7 @@ class Findings:
 
     Args:
         rows_of_seeds: the ranks of every run.
-        variation: of the layers, against both nulls.
+        variation: of the layers, against both baselines (nulls).
         kinds: attention - MLP of "stable_rank", of its null "stable_rank_ba", and of "beyond_lora", their difference.
         table: for every layer its names and, per measure, the Interval over seeds or None.
         mixed: settings other than the seed in which the runs differ, in words.

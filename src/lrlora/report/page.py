@@ -75,8 +75,8 @@ def write_report(
     if not runs and not sections:
         raise InputError("nothing to report: pass folders of `lrlora train`, adapters, or a study with results.jsonl")
     found = findings(runs) if runs else None
-    with new_file(Path(out)) as beside:
-        beside.write_text(page(runs, found, sections), encoding="utf-8")
+    with new_file(Path(out)) as begun:
+        begun.write_text(page(runs, found, sections), encoding="utf-8")
     return found.warnings if found else []
 
 
@@ -127,7 +127,11 @@ def page(runs: Sequence[Run], found: Findings | None, sections: Sequence[Section
 def charts_of(runs: Sequence[Run], found: Findings) -> dict[str, Chart]:
     """The figures of runs, by name; those without data are left out."""
     made = [
-        Chart("heatmap", "heatmap of the stable rank of every layer, beside its nulls", figures.heatmap(found)),
+        Chart(
+            "heatmap",
+            "heatmap of the stable rank of every layer, next to its baselines (nulls)",
+            figures.heatmap(found),
+        ),
         Chart("pairs", "mean stable rank of attention and MLP, block by block", figures.pairs(found)),
         Chart("trajectories", "stable rank over the training steps", figures.trajectories(runs)),
         Chart("gates", "heatmap of the gate of every layer", gates.gate_heatmap(found)),

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError, first_lines
+from lrlora.internals import is_adapter
 from lrlora.saved.adapter import AUTO_CLASSES, AdapterFolder, read_adapter
 from lrlora.saved.local import absolute, check_local
 from lrlora.saved.pooling import set_pooling
@@ -41,7 +42,7 @@ def load_base(name: str, task_type: str | None, auto_class: Any = None, **option
         if "ignore_mismatched_sizes" in reason:
             reason = "its weights do not have the shapes that are needed; has it a head for another number of classes?"
         raise InputError(f"cannot load the model {name!r}: {reason}") from error
-    if getattr(base, "_hf_peft_config_loaded", False):
+    if is_adapter(base):
         raise InputError(f"{name} is an adapter, not a base model: merge it first and pass the merged model")
     base.new_parameters = sorted(info["missing_keys"])
     return base

@@ -62,6 +62,25 @@ def foreign_in_the_way(folder: Path) -> list[str]:
     return [str(path.relative_to(folder)) for path in found]
 
 
+def refuse(folder: Path, found: list[str], overwrite: bool) -> None:
+    """Refuse to train in a folder with files that no run has written.
+
+    Args:
+        folder: where a run would be.
+        found: those files, as the functions above find them.
+        overwrite: whether the user has asked to delete an older run.
+
+    Raises:
+        InputError: there are any; it names them.
+    """
+    if found:
+        advice = "; --overwrite does not delete those" if overwrite else ""
+        raise InputError(
+            f"{folder} holds files that no run of lrlora wrote ({named(found)}){advice}; move them away, or pass "
+            "another --out"
+        )
+
+
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints in a folder, whole or not, the newest last."""
     numbered = [(_CHECKPOINT.fullmatch(path.name), path) for path in folder.glob("checkpoint-*")]

@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from lrlora.errors import InputError
-from lrlora.files import explained, make_folder, new_folder, read_json, write_json
+from lrlora.files import explained, new_folder, read_json, write_json
 from lrlora.ranks import LayerRank, read_records
 from lrlora.saved import names, owned
 from lrlora.saved.checkpoints import last_checkpoint, whole_checkpoints
+from lrlora.saved.lock import lock
 from lrlora.saved.pooling import Pooling
+from lrlora.saved.settings import Settings, changes, renewed
 
 FORMAT = 3
 """Of a run folder. Up to 2 tau was a text; 1, which its config.json does not say, had no `inputs` at first."""
-_WORDS = {"data": "the rows", "model": "the weights of the base model"}
 _ADVICE = "pass another --out"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """The settings of a run, and which of them decide its result.
-
-    Args:
-        values: by name, as they are in config.json.
-        defaults: what a run means that was written before there was a setting.
-        free: names of those that do not change what is trained: a run may be resumed with others.
-        places: names of those that may be a path on this machine.
-    """
-
-    values: dict[str, Any]
-    defaults: dict[str, Any]
-    free: Collection[str]
-    places: Collection[str]
 
 
 @dataclass(frozen=True)
@@ -111,7 +94,7 @@ class RunFolder:
     def settings(self) -> dict[str, Any]:
         """What it was trained with, by the names of the flags."""
         here = self.described
-        return _renewed(here.get("settings", {}), here.get("format", 1))
+        return renewed(here.get("settings", {}), here.get("format", 1))
 
     @property
     def inputs(self) -> dict[str, str] | None:
@@ -156,7 +139,7 @@ class RunFolder:
             if folder.exists() and not folder.is_dir():
                 raise InputError(f"{folder} is a file, needed a folder or nothing; {_ADVICE}")
         if not self.is_run:
-            self._refuse_foreign(owned.foreign_to_nobody(folder), overwrite)
+            owned.refuse(folder, owned.foreign_to_nobody(folder), overwrite)
             return False
         changed = self._changes(settings, inputs)
         if changed and self._has_results() and not overwrite:
@@ -164,12 +147,12 @@ class RunFolder:
                 f"{folder} holds a run with other {_named(changed)}; pass another --out, or --overwrite to delete it"
             )
         if overwrite or changed:
-            self._refuse_foreign(owned.foreign(folder), overwrite)
+            owned.refuse(folder, owned.foreign(folder), overwrite)
             self._refuse_what_is_read(settings)
             return False
         if self.is_finished:
             return True
-        self._refuse_foreign(owned.foreign_in_the_way(folder), overwrite)
+        owned.refuse(folder, owned.foreign_in_the_way(folder), overwrite)
         return False
 
     def start(
@@ -195,19 +178,8 @@ class RunFolder:
         return last_checkpoint(self.checkpoints)
 
     def lock(self) -> FileLock:
-        """Keep other processes from training here; until the lock is released, or the process ends. Makes the folder.
-
-        Raises:
-            InputError: another process trains there, or the folder cannot be made.
-        """
-        make_folder(self.path)
-        with explained(self.path):
-            held = FileLock(self.path / names.LOCK)
-            try:
-                held.acquire(timeout=0)
-            except Timeout as error:
-                raise InputError(f"another process is training in {self.path}; wait for it, or {_ADVICE}") from error
-        return held
+        """Keep other processes from training here; see `lrlora.saved.lock`."""
+        return lock(self.path)
 
     def what_is_left(self, settings: Settings, starts_again: bool) -> str:
         """What an interrupted run leaves, and what the same command will do, with --overwrite or without."""
@@ -253,32 +225,7 @@ class RunFolder:
         return self.is_finished or bool(owned.checkpoints(self.checkpoints))
 
     def _changes(self, settings: Settings, inputs: dict[str, str] | None) -> dict[str, list[str]]:
-        """What differs from the run that is here: under "settings" as old -> new, under "inputs" in words."""
-        before, read_before = self.settings, self.inputs or {}
-        if before:
-            # the first version split rows off by the seed of everything else
-            before = {**settings.defaults, "split_seed": before.get("seed"), **before}
-        other = [
-            f"{name} {before[name]!r} -> {value!r}"
-            for name, value in settings.values.items()
-            if name not in settings.free
-            and name in before
-            and not _is_same(before[name], value, is_place=name in settings.places)
-        ]
-        changed = [
-            f"{_WORDS[name]} of {settings.values.get(name) or 'the demo'} changed since"
-            for name, value in (inputs or {}).items()
-            if name in read_before and not _is_same_input(read_before[name], value)
-        ]
-        return {name: found for name, found in (("settings", other), ("data", changed)) if found}
-
-    def _refuse_foreign(self, found: list[str], overwrite: bool) -> None:
-        if found:
-            advice = "; --overwrite does not delete those" if overwrite else ""
-            raise InputError(
-                f"{self.path} holds files that no run of lrlora wrote ({owned.named(found)}){advice}; move them away, "
-                f"or {_ADVICE}"
-            )
+        return changes(self.settings, settings, self.inputs or {}, inputs or {})
 
     def _refuse_what_is_read(self, settings: Settings) -> None:
         for name in settings.places:
@@ -288,37 +235,6 @@ class RunFolder:
                     f"--{name} {settings.values[name]} is in {self.path}, whose run would be deleted before it is "
                     f"read; {_ADVICE}"
                 )
-
-
-def unlock(held: FileLock) -> None:
-    """Let other processes train there; the file goes first, while it is ours."""
-    Path(held.lock_file).unlink(missing_ok=True)
-    held.release()
-
-
-def _renewed(settings: dict[str, Any], written: int) -> dict[str, Any]:
-    """Settings as this version writes them."""
-    if written > 2:
-        return settings
-    renewed = {name: value for name, value in settings.items() if name not in ("verbose", "json", "debug")}
-    if isinstance(tau := renewed.get("tau"), str) and tau != "auto":
-        renewed["tau"] = float(tau)
-    for name in ("target_modules", "exclude_modules"):
-        if isinstance(renewed.get(name), list):
-            renewed[name] = sorted(renewed[name])
-    return renewed
-
-
-def _is_same(before: Any, now: Any, is_place: bool) -> bool:
-    if before == now or not is_place or before is None or now is None:
-        return before == now
-    # the first version kept paths as they were typed
-    return os.path.abspath(os.path.expanduser(before)) == os.path.abspath(os.path.expanduser(now))
-
-
-def _is_same_input(before: str, now: str) -> bool:
-    # a model of the hub has no revision before it is in the cache
-    return before == now or before.startswith(f"{now}@") or now.startswith(f"{before}@")
 
 
 def _named(changed: dict[str, list[str]]) -> str:

@@ -107,7 +107,7 @@ def paired_difference(
     """ours - theirs over pairs (the same seed, the same task), tested: paired t below 6 pairs, sign flips from 6 on.
 
     The sign-flip test assumes only that a difference is as likely to be turned around: exact for up to 13 pairs, beyond
-    it with 9,999 random flips of a fixed seed. Its interval holds every shift that the test does not refuse, so that
+    it with 9,999 random flips of a fixed seed. Its interval holds every shift that the test does not refuse:
     interval and p-value agree (Hartigan's typical values, 1969: its ends are means of subsets of the differences).
     Below 6 pairs no sign-flip test reaches p < 0.05; the t test can, but trusts that differences are normal. Below
     2 pairs there is no test. Where all differences are the same, t knows no deviation, and flips test at any n.
@@ -119,7 +119,7 @@ def paired_difference(
         smallest_effect: a difference is shown where it is sure and at least this large, in the unit of the values;
             `SMALLEST_EFFECT` for metrics, `SMALLEST_RANK_EFFECT` for stable ranks. 0: however small.
         bounds: lowest and highest possible value; the interval of a difference ends where two such values can not
-            lie further apart.
+            be further apart.
 
     Raises:
         ValueError: not as many values on both sides, one that is NaN or inf or out of bounds, or a smallest effect
@@ -193,7 +193,7 @@ def _paired(
 
 
 def untested(difference: Any, level: float, reason: str, smallest_effect: float = 0.0) -> PairedDifference:
-    """The mean alone, with the reason why there is no test."""
+    """Only the mean, with the reason why there is no test."""
     return _paired(difference, None, None, None, reason, level, smallest_effect)
 
 

@@ -24,7 +24,7 @@ _BOUNDS: dict[str, Bounds] = {
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and where it lies with some confidence; low and high are None where n says nothing (below 3)."""
+    """A mean and its interval at some level of confidence; low and high are None where n says nothing (below 3)."""
 
     mean: float
     low: float | None
@@ -33,7 +33,7 @@ class Interval:
 
 
 def bounds_of(metric: str | None) -> Bounds | None:
-    """Between which values a metric of lrlora's tasks lies, by its name; None for a name that is not known here.
+    """The lowest and the highest value of a metric of lrlora's tasks, by its name; None for a name not known here.
 
     Example:
         >>> bounds_of("accuracy"), bounds_of("matthews")
@@ -47,8 +47,8 @@ def mean_interval(
 ) -> Interval:
     """The mean of independent values with its interval: of Student's t below 20 values, bootstrapped (BCa) from 20 on.
 
-    The bootstrap resamples what is there, and few values do not show how far the others may lie. Of 600 draws of n
-    values each, with the default level, this share of the intervals held the true mean:
+    The bootstrap resamples what is there, and few values do not show how far away the others may be. Of 600 draws of n
+    values each, with the default level, this fraction of the intervals held the true mean:
 
         n                          3     5     10    20    40
         normal      t              0.95  0.95  0.96  0.94  0.95
@@ -60,14 +60,14 @@ def mean_interval(
     A bootstrap of three seeds misses one mean in four while it claims one in twenty; the t interval keeps its word for
     symmetric values and comes closer for skewed ones. From 20 values on BCa follows the skew, and is as good.
 
-    Where the values have bounds, the t interval ends at them. A mean of values in [0, 1] lies in [0, 1], so that what
-    is cut off never held it, and the interval holds the true mean exactly as often as before (Mandelkern, Statistical
+    Where the values have bounds, the t interval ends at them. A mean of values in [0, 1] is in [0, 1]: what
+    is cut off never held it. The interval holds the true mean exactly as often as before (Mandelkern, Statistical
     Science 17, 2002, on bounded parameters). An interval on a logit or Fisher z scale would be one of another mean,
     and has no end at all where a value is 0 or 1. The bootstrap stays within its values anyway.
 
     Args:
         values: one per independent run; seeds, say.
-        level: share of intervals that shall hold the true mean, in (0, 1).
+        level: fraction of intervals that shall hold the true mean, in (0, 1).
         seed: of the bootstrap.
         bounds: lowest and highest possible value, `bounds_of("accuracy")` say; None: any.
 
@@ -133,6 +133,6 @@ def deviation_of(x: Any) -> float:
 
 
 def check_level(level: float) -> None:
-    """Raise ValueError where a level is no share."""
+    """Raise ValueError where a level is not in (0, 1)."""
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}; 0.95 is the default")

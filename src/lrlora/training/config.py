@@ -17,7 +17,7 @@ from peft import LoraConfig, PeftConfig
 from lrlora.data import DataSource
 from lrlora.errors import InputError
 from lrlora.saved.pooling import check_pooling
-from lrlora.saved.run import Settings
+from lrlora.saved.settings import Settings
 from lrlora.training.placement import ALL_LINEAR
 from lrlora.training.ranges import check_numbers, check_scheduler
 from lrlora.tuner import LRLoraConfig

@@ -9,6 +9,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lrlora.errors import InputError
+from lrlora.internals import norms
 from lrlora.saved.checkpoints import whole_checkpoints
 
 
@@ -48,7 +49,7 @@ class NonFiniteGuard(TrainerCallback):
         """Look at the losses since the last step and at all gradients at once."""
         gradients = [p.grad for p in kwargs["model"].parameters() if p.grad is not None]
         # DeepSpeed does not show the gradients: with it only the loss is checked
-        numbers = [*self._losses, *(torch._foreach_norm(gradients) if gradients else [])]
+        numbers = [*self._losses, *(norms(gradients) if gradients else [])]
         self._losses.clear()
         if args.fp16 or not numbers or torch.isfinite(torch.stack([n.float().mean() for n in numbers])).all():
             return

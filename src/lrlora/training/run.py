@@ -28,8 +28,9 @@ from lrlora.files import explained
 from lrlora.ranks.measure import LayerRank, layer_ranks, rank_warnings
 from lrlora.ranks.record import RankCallback
 from lrlora.saved.identity import digest_of_model, digest_of_rows
+from lrlora.saved.lock import unlock
 from lrlora.saved.names import TRAINER_STATE
-from lrlora.saved.run import RunFolder, unlock
+from lrlora.saved.run import RunFolder
 from lrlora.training import processes
 from lrlora.training.config import TrainConfig
 from lrlora.training.heads import load_task_for

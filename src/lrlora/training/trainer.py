@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
-from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
 from lrlora.data import TaskData
 from lrlora.errors import InputError
 from lrlora.evaluation.score import collator_of
+from lrlora.internals import trackers
 from lrlora.training.config import TrainConfig
 from lrlora.training.guard import NonFiniteGuard
 from lrlora.training.labelled import LabelledTrainer
@@ -100,7 +100,7 @@ def check_trackers(names: list[str]) -> None:
     if names in ([], ["none"]):
         return
     try:
-        for callback in get_reporting_integration_callbacks("all" if names == ["all"] else names):
+        for callback in trackers("all" if names == ["all"] else names):
             callback()
     except (ValueError, RuntimeError, ImportError) as error:
         raise InputError(f"report_to {' '.join(names)}: {' '.join(str(error).split())}") from error

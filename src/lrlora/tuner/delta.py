@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._guards import detect_fake_mode
 from torch.nn.functional import linear
 
 from lrlora import ops
+from lrlora.internals import is_tracing
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form
 from lrlora.method.rank import product_rms
@@ -32,7 +32,7 @@ _HALF = (torch.float16, torch.bfloat16)
 def start_on(start: tuple[float, ...], device: torch.device) -> Tensor:
     """c_start on a device; the same tensor in every call, since a copy to a GPU makes the host wait for it."""
     # a tracer's fake tensors must not be cached
-    if device.type == "meta" or torch.compiler.is_compiling() or detect_fake_mode() is not None:
+    if device.type == "meta" or is_tracing():
         return torch.tensor(start, dtype=torch.float32, device=device)
     return _start_on(start, device)
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lrlora.errors import InputError
+from lrlora.internals import own_parameters
 from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.layer import LRLoraLayer
 
@@ -140,9 +141,10 @@ def wrap_parameter(name: str, target: nn.Module, parameter_name: str) -> ParamWr
 
 def why_not_adaptable(module: nn.Module, parameter_name: str) -> str | None:
     """Why a parameter of a module cannot be adapted; None where it can."""
-    if parameter_name not in module._parameters:
+    parameters = own_parameters(module)
+    if parameter_name not in parameters:
         return "it is computed by a parametrization of the module, or is no parameter of it"
-    parameter = module._parameters[parameter_name]
+    parameter = parameters[parameter_name]
     if parameter is None or parameter.ndim not in (2, 3):
         shape = None if parameter is None else tuple(parameter.shape)
         return f"its shape is {shape}, needed [out, in] or [experts, out, in]"

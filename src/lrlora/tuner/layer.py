@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrlora.errors import InputError
+from lrlora.internals import own_parameters
 from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.delta import LRLoraDelta
 from lrlora.tuner.internals import BaseTunerLayer, check_adapters_to_merge
@@ -209,7 +210,7 @@ class LRLoraLayer(BaseTunerLayer):
 
     def _check_writable(self) -> None:
         base = self.get_base_layer()
-        if self.quantization_backend is None and self.parameter_name not in base._parameters:
+        if self.quantization_backend is None and self.parameter_name not in own_parameters(base):
             raise InputError(
                 f"cannot merge into {self.parameter_name} of {type(base).__name__}: it is no parameter, but computed "
                 "from others (weight_norm, spectral_norm, a parametrization, pruning), which would undo the merge; "

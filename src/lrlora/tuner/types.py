@@ -10,6 +10,7 @@ from torch.nn.functional import embedding
 from transformers.pytorch_utils import Conv1D
 
 from lrlora.errors import InputError
+from lrlora.internals import convolve, has_hooks
 from lrlora.tuner.internals import quantization_extra_repr, resolve_quantization
 from lrlora.tuner.layer import LRLoraLayer
 
@@ -124,7 +125,7 @@ class Conv(nn.Module, LRLoraLayer):
         base: Any = self.get_base_layer()
         x = self.lrlora_dropout[adapter_name](x)
         dW = self.to_layout(self.delta(adapter_name)(self.scaling[adapter_name]))
-        return base._conv_forward(x, dW.to(x.dtype), None)
+        return convolve(base, x, dW.to(x.dtype))
 
     def to_layout(self, matrix: Tensor) -> Tensor:
         """dW [out, in] as [out channels, in channels / groups, *kernel]."""
@@ -142,8 +143,7 @@ def why_not_bypassed(base: nn.Module) -> str | None:
         return f"the base layer is a {type(base).__name__}"
     if "forward" in vars(base) or nn.Linear.forward is not _LINEAR_FORWARD:
         return "the base layer's forward was exchanged"
-    own = (base._forward_hooks, base._forward_pre_hooks, base._backward_hooks, base._backward_pre_hooks)
-    if any(own) or torch.nn.modules.module._has_any_global_hook():
+    if has_hooks(base):
         return "the base layer has hooks"
     return None
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.core_model_loading import revert_weight_conversion
 
 from lrlora.export.skeleton import AdaptedLayer, Skeleton
+from lrlora.internals import saved_parts
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def model_name(built: Skeleton, key: str) -> str | None:
 
 def parts(built: Skeleton, layer: AdaptedLayer, update: Tensor) -> dict[str, Tensor]:
     """An update in the parts, and under the names, that transformers saves its weight in."""
-    return revert_weight_conversion(built.base, {layer.weight_name: update})
+    return saved_parts(built.base, {layer.weight_name: update})
 
 
 def _pieces(built: Skeleton, layer: AdaptedLayer, names: set[str]) -> dict[str, str] | None:

@@ -1,0 +1,74 @@
+"""Every source file of these rooms has a test file of its name in the same room, or the test named here."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lrlora
+
+SOURCE = Path(lrlora.__path__[0])
+TESTS = Path(__file__).parent
+ROOMS = ("export", "report", "saved", "data", "ranks", "statistics", "cli")
+ELSEWHERE = {
+    "cli/evaluate.py": "export/test_compare.py::test_all_models_of_a_run_are_scored_as_the_run_was",
+    "cli/export.py": "export/test_lora.py::test_the_commands_print_and_write",
+    "cli/merge.py": "export/test_merge.py::test_the_command_prints_every_layer_and_warns",
+    "cli/report.py": "report/test_page.py::test_a_study_is_read_from_its_results",
+    "cli/verbs.py": "test_layering.py::test_the_door_is_opened_only_when_a_study_is_asked_for",
+    "data/commonsense_hub.py": "data/test_commonsense.py::test_rows_as_the_hub_keeps_them",
+    "data/facts.py": "peft_study/test_facts.py::test_the_first_pairs_of_a_file_without_repeated_questions",
+    "data/source.py": "data/test_load.py::test_a_folder_of_several_tasks",
+    "data/tasks.py": "data/test_load.py::test_a_macro_f1_is_the_mean_over_the_classes_that_occur",
+    "export/base.py": "export/test_merge.py::test_a_hub_name_is_found_in_the_hub_s_cache",
+    "export/lora/factor.py": "export/test_choose.py::test_factors_are_the_best_of_their_rank",
+    "export/lora/names.py": "export/test_choose.py::test_every_key_of_a_pattern_matches_its_own_module_alone",
+    "export/lora/pattern.py": "export/test_lora.py::test_the_rank_pattern_makes_the_lora_that_an_export_would_be",
+    "export/lora/write.py": "export/test_lora.py::test_the_printed_error_is_that_of_the_adapter_that_peft_loads",
+    "export/merging/in_memory.py": (
+        "export/test_merge.py::test_names_that_cannot_be_matched_are_merged_in_memory_and_said"
+    ),
+    "export/merging/match.py": "export/test_merge.py::test_the_head_of_another_task_is_left_out_and_said",
+    "export/merging/rounding.py": "export/test_merge.py::test_the_rounding_loss_is_that_of_the_written_weights",
+    "export/skeleton.py": "export/test_merge.py::test_the_weights_are_those_of_merge_and_unload",
+    "ranks/heatmap.py": "training/test_run.py::test_a_run_folder_holds_what_it_promises",
+    "ranks/seeds.py": "report/test_findings.py::test_the_command_prints_means_with_intervals_and_writes_csv",
+    "report/curves.py": "report/test_page.py::test_in_a_browser",
+    "report/figures.py": "report/test_page.py::test_in_a_browser",
+    "report/gates.py": "report/test_page.py::test_gates_are_shown_where_there_are_any",
+    "saved/adapter.py": "export/test_places.py::test_what_is_no_adapter_is_one_line",
+    "saved/checkpoints.py": "training/test_run.py::test_a_checkpoint_cut_short_is_left_behind",
+    "saved/load.py": "export/test_places.py::test_tensors_that_find_no_place_are_refused",
+    "saved/local.py": "training/test_model.py::test_an_adapter_is_no_base",
+    "saved/lock.py": "training/test_stop.py::test_two_at_once_one_is_refused",
+    "saved/names.py": "test_layering.py::test_the_files_of_runs_and_adapters_are_named_in_one_place",
+    "saved/owned.py": "training/test_folder.py::test_what_no_run_wrote_is_named_and_nothing_is_deleted",
+    "saved/results.py": "report/test_findings.py::test_planted_spectra_give_their_ranks",
+    "saved/settings.py": "training/test_folder.py::test_the_same_command_on_other_rows_is_refused_like_other_settings",
+    "saved/tokens.py": "training/test_model.py::test_zero_is_a_token_to_pad_with",
+    "saved/updates.py": "report/test_findings.py::test_a_saved_adapter_is_measured_without_its_base_as_with_it",
+}
+"""A source file without a test file of its name, and a test that fails when what it does breaks."""
+
+
+def sources() -> list[str]:
+    found = [file for room in ROOMS for file in sorted((SOURCE / room).rglob("*.py")) if file.name != "__init__.py"]
+    return [file.relative_to(SOURCE).as_posix() for file in found]
+
+
+def has_its_own(source: str) -> bool:
+    room, name = source.split("/")[0], source.split("/")[-1]
+    return (TESTS / room / f"test_{name}").exists()
+
+
+@pytest.mark.parametrize("source", sources())
+def test_it_has_a_test_file_of_its_name_or_a_test_elsewhere(source):
+    assert has_its_own(source) != (source in ELSEWHERE), "needs exactly one: a file of its name, or a line in ELSEWHERE"
+
+
+def test_the_tests_that_are_named_are_there():
+    assert set(ELSEWHERE) <= set(sources())
+    for source, named in ELSEWHERE.items():
+        file, name = named.split("::")
+        tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
+        assert name in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}, (source, named)
