@@ -1,4 +1,4 @@
-"""The formats of rows of a language model: each read, and what is none of them, or would be learned wrongly, refused."""
+"""The formats of rows of a language model: each is read, and what would be learned wrongly is refused."""
 
 import json
 

@@ -152,7 +152,7 @@ def _chats(table: Table, notes: list[str]) -> dict[str, list[Any]]:
         found = _messages(table, position, value)
         system = table.columns["system"][position] if "system" in table.columns else None
         if isinstance(system, str) and system.strip():
-            found = [{"role": "system", "content": system}, *found]
+            found = [{"role": "system", "content": system, "weight": 0}, *found]
         if not any(each["role"] == "assistant" and each["weight"] for each in found):
             raise table.error(position, "has no message of the assistant that could be learned")
         messages.append(json.dumps(found, ensure_ascii=False))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lrlora.errors import InputError
+from lrlora.internals import rendered_with_answers
 
 _HEADINGS = {"system": "System", "developer": "System", "user": "Instruction", "assistant": "Response"}
 
@@ -33,7 +34,8 @@ class Renderer:
     Of chats the answers of the assistant are learned, each to the end of its turn. Where they are is found by rendering
     the chat up to every answer, with the mark of an answer at its end: that text must begin the whole one. If a
     template changes earlier turns when others follow, trl's version of it for training is taken, if trl is installed
-    and has one; else only the last answer of every row is learned, which `said` tells.
+    and has one, or what the template marks as an answer; else only the last answer of every row is learned, which
+    `said` tells.
 
     Args:
         tokenizer: of the model.
@@ -96,6 +98,8 @@ class Renderer:
         if found is None and self._takes_trls():
             found = self._spans(plain, learned, tools)
         if found is None:
+            found = self._marked(plain, learned, tools)
+        if found is None:
             self._only_last += 1
             found = self._spans(plain[: learned[-1] + 1], learned[-1:], tools)
         if found is None:
@@ -112,9 +116,12 @@ class Renderer:
         for number in learned:
             before = self._write(messages[:number], tools, True) if number else ""
             upto = whole if number == len(messages) - 1 else self._write(messages[: number + 1], tools, False)
-            if not (whole.startswith(upto) and upto.startswith(before)):
+            # some templates end the whole chat in a mark of their own
+            same = _same_beginning(upto, whole)
+            end = self._end_of_turn(whole[:same], len(before), same < len(upto))
+            if not upto.startswith(before) or same <= len(before) or end is None:
                 return None
-            spans.append((len(before), self._end_of_turn(upto, len(before))))
+            spans.append((len(before), end))
             if number == len(messages) - 1 and whole[len(before) :].strip() == messages[number]["content"].strip():
                 # a template that ends no turn: the model would never learn to end
                 whole = whole + (self._tokenizer.eos_token or "")
@@ -123,11 +130,26 @@ class Renderer:
             behind = len(before) - (before.rfind(said) + len(said)) if said and said in before else 0
         return Rendered(whole, spans, behind, not self._is_chat)
 
-    def _end_of_turn(self, text: str, first: int) -> int:
+    def _marked(self, messages: list[dict[str, Any]], learned: list[int], tools: Any) -> Rendered | None:
+        """The chat, with what is learned of it as the template itself marks it; None where it does not."""
+        template = self._template or self._tokenizer.chat_template
+        if not self._is_chat or not isinstance(template, str) or "generation %}" not in template:
+            return None
+        text, places = rendered_with_answers(self._tokenizer, messages, tools, template)
+        answers = [number for number, each in enumerate(messages) if each["role"] == "assistant"]
+        if len(places) != len(answers):
+            return None
+        return Rendered(
+            text, [place for number, place in zip(answers, places, strict=True) if number in learned], 0, False
+        )
+
+    def _end_of_turn(self, text: str, first: int, needs_mark: bool) -> int | None:
         """Where a turn ends: white space behind the token that ends it is not the model's to write."""
         shorter = text.rstrip()
-        ends_in_mark = any(shorter.endswith(mark) for mark in self._marks())
-        return len(shorter) if ends_in_mark and len(shorter) > first else len(text)
+        if not needs_mark and not any(shorter.endswith(mark) for mark in self._marks()):
+            return len(text)
+        ends = [text.rfind(mark) + len(mark) for mark in self._marks() if text.rfind(mark) >= first]
+        return max(ends, default=None if needs_mark else len(text))
 
     def _marks(self) -> Iterator[str]:
         yield from self._tokenizer.all_special_tokens
@@ -181,3 +203,8 @@ class Renderer:
             return False
         self._has_trls = self._template is not None
         return self._has_trls
+
+
+def _same_beginning(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
