@@ -9,7 +9,9 @@ import torch
 from lrlora.method import update as definition
 from lrlora.method.carrier import Carrier, starting_coefficients
 from lrlora.method.nonlinearity import FORMS, initial_coefficients
-from lrlora.ops import IMPLEMENTATIONS, adapted_linear, choose, compiled, delta_weight, dispatch, eager, tiles
+from lrlora.ops import IMPLEMENTATIONS, adapted_linear, choose, compiled, delta_weight, eager, tiles
+from lrlora.ops.dispatch import using
+from lrlora.ops.passes import factors_in_precision, signs_of
 from tests.conftest import rel_rms
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
@@ -89,10 +91,9 @@ def test_with_a_carrier_nothing_moves_where_B_is_zero(size, phi, impl):
 def test_the_tiles_do_not_change_the_signs(entries):
     given = carried(inputs(150, "sinc", dtype=torch.float32), CARRIERS[1])
     numbers = (given[name] for name in ("A", "B", "c", "tau", "scale"))
-    signs = dispatch.signs_of(eager, CARRIERS[1], given["A"], given["B"])
-    factors = *dispatch.factors_in_precision(eager, *numbers, "sinc", *signs), "sinc"
-    passes = dataclasses.replace(eager.passes(torch.device("cpu")), tile_entries=entries)
-    made = tiles.weight(passes, None, *factors, torch.float32)
+    passes = dataclasses.replace(eager.ON_CPU, tile_entries=entries)
+    factors = factors_in_precision(passes, *numbers, "sinc", *signs_of(passes, CARRIERS[1], given["A"], given["B"]))
+    made = tiles.weight(passes, None, factors, torch.float32)
     # B A of a tile is rounded otherwise, but a sign that moved would change an entry as a whole
     plain = {name: given[name] for name in ("A", "B", "c", "tau", "scale", "phi", "carrier")}
     torch.testing.assert_close(made, definition.delta_weight(**plain), rtol=1e-4, atol=1e-5)
@@ -225,7 +226,8 @@ def test_the_backend_that_is_chosen_and_why():
     assert set(IMPLEMENTATIONS) == {"auto", "definition", "eager", "compiled", "triton"}
     small, large = ((torch.ones(2, n), torch.ones(n, 2)) for n in (8, 300))
     assert choose("auto", *small)[1] == "eager, because so small a matrix is not worth a compilation"
-    assert choose("auto", *large) == (compiled, "compiled")
+    with using(compiled.PASSES):
+        assert choose("auto", *large) == (compiled.PASSES, "compiled")
     assert choose("eager", *large)[1] == "eager was asked for"
 
 
@@ -265,14 +267,14 @@ def test_the_backward_pass_holds_one_matrix_of_the_size_of_the_layer():
 
 
 def test_one_compilation_serves_many_shapes():
-    compiled._compilation.cache_clear()
-    compiled._has_run.clear()
-    for size in (130, 200, 301, 450):
-        given = inputs(size, "sinc", num_basis=3, dtype=torch.float32)
-        with_gradients(given, "compiled")
-    assert len(compiled._has_run) == 2, "one forward, one backward"
-    torch._dynamo.utils.counters.clear()
-    with_gradients(inputs(700, "sinc", num_basis=3, dtype=torch.float32), "compiled")
+    compiler = compiled.Compiler()
+    with using(compiler.passes()):
+        for size in (130, 200, 301, 450):
+            given = inputs(size, "sinc", num_basis=3, dtype=torch.float32)
+            with_gradients(given, "compiled")
+        assert len(compiler.has_run) == 2, "one forward, one backward"
+        torch._dynamo.utils.counters.clear()
+        with_gradients(inputs(700, "sinc", num_basis=3, dtype=torch.float32), "compiled")
     assert not torch._dynamo.utils.counters["frames"]
 
 
