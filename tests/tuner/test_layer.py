@@ -9,7 +9,7 @@ from torch import nn
 from lrlora import InputError, LRLoraConfig, layer_ranks
 from lrlora.method import update as definition
 from lrlora.tuner import deltas
-from lrlora.tuner.delta import GAIN
+from lrlora.tuner.theta import GAIN
 from lrlora.tuner.types import Linear
 from tests.conftest import disturb, rel_rms, tiny_bert, token_ids
 
