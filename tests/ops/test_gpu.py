@@ -10,7 +10,7 @@ from lrlora.method.carrier import Carrier, hashes, is_minus
 from lrlora.ops import adapted_linear, choose
 from lrlora.ops.dispatch import using
 from tests.conftest import rel_rms, tiny_llama
-from tests.ops.test_linear import KINDS, carried, inputs, with_gradients
+from tests.ops.cases import KINDS, carried, inputs, with_gradients
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lrlora.ops import adapted_linear
-from tests.ops.test_linear import inputs
+from tests.ops.cases import inputs
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -27,7 +27,7 @@ def test_the_kernels_compute_what_the_plain_passes_compute():
     script = """
 import json, torch
 from tests.conftest import rel_rms
-from tests.ops.test_linear import carried, inputs
+from tests.ops.cases import carried, inputs
 from lrlora.ops import eager, tiles, triton
 from lrlora.method.carrier import Carrier
 from lrlora.ops.passes import factors_in_precision, signs_of
@@ -61,7 +61,7 @@ for phi, carrier in (("sinc", None), ("residual", None), ("sine", None), ("linea
 def test_rows_by_number_and_tiles_have_the_signs_of_their_place():
     script = """
 import dataclasses, torch
-from tests.ops.test_linear import carried, inputs
+from tests.ops.cases import carried, inputs
 from lrlora.ops import tiles, triton
 from lrlora.method.carrier import Carrier
 from lrlora.ops.passes import factors_in_precision, signs_of
