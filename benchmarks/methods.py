@@ -10,6 +10,7 @@ from torch import nn
 
 import lrlora
 from lrlora import ops
+from lrlora.tuner.delta import LRLoraDelta
 
 OURS = ("lrlora compiled", "lrlora eager", "lrlora definition")
 """`definition` is the naive formula, differentiated by autograd."""
@@ -50,7 +51,8 @@ def adapt(name: str, model: nn.Module, r: int, num_basis: int = 11, **common: An
 def _forced(delta: Any, impl: str) -> Callable[..., Any]:
     """The layer's product with the backend that is named here, also where "auto" would choose another."""
 
-    def forward(scale, x, W0=None, bias=None):
+    def forward(make, scale, x, W0=None, bias=None):
+        assert make is LRLoraDelta.output
         how: dict[str, Any] = {"phi": delta.phi, "carrier": delta.carrier, "impl": impl}
         return ops.adapted_linear(x, W0, bias, delta.A, delta.B, delta.c, delta.tau, scale, **how)
 

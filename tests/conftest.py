@@ -17,7 +17,8 @@ import jaxtyping
 builtins.Float = jaxtyping.Float  # pyright: ignore[reportAttributeAccessIssue]
 # (not in the Triton kernels, whose source Triton reads itself)
 jaxtyping.install_import_hook(
-    ["lrlora.method", "lrlora.ops.linear", "lrlora.ops.dispatch", "lrlora.ops.eager"], "beartype.beartype"
+    ["lrlora.method", "lrlora.ops.linear", "lrlora.ops.dispatch", "lrlora.ops.eager", "lrlora.ops.passes"],
+    "beartype.beartype",
 )
 
 import pytest
@@ -26,10 +27,13 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
 import lrlora
-from lrlora.ops import compiled
+from lrlora.ops import compiled, dispatch
 
 BENCHMARK_DATA = Path(os.environ.get("LRLORA_DATA") or Path(__file__).parents[2] / "shared" / "data")
 """Real benchmark data in jsonl.gz, which is not part of the project; tests that read it skip where it is absent."""
+
+UNCHECKED = compiled.Compiler().passes()
+"""The compilations of the tests that `unchecked_shapes`."""
 
 
 @pytest.fixture(autouse=True)
@@ -40,11 +44,10 @@ def _seeded() -> None:
 @pytest.fixture
 def unchecked_shapes():
     """The checks of jaxtyping mistake the symbols of torch.compile for wrong shapes, and break its compilations."""
-    # a compilation that the checks broke in an earlier test would count as one that cannot be
-    compiled._failure.clear()
-    compiled._why_not_compiler.cache_clear()
     jaxtyping.config.update("jaxtyping_disable", True)
-    yield
+    # of their own: a compilation that the checks broke in an earlier test would count as one that cannot be
+    with dispatch.using(UNCHECKED):
+        yield
     jaxtyping.config.update("jaxtyping_disable", False)
 
 

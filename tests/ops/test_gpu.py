@@ -8,8 +8,9 @@ import torch
 from lrlora import LRLoraConfig, ops
 from lrlora.method.carrier import Carrier, hashes, is_minus
 from lrlora.ops import adapted_linear, choose
+from lrlora.ops.dispatch import using
 from tests.conftest import rel_rms, tiny_llama
-from tests.ops.test_linear import KINDS, carried, inputs, with_gradients
+from tests.ops.cases import KINDS, carried, inputs, with_gradients
 
 pytestmark = [
     pytest.mark.gpu,
@@ -46,12 +47,13 @@ def test_other_numbers_of_basis_functions(K):
 
 
 @pytest.mark.parametrize(("phi", "carrier"), KINDS)
-def test_a_layer_of_several_tiles_is_one_layer(phi, carrier, monkeypatch):
+def test_a_layer_of_several_tiles_is_one_layer(phi, carrier):
     given = on_gpu(carried(inputs(1000, phi, dtype=torch.float32), carrier))
-    backend, _ = choose("triton", given["A"], given["B"])
+    passes, _ = choose("triton", given["A"], given["B"])
     whole = with_gradients(given, "triton")
-    monkeypatch.setattr(backend, "PASSES", dataclasses.replace(backend.PASSES, tile_entries=100_000))
-    for name, tensor in with_gradients(given, "triton").items():
+    with using(dataclasses.replace(passes, tile_entries=100_000)):
+        tiled = with_gradients(given, "triton")
+    for name, tensor in tiled.items():
         assert rel_rms(tensor, whole[name]) <= 2e-6, name
 
 

@@ -1,62 +1,16 @@
-import dataclasses
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from lrlora.method import update as definition
-from lrlora.method.carrier import Carrier, starting_coefficients
-from lrlora.method.nonlinearity import FORMS, initial_coefficients
-from lrlora.ops import IMPLEMENTATIONS, adapted_linear, choose, compiled, delta_weight, dispatch, eager, tiles
+from lrlora.method.nonlinearity import FORMS
+from lrlora.ops import adapted_linear, delta_weight
 from tests.conftest import rel_rms
+from tests.ops.cases import CARRIERS, KINDS, carried, inputs, with_gradients
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 
+
 FAST = ["auto", "eager", "compiled"]
-
-
-def inputs(size: int, phi: str, rank: int = 4, num_basis: int = 11, dtype: torch.dtype = torch.float64) -> dict:
-    """One layer [size + 3, size] whose B A reaches over the whole grid and beyond, with entries on grid points."""
-    generator = torch.Generator().manual_seed(size)
-
-    def random(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    A, B, tau = random(rank, size), random(size + 3, rank), 0.5
-    # the first row of B A is tau times a whole number
-    A[0], B[0] = torch.randint(-7, 8, (size,), generator=generator), tau * torch.eye(rank, dtype=torch.float64)[0]
-    c = None
-    if phi != "sine":
-        c = initial_coefficients(num_basis, phi).double()
-        c = c + 0.1 * random(len(c))
-    given = dict(x=random(2, 5, size), W0=random(size + 3, size), bias=random(size + 3), A=A, B=B, c=c, tau=tau)
-    cast = {k: v.to(dtype) if isinstance(v, torch.Tensor) else v for k, v in given.items()}
-    return {**cast, "scale": 1.5, "phi": phi}
-
-
-CARRIERS = [None, Carrier(0.5, seed=3)]
-
-
-def carried(given: dict, carrier: Carrier | None) -> dict:
-    """The same layer with a carrier, half open; entries then lie on grid points and between them."""
-    if carrier is None:
-        return given
-    c = starting_coefficients(len(given["c"]), given["phi"], carrier.offset, "half").to(given["c"])
-    return {**given, "c": c + 0.1 * torch.sin(torch.arange(len(c))).to(c), "carrier": carrier}
-
-
-def with_gradients(given: dict, impl: str) -> dict[str, torch.Tensor]:
-    """Output and gradients of the inputs that are trained, for one random direction of the output."""
-    leaves = {k: given[k].clone().requires_grad_() for k in ("x", "A", "B", "c", "bias") if given[k] is not None}
-    y = adapted_linear(**{**given, **leaves}, impl=impl)
-    direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
-    gradients = torch.autograd.grad((y * direction).sum(), list(leaves.values()))
-    return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}
-
-
-KINDS = [(phi, carrier) for phi in FORMS for carrier in CARRIERS if phi != "sine" or carrier is None]
 
 
 @pytest.mark.parametrize(("phi", "carrier"), KINDS)
@@ -83,19 +37,6 @@ def test_with_a_carrier_nothing_moves_where_B_is_zero(size, phi, impl):
     for name in ("y", "A", "c", "x"):
         assert torch.equal(found[name], torch.zeros_like(found[name])), name
     assert found["B"].abs().max() > 0
-
-
-@pytest.mark.parametrize("entries", [1, 1000, 1 << 20])
-def test_the_tiles_do_not_change_the_signs(entries):
-    given = carried(inputs(150, "sinc", dtype=torch.float32), CARRIERS[1])
-    numbers = (given[name] for name in ("A", "B", "c", "tau", "scale"))
-    signs = dispatch.signs_of(eager, CARRIERS[1], given["A"], given["B"])
-    factors = *dispatch.factors_in_precision(eager, *numbers, "sinc", *signs), "sinc"
-    passes = dataclasses.replace(eager.passes(torch.device("cpu")), tile_entries=entries)
-    made = tiles.weight(passes, None, *factors, torch.float32)
-    # B A of a tile is rounded otherwise, but a sign that moved would change an entry as a whole
-    plain = {name: given[name] for name in ("A", "B", "c", "tau", "scale", "phi", "carrier")}
-    torch.testing.assert_close(made, definition.delta_weight(**plain), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(("phi", "carrier"), KINDS)
@@ -221,14 +162,6 @@ def test_shapes_and_names_that_cannot_be_are_refused():
         adapted_linear.__wrapped__(**given, impl="fastest")
 
 
-def test_the_backend_that_is_chosen_and_why():
-    assert set(IMPLEMENTATIONS) == {"auto", "definition", "eager", "compiled", "triton"}
-    small, large = ((torch.ones(2, n), torch.ones(n, 2)) for n in (8, 300))
-    assert choose("auto", *small)[1] == "eager, because so small a matrix is not worth a compilation"
-    assert choose("auto", *large) == (compiled, "compiled")
-    assert choose("eager", *large)[1] == "eager was asked for"
-
-
 @pytest.mark.parametrize("impl", FAST)
 def test_nothing_is_read_before_it_is_written(impl):
     given = inputs(200, "sinc", dtype=torch.float32)
@@ -243,69 +176,8 @@ def test_nothing_is_read_before_it_is_written(impl):
         assert torch.equal(found[name], expected[name]), name
 
 
-def test_the_backward_pass_holds_one_matrix_of_the_size_of_the_layer():
-    given = inputs(1024, "sinc", dtype=torch.float32)
-    given["x"] = torch.randn(4, 1024)
-    leaves = {k: given[k].requires_grad_() for k in ("x", "A", "B", "c")}
-    y = adapted_linear(**given, impl="compiled")
-    y.sum().backward()
-    one = 4 * 1027 * 1024
-    before = {k: v.grad for k, v in leaves.items()}
-    y = adapted_linear(**given, impl="compiled")
-    with torch.profiler.profile(profile_memory=True) as profiled:
-        y.sum().backward()
-    assert before["A"] is not None
-    held = peak = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    # G, which becomes W0 + dW; the tiles of B A and dZ, 2 MiB each
-    assert one <= peak <= 1.2 * one + 2 * 4 * compiled.TILE_ENTRIES
-
-
-def test_one_compilation_serves_many_shapes():
-    compiled._compilation.cache_clear()
-    compiled._has_run.clear()
-    for size in (130, 200, 301, 450):
-        given = inputs(size, "sinc", num_basis=3, dtype=torch.float32)
-        with_gradients(given, "compiled")
-    assert len(compiled._has_run) == 2, "one forward, one backward"
-    torch._dynamo.utils.counters.clear()
-    with_gradients(inputs(700, "sinc", num_basis=3, dtype=torch.float32), "compiled")
-    assert not torch._dynamo.utils.counters["frames"]
-
-
 def test_a_second_derivative_is_refused_in_words():
     given = inputs(6, "sinc")
     given["A"].requires_grad_()
     with pytest.raises(RuntimeError, match=r"second derivatives .* impl='definition'"):
         torch.autograd.grad(adapted_linear(**given).sum(), given["A"], create_graph=True)
-
-
-@pytest.mark.parametrize(
-    ("environment", "reason"),
-    [
-        ({"CXX": "/nonexistent/g++"}, "no C++ compiler found"),
-        ({"CXX": "/bin/false", "TORCHINDUCTOR_CACHE_DIR": ""}, "torch.compile failed"),
-        ({"TORCH_COMPILE_DISABLE": "1"}, "switched off in the environment"),
-    ],
-)
-def test_without_a_compiler_the_plain_passes_run_and_say_why_once(environment, reason, tmp_path):
-    script = """
-import logging, torch, lrlora
-from lrlora.ops import choose
-logging.basicConfig()
-A, B = torch.randn(2, 300, requires_grad=True), torch.randn(200, 2)
-for _ in range(2):
-    lrlora.adapted_linear(torch.ones(300), None, None, A, B, torch.randn(5), 0.1, 1.0, phi="sinc").sum().backward()
-print(choose("auto", A, B)[1])
-"""
-    # an empty cache, so that torch must compile
-    environment = {k: v or str(tmp_path) for k, v in environment.items()}
-    ended = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, env={**os.environ, **environment}
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("eager, because ") and reason in ended.stdout
-    assert ended.stderr.count("LR-LoRA runs its plain passes") == (0 if "switched" in reason else 1)

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from lrlora.ops import adapted_linear
-from tests.ops.test_linear import inputs
+from tests.ops.cases import inputs
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -27,10 +27,10 @@ def test_the_kernels_compute_what_the_plain_passes_compute():
     script = """
 import json, torch
 from tests.conftest import rel_rms
-from tests.ops.test_linear import carried, inputs
-from lrlora.ops import eager, triton
+from tests.ops.cases import carried, inputs
+from lrlora.ops import eager, tiles, triton
 from lrlora.method.carrier import Carrier
-from lrlora.ops.dispatch import factors_in_precision, signs_of
+from lrlora.ops.passes import factors_in_precision, signs_of
 for phi, carrier in (("sinc", None), ("residual", None), ("sine", None), ("linear", None),
     ("sinc", Carrier(0.5, 7)), ("residual", Carrier(0.3, 8)), ("linear", Carrier(0.5, 7)),
 ):
@@ -38,15 +38,16 @@ for phi, carrier in (("sinc", None), ("residual", None), ("sine", None), ("linea
         G = torch.randn(size + 3, size)
         for has_W0 in (True, False):
             found = []
-            for module, dtype in ((triton, torch.float32), (eager, torch.float32), (eager, torch.float64)):
+            plain = eager.ON_CPU
+            for passes, dtype in ((triton.PASSES, torch.float32), (plain, torch.float32), (plain, torch.float64)):
                 given = carried(inputs(size, phi, dtype=dtype), carrier)
                 W0 = given["W0"] if has_W0 else None
                 names = ("A", "B", "c", "tau", "scale")
-                signs = signs_of(module, carrier, given["A"], given["B"])
-                factors = *factors_in_precision(module, *(given[name] for name in names), phi, *signs), phi
+                signs = signs_of(passes, carrier, given["A"], given["B"])
+                factors = factors_in_precision(passes, *(given[name] for name in names), phi, *signs)
                 place = G.to(dtype, copy=True)
-                gradients = module.gradients(place, W0, *factors)
-                found.append((module.weight(W0, *factors, dtype), place, *gradients))
+                gradients = tiles.gradients(passes, place, W0, factors)
+                found.append((tiles.weight(passes, W0, factors, dtype), place, *gradients))
             for ours, plain, truth in zip(*found):
                 if truth is not None:
                     print(json.dumps([phi, size, rel_rms(ours, truth), rel_rms(plain, truth)]))
@@ -60,16 +61,16 @@ for phi, carrier in (("sinc", None), ("residual", None), ("sine", None), ("linea
 def test_rows_by_number_and_tiles_have_the_signs_of_their_place():
     script = """
 import dataclasses, torch
-from tests.ops.test_linear import carried, inputs
+from tests.ops.cases import carried, inputs
 from lrlora.ops import tiles, triton
 from lrlora.method.carrier import Carrier
-from lrlora.ops.dispatch import factors_in_precision, signs_of
+from lrlora.ops.passes import factors_in_precision, signs_of
 carrier = Carrier(0.5, 7)
 given = carried(inputs(50, "sinc", dtype=torch.float32), carrier)
 A, B, *rest = (given[name] for name in ("A", "B", "c", "tau", "scale"))
 def made(passes, B, rows=None):
-    factors = factors_in_precision(triton, A, B, *rest, "sinc", *signs_of(triton, carrier, A, B, rows))
-    return tiles.weight(passes, None, *factors, "sinc", torch.float32)
+    factors = factors_in_precision(passes, A, B, *rest, "sinc", *signs_of(passes, carrier, A, B, rows))
+    return tiles.weight(passes, None, factors, torch.float32)
 whole = made(triton.PASSES, B)
 tiled = made(dataclasses.replace(triton.PASSES, tile_entries=1000), B)
 rows = torch.tensor([40, 3, 17])

@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lrlora import InputError, LRLoraConfig, layer_ranks
 from lrlora.method import update as definition
-from lrlora.tuner.delta import GAIN
+from lrlora.tuner.theta import GAIN
 from tests.conftest import disturb, rel_rms, tiny_llama, token_ids
 
 

@@ -14,7 +14,7 @@ the first as well, g P / g = P, if g = 0 is replaced by a number too small to ma
 seven terms are exact to 4e-10 for |g| <= 1/2 (float32), eleven to 1e-17 (float64). Derivation: ours.
 
 The functions are plain torch: `lrlora.ops` runs them unchanged, and compiles them too. What does not depend on z is
-computed beforehand, into a `Knee` (tau, where phi bends): a compiled loop would compute it again for every entry.
+computed beforehand, into a `Phi`: a compiled loop would compute it again for every entry.
 """
 
 from __future__ import annotations
@@ -51,32 +51,34 @@ class Carried(NamedTuple):
     columns: Tensor
 
 
-class Knee(NamedTuple):
+class Phi(NamedTuple):
     """scale phi as numbers: value linear z + height sum_k c_k (...), slope linear + bend sum_k c_k (...)."""
 
+    form: Form
+    c: Tensor | None
     tau: Tensor
     height: Tensor
     linear: Tensor
     bend: Tensor
     carried: Carried | None = None
 
-    def of_rows(self, rows: slice) -> Knee:
+    def of_rows(self, rows: slice) -> Phi:
         """The same for a tile of rows of the matrix."""
         if self.carried is None:
             return self
         return self._replace(carried=self.carried._replace(rows=self.carried.rows[rows]))
 
 
-def knee(tau: Tensor | float, scale: Tensor | float, form: Form, like: Tensor) -> Knee:
+def scaled(c: Tensor | None, tau: Tensor | float, scale: Tensor | float, form: Form, like: Tensor) -> Phi:
     """The numbers of scale phi, in the dtype and on the device of `like`; at tau = inf, phi is the identity."""
     tau = torch.as_tensor(tau, dtype=like.dtype, device=like.device)
     scale = torch.as_tensor(scale, dtype=like.dtype, device=like.device)
     if form == "sine":
-        return Knee(tau, scale, torch.zeros_like(tau), scale / tau)
+        return Phi(form, c, tau, scale, torch.zeros_like(tau), scale / tau)
     if form == "linear":
-        return Knee(tau, scale, torch.zeros_like(tau), scale)
+        return Phi(form, c, tau, scale, torch.zeros_like(tau), scale)
     height, linear = split_tau(tau, form)
-    return Knee(tau, scale * height, scale * linear, scale * torch.isfinite(tau))
+    return Phi(form, c, tau, scale * height, scale * linear, scale * torch.isfinite(tau))
 
 
 def carried(offset: float, rows: Tensor, columns: Tensor, c: Tensor, form: Form) -> Carried:
@@ -104,16 +106,16 @@ def phi(
         tensor([0.0000, 0.4244])
     """
     check_form(form, c)
-    return scaled_phi(z, c, knee(tau, 1.0, form, z), form)
+    return scaled_phi(z, scaled(c, tau, 1.0, form, z))
 
 
-def scaled_phi(z: Tensor, c: Tensor | None, at: Knee, form: Form) -> Tensor:
-    """scale phi(z), for c in the dtype of z."""
-    if form == "sine":
+def scaled_phi(z: Tensor, at: Phi) -> Tensor:
+    """scale phi(z), for numbers in the dtype of z."""
+    c, minus = at.c, None if at.carried is None else is_minus(at.carried.rows, at.carried.columns)
+    if at.form == "sine":
         return at.height * torch.sin(z / at.tau)
     assert c is not None
-    minus = None if at.carried is None else is_minus(at.carried.rows, at.carried.columns)
-    if form == "linear":
+    if at.form == "linear":
         return at.height * _linear_slope(c, at, minus) * z
     u = z / at.tau
     if at.carried is not None and minus is not None:
@@ -126,7 +128,7 @@ def scaled_phi(z: Tensor, c: Tensor | None, at: Knee, form: Form) -> Tensor:
     return at.linear * z + at.height * sinc_polynomial(g) * (sign * g * total)
 
 
-def _linear_slope(c: Tensor, at: Knee, minus: Tensor | None) -> Tensor:
+def _linear_slope(c: Tensor, at: Phi, minus: Tensor | None) -> Tensor:
     return c[0] if at.carried is None or minus is None else _by_sign(minus, at.carried.value)
 
 
@@ -201,18 +203,17 @@ def phi_and_gradients(
         [torch.Size([1, 2]), torch.Size([1, 2]), torch.Size([1, 3])]
     """
     check_form(form, c)
-    return scaled_phi_and_gradients(z, upstream, c, knee(tau, 1.0, form, z), form)
+    return scaled_phi_and_gradients(z, upstream, scaled(c, tau, 1.0, form, z))
 
 
-def scaled_phi_and_gradients(
-    z: Tensor, upstream: Tensor, c: Tensor | None, at: Knee, form: Form
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def scaled_phi_and_gradients(z: Tensor, upstream: Tensor, at: Phi) -> tuple[Tensor, Tensor, Tensor | None]:
     """As `phi_and_gradients`, of scale phi."""
-    if form == "sine":
+    c = at.c
+    if at.form == "sine":
         u = z / at.tau
         return at.height * torch.sin(u), upstream * at.bend * torch.cos(u), None
     assert c is not None
-    if form == "linear":
+    if at.form == "linear":
         return _linear_and_gradients(z, upstream, c, at)
     if at.carried is not None:
         return _carried_phi_and_gradients(z, upstream, c, at, at.carried)
@@ -242,7 +243,7 @@ def scaled_phi_and_gradients(
     return value, upstream * (at.linear + at.bend * slope), torch.stack(dc, dim=-1)
 
 
-def _linear_and_gradients(z: Tensor, upstream: Tensor, c: Tensor, at: Knee) -> tuple[Tensor, Tensor, Tensor]:
+def _linear_and_gradients(z: Tensor, upstream: Tensor, c: Tensor, at: Phi) -> tuple[Tensor, Tensor, Tensor]:
     """As `scaled_phi_and_gradients`, of form "linear"."""
     minus = None if at.carried is None else is_minus(at.carried.rows, at.carried.columns)
     slope = at.height * _linear_slope(c, at, minus)
@@ -254,7 +255,7 @@ def _linear_and_gradients(z: Tensor, upstream: Tensor, c: Tensor, at: Knee) -> t
 
 
 def _carried_phi_and_gradients(
-    z: Tensor, upstream: Tensor, c: Tensor, at: Knee, by: Carried
+    z: Tensor, upstream: Tensor, c: Tensor, at: Phi, by: Carried
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `scaled_phi_and_gradients`, with a carrier: the middle sinc counts, and the value at delta is subtracted.
 

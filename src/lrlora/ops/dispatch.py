@@ -1,24 +1,27 @@
-"""Which backend computes the passes of phi, and why; and what it is given."""
+"""Which backend computes the passes of phi, and why."""
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+import contextlib
+from collections.abc import Iterator
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from lrlora.method.carrier import Carrier
-from lrlora.method.nonlinearity import Form
-from lrlora.method.update import at_least_float32
 from lrlora.ops import compiled, eager
+from lrlora.ops.passes import Passes
 
 Implementation = Literal["auto", "definition", "eager", "compiled", "triton"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 """What `impl` can be; "auto" takes the fastest that can run, and each of the others can be asked for."""
 
+# by name: what `using` puts in the place of a backend
+_instead: dict[str, Passes] = {}
 
-def choose(impl: Implementation, A: Tensor, B: Tensor) -> tuple[Any, str]:
-    """The module that computes the passes, and why it was chosen.
+
+def choose(impl: Implementation, A: Tensor, B: Tensor) -> tuple[Passes, str]:
+    """The backend that computes the passes, and why it was chosen.
 
     Args:
         impl: as for `adapted_linear`.
@@ -30,26 +33,43 @@ def choose(impl: Implementation, A: Tensor, B: Tensor) -> tuple[Any, str]:
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
-    if impl == "eager":
-        return eager, "eager was asked for"
-    if impl in ("compiled", "triton"):
-        module, reason = _backend(impl, A)
-        if reason is not None:
+    if impl in ("eager", "compiled", "triton"):
+        passes, reason = _backend(impl, A)
+        if passes is None or reason is not None:
             raise ValueError(f"impl={impl!r} cannot run: {reason}; pass impl='auto'")
-        return module, f"{impl} was asked for"
+        return passes, f"{impl} was asked for"
+    plain = _plain(A)
     if torch.compiler.is_compiling():
-        return eager, "eager, because the whole model is being compiled around it"
+        return plain, "eager, because the whole model is being compiled around it"
     if A.device.type == "cpu" and A.shape[1] * B.shape[0] < compiled.FROM_ENTRIES:
-        return eager, "eager, because so small a matrix is not worth a compilation"
+        return plain, "eager, because so small a matrix is not worth a compilation"
     name = "compiled" if A.device.type == "cpu" else "triton"
-    module, reason = _backend(name, A)
-    return (module, name) if reason is None else (eager, f"eager, because {reason}")
+    passes, reason = _backend(name, A)
+    return (plain, f"eager, because {reason}") if passes is None or reason is not None else (passes, name)
 
 
-def _backend(name: str, A: Tensor) -> tuple[Any, str | None]:
+@contextlib.contextmanager
+def using(passes: Passes) -> Iterator[None]:
+    """Inside, `choose` gives these passes where it would give those of the same name, in every thread.
+
+    For tiles of another size, or compilations of one's own.
+    """
+    before = _instead.copy()
+    _instead[passes.name] = passes
+    try:
+        yield
+    finally:
+        _instead.clear()
+        _instead.update(before)
+
+
+def _backend(name: str, A: Tensor) -> tuple[Passes | None, str | None]:
     """A backend and why it cannot run, if so."""
+    if name == "eager":
+        return _plain(A), None
     if name == "compiled":
-        return compiled, compiled.why_not(A.device)
+        passes = _instead.get(name, compiled.PASSES)
+        return passes, passes.why_not(A)
     if A.device.type != "cuda":
         return None, f"the Triton kernels are for CUDA, got {A.device.type}"
     try:
@@ -57,34 +77,9 @@ def _backend(name: str, A: Tensor) -> tuple[Any, str | None]:
         from lrlora.ops import triton
     except ImportError as error:
         return None, f"Triton cannot be imported ({error})"
-    return triton, triton.why_not(at_least_float32(A).dtype)
+    passes = _instead.get(name, triton.PASSES)
+    return passes, passes.why_not(A)
 
 
-def signs_of(
-    backend: Any, carrier: Carrier | None, A: Tensor, B: Tensor, rows: Tensor | None = None
-) -> tuple[float, Tensor | None, Tensor | None]:
-    """Offset of a carrier, and the two tensors that a backend makes its signs from; one by one for torch.compile."""
-    if carrier is None:
-        return 0.0, None, None
-    return carrier.offset, *backend.signs(carrier, A, B, rows)
-
-
-def factors_in_precision(
-    backend: Any,
-    A: Tensor,
-    B: Tensor,
-    c: Tensor | None,
-    tau: Tensor | float,
-    scale: float,
-    phi: Form,
-    offset: float,
-    *signs: Tensor | None,
-) -> tuple[Any, ...]:
-    """A, B and c in the precision in which Z and phi are computed, and the other numbers of phi that a backend needs.
-
-    The signs are those of `signs_of`.
-    """
-    A, B = at_least_float32(A), at_least_float32(B)
-    # detached: a parameter, or a tensor with a graph, would each need a compilation of its own
-    c = None if c is None else c.detach().to(A.dtype)
-    return A, B, c, backend.numbers(tau, scale, phi, A, c, offset, *signs)
+def _plain(A: Tensor) -> Passes:
+    return _instead.get("eager", eager.passes(A.device))

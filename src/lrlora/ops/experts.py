@@ -6,15 +6,17 @@ addition, only A, B and c are kept for the backward pass.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form, check_form
-from lrlora.ops.dispatch import Implementation, choose, factors_in_precision, signs_of
+from lrlora.ops import tiles
+from lrlora.ops.dispatch import Implementation, choose
 from lrlora.ops.linear import refuse_second_derivatives
+from lrlora.ops.passes import Factors, Passes, factors_in_precision, signs_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -63,25 +65,25 @@ def experts_weight(
         )
     if impl == "definition":
         raise ValueError("impl='definition' is not there for experts; call lrlora.delta_weight for each of them")
-    backend, _ = choose(impl, A[0], B[0])
+    passes, _ = choose(impl, A[0], B[0])
     dtype = dtype or (torch.float32 if W0 is None else W0.dtype)
-    return _ExpertsWeight.apply(W0, A, B, c, tau, scale, phi, *(carrier or (0.0, None)), backend, dtype)  # pyright: ignore[reportReturnType]
+    return _ExpertsWeight.apply(W0, A, B, c, tau, scale, phi, *(carrier or (0.0, None)), passes, dtype)  # pyright: ignore[reportReturnType]
 
 
 class _ExpertsWeight(torch.autograd.Function):
     @staticmethod
-    def forward(W0, A, B, c, tau, scale, phi, offset, seed, backend, dtype) -> Tensor:
+    def forward(W0, A, B, c, tau, scale, phi, offset, seed, passes, dtype) -> Tensor:
         carrier = None if seed is None else Carrier(offset, seed)
         weights = torch.empty(A.shape[0], B.shape[1], A.shape[2], dtype=dtype, device=A.device)
         with torch.autocast(A.device.type, enabled=False):
             for e in range(len(A)):
-                factors = _factors_of(backend, e, A, B, c, tau, scale, phi, carrier)
-                weights[e] = backend.weight(None if W0 is None else W0[e], *factors, phi, dtype)
+                factors = _factors_of(passes, e, A, B, c, tau, scale, phi, carrier)
+                weights[e] = tiles.weight(passes, None if W0 is None else W0[e], factors, dtype)
         return weights
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        _, A, B, c, ctx.tau, ctx.scale, ctx.phi, offset, seed, ctx.backend, _ = inputs
+        _, A, B, c, ctx.tau, ctx.scale, ctx.phi, offset, seed, ctx.passes, _ = inputs
         ctx.carrier = None if seed is None else Carrier(offset, seed)
         ctx.save_for_backward(A, B, c)
 
@@ -94,17 +96,17 @@ class _ExpertsWeight(torch.autograd.Function):
         dc = None if c is None else torch.zeros_like(c)
         with torch.autocast(A.device.type, enabled=False):
             for e in _experts_with_gradient(gradient):
-                factors = _factors_of(ctx.backend, e, A, B, c, ctx.tau, ctx.scale, ctx.phi, ctx.carrier)
+                factors = _factors_of(ctx.passes, e, A, B, c, ctx.tau, ctx.scale, ctx.phi, ctx.carrier)
                 # a copy: the passes overwrite it
-                G = gradient[e].to(factors[0].dtype, copy=True, memory_format=torch.contiguous_format)
-                dA[e], dB[e], dc_of_expert = ctx.backend.gradients(G, None, *factors, ctx.phi)
-                if dc is not None:
+                G = gradient[e].to(factors.A.dtype, copy=True, memory_format=torch.contiguous_format)
+                dA[e], dB[e], dc_of_expert = tiles.gradients(ctx.passes, G, None, factors)
+                if dc is not None and dc_of_expert is not None:
                     (dc if dc.ndim == 1 else dc[e]).add_(dc_of_expert)
         return None, dA, dB, dc, *[None] * 7
 
 
 def _factors_of(
-    backend: Any,
+    passes: Passes,
     e: int,
     A: Tensor,
     B: Tensor,
@@ -113,10 +115,10 @@ def _factors_of(
     scale: float,
     phi: Form,
     carrier: Carrier | None,
-) -> tuple[Any, ...]:
+) -> Factors:
     own_c = c if c is None or c.ndim == 1 else c[e]
-    signs = signs_of(backend, None if carrier is None else carrier.of_expert(e), A[e], B[e])
-    return factors_in_precision(backend, A[e], B[e], own_c, tau[e], scale, phi, *signs)
+    signs = signs_of(passes, None if carrier is None else carrier.of_expert(e), A[e], B[e])
+    return factors_in_precision(passes, A[e], B[e], own_c, tau[e], scale, phi, *signs)
 
 
 def _experts_with_gradient(gradient: Tensor) -> list[int]:

@@ -16,7 +16,9 @@ from lrlora.method import update as definition
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form, check_form
 from lrlora.method.update import check_factors
-from lrlora.ops.dispatch import Implementation, choose, factors_in_precision, signs_of
+from lrlora.ops import tiles
+from lrlora.ops.dispatch import Implementation, choose
+from lrlora.ops.passes import factors_in_precision, signs_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -75,8 +77,8 @@ def adapted_linear(
         return definition.adapted_linear(x, W0, bias, A, B, c, tau, scale, phi=phi, carrier=carrier)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
-    backend, _ = choose(impl, A, B)
-    return _AdaptedLinear.apply(x, W0, bias, A, B, c, tau, scale, phi, *signs_of(backend, carrier, A, B), backend)  # pyright: ignore[reportReturnType]
+    passes, _ = choose(impl, A, B)
+    return _AdaptedLinear.apply(x, W0, bias, A, B, c, tau, scale, phi, *signs_of(passes, carrier, A, B), passes)  # pyright: ignore[reportReturnType]
 
 
 def delta_weight(
@@ -99,8 +101,8 @@ def delta_weight(
     check_factors(A, B)
     if impl == "definition":
         return definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier, rows=rows)
-    backend, _ = choose(impl, A, B)
-    return _DeltaWeight.apply(A, B, c, tau, scale, phi, *signs_of(backend, carrier, A, B, rows), backend)  # pyright: ignore[reportReturnType]
+    passes, _ = choose(impl, A, B)
+    return _DeltaWeight.apply(A, B, c, tau, scale, phi, *signs_of(passes, carrier, A, B, rows), passes)  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()
@@ -127,28 +129,28 @@ def adapted_weight(
     if impl == "definition":
         dW = definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier)
         return (dW if W0 is None else W0 + dW).to(dtype or dW.dtype)
-    backend, _ = choose(impl, A, B)
+    passes, _ = choose(impl, A, B)
     with torch.autocast(A.device.type, enabled=False):
-        factors = factors_in_precision(backend, A, B, c, tau, scale, phi, *signs_of(backend, carrier, A, B))
-        return backend.weight(W0, *factors, phi, dtype or factors[0].dtype)
+        factors = factors_in_precision(passes, A, B, c, tau, scale, phi, *signs_of(passes, carrier, A, B))
+        return tiles.weight(passes, W0, factors, dtype or factors.A.dtype)
 
 
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(x, W0, bias, A, B, c, tau, scale, phi, offset, sign, other_sign, backend) -> Tensor:
+    def forward(x, W0, bias, A, B, c, tau, scale, phi, offset, sign, other_sign, passes) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            factors = factors_in_precision(backend, A, B, c, tau, scale, phi, offset, sign, other_sign)
-            weight = backend.weight(W0, *factors, phi, x.dtype)
+            factors = factors_in_precision(passes, A, B, c, tau, scale, phi, offset, sign, other_sign)
+            weight = tiles.weight(passes, W0, factors, x.dtype)
             y = linear(x, weight, None if bias is None else bias.to(x.dtype))
             # of a batch of sequences it is a view, which a model could not change in place
             return y if y._base is None or torch.compiler.is_compiling() else y.view_as(y).detach()
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        x, W0, bias, A, B, c, tau, scale, phi, *signs, backend = inputs
+        x, W0, bias, A, B, c, tau, scale, phi, *signs, passes = inputs
         ctx.save_for_backward(x, A, B, c)
         # W0 and tau are alive in the module anyway; naming them here keeps the saved tensors to x, A, B and c
-        ctx.W0, ctx.tau, ctx.scale, ctx.phi, ctx.signs, ctx.backend = W0, tau, scale, phi, signs, backend
+        ctx.W0, ctx.tau, ctx.scale, ctx.phi, ctx.signs, ctx.passes = W0, tau, scale, phi, signs, passes
         ctx.bias_dtype = None if bias is None else bias.dtype
 
     @staticmethod
@@ -160,12 +162,12 @@ class _AdaptedLinear(torch.autograd.Function):
         rows_of_x, rows_of_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
         dx = dA = dB = dc = weight = None
         with torch.autocast(x.device.type, enabled=False):
-            factors = factors_in_precision(ctx.backend, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
+            factors = factors_in_precision(ctx.passes, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
             if any(needs_factors):
                 weight = rows_of_dy.T @ rows_of_x
-                dA, dB, dc = ctx.backend.gradients(weight, ctx.W0, *factors, ctx.phi)
+                dA, dB, dc = tiles.gradients(ctx.passes, weight, ctx.W0, factors)
             elif needs_x:
-                weight = ctx.backend.weight(ctx.W0, *factors, ctx.phi, x.dtype)
+                weight = tiles.weight(ctx.passes, ctx.W0, factors, x.dtype)
             if weight is not None and needs_x:
                 dx = (rows_of_dy @ weight).reshape(x.shape)
             dbias = rows_of_dy.sum(0).to(ctx.bias_dtype) if needs_bias else None
@@ -175,14 +177,14 @@ class _AdaptedLinear(torch.autograd.Function):
 
 class _DeltaWeight(torch.autograd.Function):
     @staticmethod
-    def forward(A, B, c, tau, scale, phi, offset, sign, other_sign, backend) -> Tensor:
+    def forward(A, B, c, tau, scale, phi, offset, sign, other_sign, passes) -> Tensor:
         with torch.autocast(A.device.type, enabled=False):
-            factors = factors_in_precision(backend, A, B, c, tau, scale, phi, offset, sign, other_sign)
-            return backend.weight(None, *factors, phi, factors[0].dtype)
+            factors = factors_in_precision(passes, A, B, c, tau, scale, phi, offset, sign, other_sign)
+            return tiles.weight(passes, None, factors, factors.A.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
-        A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs, ctx.backend = inputs
+        A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs, ctx.passes = inputs
         ctx.save_for_backward(A, B, c)
 
     @staticmethod
@@ -190,10 +192,10 @@ class _DeltaWeight(torch.autograd.Function):
         refuse_second_derivatives()
         A, B, c = ctx.saved_tensors
         with torch.autocast(A.device.type, enabled=False):
-            factors = factors_in_precision(ctx.backend, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
+            factors = factors_in_precision(ctx.passes, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
             # a copy: the passes overwrite it, and the caller may use it again
-            G = grad_outputs[0].to(factors[0].dtype, copy=True, memory_format=torch.contiguous_format)
-            gradients = ctx.backend.gradients(G, None, *factors, ctx.phi)
+            G = grad_outputs[0].to(factors.A.dtype, copy=True, memory_format=torch.contiguous_format)
+            gradients = tiles.gradients(ctx.passes, G, None, factors)
         dA, dB, dc = (None if g is None else g.to(t.dtype) for g, t in zip(gradients, (A, B, c), strict=True))
         return dA, dB, dc, *[None] * 7
 

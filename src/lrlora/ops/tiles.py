@@ -6,60 +6,30 @@ weight itself, tile by tile: a backward pass holds one matrix of the size of the
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from lrlora.method.fast import Knee
-from lrlora.method.nonlinearity import Form
+from lrlora.ops.passes import Factors, Passes
 
 
-@dataclass(frozen=True)
-class Passes:
-    """The two elementwise passes over a tile of rows, as `lrlora.ops.eager` writes them, and the size of a tile."""
-
-    write_weight: Callable[..., None]
-    write_weight_and_gradients: Callable[..., Tensor | None]
-    tile_entries: int
-
-
-def weight(
-    passes: Passes,
-    W0: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    c: Tensor | None,
-    knee: Knee,
-    phi: Form,
-    dtype: torch.dtype,
-) -> Tensor:
-    """[W0 +] scale phi(B A) [out, in] in `dtype`; A and B in float32 or float64."""
+def weight(passes: Passes, W0: Tensor | None, factors: Factors, dtype: torch.dtype) -> Tensor:
+    """[W0 +] scale phi(B A) [out, in] in `dtype`."""
+    A, B, _ = factors
     out = torch.empty(B.shape[0], A.shape[1], dtype=dtype, device=A.device)
     for rows in _tiles(out, passes.tile_entries):
-        passes.write_weight(out[rows], A, B[rows], None if W0 is None else W0[rows], c, knee.of_rows(rows), phi)
+        passes.write_weight(out[rows], None if W0 is None else W0[rows], factors.of_rows(rows))
     return out
 
 
-def gradients(
-    passes: Passes,
-    G: Tensor,
-    W0: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    c: Tensor | None,
-    knee: Knee,
-    phi: Form,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def gradients(passes: Passes, G: Tensor, W0: Tensor | None, factors: Factors) -> tuple[Tensor, Tensor, Tensor | None]:
     """dL/dA, dL/dB and dL/dc from G = dL/dW [out, in]; G then holds the weight [W0 +] scale phi(B A)."""
     dA = dc = None
+    A, B, _ = factors
     dB = torch.empty_like(B)
     for rows in _tiles(G, passes.tile_entries):
         dZ = torch.empty(rows.stop - rows.start, A.shape[1], dtype=A.dtype, device=A.device)
-        dc_in_parts = passes.write_weight_and_gradients(
-            G[rows], dZ, A, B[rows], None if W0 is None else W0[rows], c, knee.of_rows(rows), phi
-        )
+        W0_of_rows = None if W0 is None else W0[rows]
+        dc_in_parts = passes.write_weight_and_gradients(G[rows], dZ, W0_of_rows, factors.of_rows(rows))
         dB[rows] = dZ @ A.T
         dA = B[rows].T @ dZ if dA is None else dA.addmm_(B[rows].T, dZ)
         if dc_in_parts is not None:

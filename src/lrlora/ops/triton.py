@@ -14,14 +14,11 @@ from torch import Tensor
 
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form
-from lrlora.ops import tiles
-from lrlora.ops.tiles import Passes
+from lrlora.method.update import at_least_float32
+from lrlora.ops.passes import Factors, Passes
 from lrlora.ops.triton_kernels import LINEAR, RESIDUAL, SINC, SINE, gradient_kernel, weight_kernel
 
 BLOCK_ROWS, BLOCK_COLUMNS, WARPS = 16, 128, 4
-TILE_ENTRIES = 1 << 26
-"""Entries of a tile: bounds dZ, the only buffer besides the weight, to 256 MiB."""
-
 _FORM_NUMBER = {"sinc": SINC.value, "residual": RESIDUAL.value, "sine": SINE.value, "linear": LINEAR.value}
 
 
@@ -29,6 +26,8 @@ class Numbers(NamedTuple):
     """What the kernels compute phi and the signs from; nothing is computed before they run.
 
     Args:
+        form: which f.
+        c: coefficients [K]; None for form "sine".
         tau: the knee, a tensor of one entry on the device.
         scale: alpha / r, or alpha / sqrt(r).
         offset, seed: of the carrier; the seed a tensor of one entry on the device, None without a carrier.
@@ -37,6 +36,8 @@ class Numbers(NamedTuple):
         first_row: of the tile that is being computed.
     """
 
+    form: Form
+    c: Tensor | None
     tau: Tensor
     scale: float
     offset: float = 0.0
@@ -60,7 +61,7 @@ def signs(carrier: Carrier, A: Tensor, B: Tensor, rows: Tensor | None) -> tuple[
 
 
 def numbers(
-    tau: Tensor | float, scale: float, phi: Form, like: Tensor, c: Tensor | None, offset: float, *signs: Tensor | None
+    c: Tensor | None, tau: Tensor | float, scale: float, phi: Form, like: Tensor, offset: float, *signs: Tensor | None
 ) -> Numbers:
     """As `eager.numbers`, for these kernels: no launch, and nothing that waits for the device."""
     if isinstance(tau, Tensor):
@@ -69,8 +70,8 @@ def numbers(
         tau = torch.full((), tau, dtype=torch.float32, device=like.device)
     seed, row_numbers = signs
     if seed is None or c is None:
-        return Numbers(tau, scale)
-    return Numbers(tau, scale, offset, seed, row_numbers, _sincs_at(offset, len(c), like.device))
+        return Numbers(phi, c, tau, scale)
+    return Numbers(phi, c, tau, scale, offset, seed, row_numbers, _sincs_at(offset, len(c), like.device))
 
 
 @functools.cache
@@ -81,51 +82,41 @@ def _sincs_at(offset: float, num_basis: int, device: torch.device) -> Tensor:
         return torch.sinc(offset - k).float().to(device)
 
 
-def why_not(dtype: torch.dtype) -> str | None:
-    """Why these kernels cannot take factors of this precision; None where they can."""
+def why_not(A: Tensor) -> str | None:
+    """Why these kernels cannot take factors of A's precision; None where they can."""
+    dtype = at_least_float32(A).dtype
     return None if dtype == torch.float32 else f"the Triton kernels compute in float32, got factors in {dtype}"
 
 
-def write_weight(
-    out: Tensor, A: Tensor, B: Tensor, W0: Tensor | None, c: Tensor | None, at: Numbers, phi: Form
-) -> None:
+def write_weight(out: Tensor, W0: Tensor | None, factors: Factors) -> None:
     """As `eager.write_weight`."""
-    grid, constants = _launch(out, c, phi, W0, at)
-    weight_kernel[grid](out, A, B, W0, c, *_arguments(at), *out.shape, A.shape[0], **constants)
+    arguments, grid, constants = _launch(out, W0, factors)
+    weight_kernel[grid](out, *arguments, **constants)
 
 
-def write_weight_and_gradients(
-    G: Tensor, dZ: Tensor, A: Tensor, B: Tensor, W0: Tensor | None, c: Tensor | None, at: Numbers, phi: Form
-) -> Tensor | None:
+def write_weight_and_gradients(G: Tensor, dZ: Tensor, W0: Tensor | None, factors: Factors) -> Tensor | None:
     """As `eager.write_weight_and_gradients`."""
-    grid, constants = _launch(G, c, phi, W0, at)
+    arguments, grid, constants = _launch(G, W0, factors)
+    c = factors.phi.c
     sums = None if c is None else torch.empty(grid[0] * grid[1], len(c), dtype=torch.float32, device=G.device)
-    gradient_kernel[grid](G, dZ, sums, A, B, W0, c, *_arguments(at), *G.shape, A.shape[0], **constants)
+    gradient_kernel[grid](G, dZ, sums, *arguments, **constants)
     return sums
 
 
-def _arguments(at: Numbers) -> tuple[Any, ...]:
-    return at.tau, at.seed, at.row_numbers, at.sincs, float(at.scale), float(at.offset), at.first_row
-
-
-def _launch(matrix: Tensor, c: Tensor | None, phi: Form, W0: Tensor | None, at: Numbers) -> tuple[Any, dict[str, Any]]:
+def _launch(matrix: Tensor, W0: Tensor | None, factors: Factors) -> tuple[tuple[Any, ...], Any, dict[str, Any]]:
+    """Arguments of both kernels after what they write, the grid, and their constants."""
+    # the kernels read them by their shape alone
+    A, B, W0 = factors.A.contiguous(), factors.B.contiguous(), None if W0 is None else W0.contiguous()
+    at: Numbers = factors.phi
+    numbers = at.tau, at.seed, at.row_numbers, at.sincs, float(at.scale), float(at.offset), at.first_row
     rows, columns = matrix.shape
     grid = (triton.cdiv(rows, BLOCK_ROWS), triton.cdiv(columns, BLOCK_COLUMNS))
-    constants = dict(FORM=_FORM_NUMBER[phi], HALF=0 if c is None or phi == "linear" else len(c) // 2)
-    constants |= dict(HAS_W0=W0 is not None, IS_CARRIED=at.seed is not None, HAS_NUMBERS=at.row_numbers is not None)
-    return grid, constants | dict(ROWS=BLOCK_ROWS, COLUMNS=BLOCK_COLUMNS, num_warps=WARPS)
+    half = 0 if at.c is None or at.form == "linear" else len(at.c) // 2
+    constants = dict(FORM=_FORM_NUMBER[at.form], HALF=half, HAS_W0=W0 is not None)
+    constants |= dict(IS_CARRIED=at.seed is not None, HAS_NUMBERS=at.row_numbers is not None)
+    constants |= dict(ROWS=BLOCK_ROWS, COLUMNS=BLOCK_COLUMNS, num_warps=WARPS)
+    return (A, B, W0, at.c, *numbers, rows, columns, A.shape[0]), grid, constants
 
 
-PASSES = Passes(write_weight, write_weight_and_gradients, TILE_ENTRIES)
-
-
-def weight(W0, A, B, c, at, phi, dtype) -> Tensor:
-    """As `tiles.weight`."""
-    W0 = None if W0 is None else W0.contiguous()
-    return tiles.weight(PASSES, W0, A.contiguous(), B.contiguous(), c, at, phi, dtype)
-
-
-def gradients(G, W0, A, B, c, at, phi) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As `tiles.gradients`."""
-    W0 = None if W0 is None else W0.contiguous()
-    return tiles.gradients(PASSES, G, W0, A.contiguous(), B.contiguous(), c, at, phi)
+# bounds dZ, the only buffer besides the weight, to 256 MiB
+PASSES = Passes("triton", why_not, signs, numbers, write_weight, write_weight_and_gradients, tile_entries=1 << 26)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,8 +13,9 @@ from peft import LoraConfig, PeftConfig
 from lrlora.errors import InputError
 from lrlora.method.carrier import STARTS, Carrier, Start, starting_coefficients
 from lrlora.method.nonlinearity import FORMS, Form, initial_coefficients
+from lrlora.tuner.checks import check_choice, check_positive, check_whole, is_number
 from lrlora.tuner.internals import PeftType
-from lrlora.tuner.lora_fields import fields_of_lora, lora_with_fields_of, refuse_what_is_not_here
+from lrlora.tuner.lora_fields import fields_of_lora, lora_with_fields_of, taking_fields_of_lora
 
 CONFIG_VERSION = 2
 SHARES = ("matrix", "type", "block", "global", "frozen")
@@ -193,21 +192,19 @@ class LRLoraConfig(PeftConfig):
         return alpha / (math.sqrt(rank) if self.use_rslora else rank)
 
     def _check_lora_fields(self) -> None:
-        _check_whole(self.r, "r", 1, "pass r=8, for example")
+        check_whole(self.r, "r", 1, "pass r=8, for example")
         for name, pattern in (("rank_pattern", self.rank_pattern), ("alpha_pattern", self.alpha_pattern)):
             if not isinstance(pattern, dict):
                 raise InputError(f"{name} must be a dictionary such as {{'q_proj': 16}}, got {pattern!r}")
         for module, rank in self.rank_pattern.items():
-            _check_whole(
-                rank, f"rank_pattern[{module!r}]", 1, "exclude the module with exclude_modules to leave it out"
-            )
+            check_whole(rank, f"rank_pattern[{module!r}]", 1, "exclude the module with exclude_modules to leave it out")
         if self.lora_alpha is not None:
-            _check_positive(self.lora_alpha, "lora_alpha")
+            check_positive(self.lora_alpha, "lora_alpha")
         for module, alpha in self.alpha_pattern.items():
-            _check_positive(alpha, f"alpha_pattern[{module!r}]")
-        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
+            check_positive(alpha, f"alpha_pattern[{module!r}]")
+        if not is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
             raise InputError(f"lora_dropout must be in [0, 1), got {self.lora_dropout!r}")
-        _check_choice(self.bias, "bias", ("none", "all", "lrlora_only"))
+        check_choice(self.bias, "bias", ("none", "all", "lrlora_only"))
         if not isinstance(self.init_weights, bool) and self.init_weights != "gaussian":
             raise InputError(
                 f"init_weights must be True, False or 'gaussian', got {self.init_weights!r}: A and B start at random "
@@ -219,9 +216,9 @@ class LRLoraConfig(PeftConfig):
             raise InputError(f"trainable_token_indices must be a list of numbers, or lists by module, got {tokens!r}")
 
     def _check_phi_fields(self) -> None:
-        _check_choice(self.phi, "phi", FORMS)
-        _check_choice(self.share, "share", SHARES)
-        _check_whole(self.num_basis, "num_basis", 3, "pass num_basis=11, for example")
+        check_choice(self.phi, "phi", FORMS)
+        check_choice(self.share, "share", SHARES)
+        check_whole(self.num_basis, "num_basis", 3, "pass num_basis=11, for example")
         if self.num_basis % 2 == 0:
             raise InputError(
                 f"num_basis must be odd (K = 2M + 1, a grid around 0), got {self.num_basis}; "
@@ -234,18 +231,18 @@ class LRLoraConfig(PeftConfig):
                 advice = "set omega instead" if self.phi == "sine" else "leave tau out"
                 raise InputError(f"tau='auto' needs a phi with a knee, got phi={self.phi!r}; {advice}")
         else:
-            _check_positive(self.tau, "tau")
-        _check_positive(self.kappa, "kappa")
-        _check_positive(self.omega, "omega")
-        _check_whole(self.tau_warmup_steps, "tau_warmup_steps", 0, "0 starts with phi at once")
-        if not _is_number(self.tau_follow) or not 0 <= self.tau_follow <= 1:
+            check_positive(self.tau, "tau")
+        check_positive(self.kappa, "kappa")
+        check_positive(self.omega, "omega")
+        check_whole(self.tau_warmup_steps, "tau_warmup_steps", 0, "0 starts with phi at once")
+        if not is_number(self.tau_follow) or not 0 <= self.tau_follow <= 1:
             raise InputError(f"tau_follow must be in [0, 1], a fraction of the training steps, got {self.tau_follow!r}")
 
     def _check_carrier_fields(self) -> None:
-        _check_choice(self.carrier, "carrier", ("none", "signs"))
-        _check_choice(self.carrier_start, "carrier_start", STARTS)
-        _check_positive(self.carrier_offset, "carrier_offset")
-        _check_whole(self.carrier_seed, "carrier_seed", 0, "pass 0, for example")
+        check_choice(self.carrier, "carrier", ("none", "signs"))
+        check_choice(self.carrier_start, "carrier_start", STARTS)
+        check_positive(self.carrier_offset, "carrier_offset")
+        check_whole(self.carrier_seed, "carrier_seed", 0, "pass 0, for example")
         if self.carrier == "none":
             return
         if self.config_version < 2:
@@ -294,34 +291,4 @@ class LRLoraConfig(PeftConfig):
             )
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_whole(value: object, name: str, least: int, advice: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}; {advice}")
-
-
-def _check_positive(value: object, name: str) -> None:
-    if not _is_number(value) or value <= 0:  # pyright: ignore[reportOperatorIssue]
-        raise InputError(f"{name} must be a finite number above 0, got {value!r}")
-
-
-def _check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
-
-
-def _take_fields_of_lora(init: Callable[..., None]) -> Callable[..., None]:
-    """Let a config's constructor name the fields of LoraConfig that it has not, instead of calling them unexpected."""
-
-    # inspect.signature follows to the constructor inside: PEFT reads from it which fields there are
-    @functools.wraps(init)
-    def wrapped(self: LRLoraConfig, *args: Any, **fields: Any) -> None:
-        init(self, *args, **refuse_what_is_not_here(fields))
-
-    return wrapped
-
-
-LRLoraConfig.__init__ = _take_fields_of_lora(LRLoraConfig.__init__)
+LRLoraConfig.__init__ = taking_fields_of_lora(LRLoraConfig.__init__)

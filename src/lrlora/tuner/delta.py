@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import sys
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,47 +12,21 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from lrlora import ops
-from lrlora.internals import is_tracing
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form
 from lrlora.method.rank import product_rms
 from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.kept import KeptUpdate, why_not_kept
+from lrlora.tuner.theta import Sharers, coefficients, start_on
 
 MARK = ".lrlora_delta."
 """In the name of a saved tensor, between the layer and the part of its delta."""
-GAIN = 10.0
-"""dc / dtheta: under Adam, how many times faster c moves than A and B at the same rate."""
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
-def start_on(start: tuple[float, ...], device: torch.device) -> Tensor:
-    """c_start on a device; the same tensor in every call, since a copy to a GPU makes the host wait for it."""
-    # a tracer's fake tensors must not be cached
-    if device.type == "meta" or is_tracing():
-        return torch.tensor(start, dtype=torch.float32, device=device)
-    return _start_on(start, device)
-
-
-@functools.cache
-def _start_on(start: tuple[float, ...], device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(start, dtype=torch.float32, device=device)
-
-
-class _Sharers:
-    """The deltas that hold one theta. A copy or a file begins empty, and each copied delta joins it again."""
-
-    def __init__(self) -> None:
-        self.members: weakref.WeakSet[LRLoraDelta] = weakref.WeakSet()
-
-    def __reduce__(self) -> tuple[type[_Sharers], tuple[()]]:
-        return _Sharers, ()
-
-
 class LRLoraDelta(nn.Module):
-    """A, B, theta and tau of one adapter on one layer; calling it adds the update to a product, or gives the update.
+    """A, B, theta and tau of one adapter on one layer; calling it makes an output or a weight of them.
 
     The coefficients of phi are c = c_start + 10 theta, and theta starts at 0: an optimizer that knows nothing of phi
     moves c at ten times the rate of A and B, which c on its scale of 1 needs, and its weight decay pulls phi to where
@@ -97,7 +69,7 @@ class LRLoraDelta(nn.Module):
         self._kappa: float | None = None
         self.is_in_base_precision = False
         self._kept = KeptUpdate()
-        self._sharers = _Sharers()
+        self._sharers = Sharers()
         self._sharers.members.add(self)
         stack = () if experts is None else (experts,)
         self.A = nn.Parameter(torch.empty(*stack, rank, in_features))
@@ -147,7 +119,7 @@ class LRLoraDelta(nn.Module):
     def _coefficients(self, theta: Tensor | None) -> Tensor | None:
         if theta is None or self.config_version == 1:
             return theta
-        return torch.add(start_on(self._start, theta.device), theta, alpha=GAIN)
+        return coefficients(theta, self._start)
 
     @property
     def carrier(self) -> Carrier | None:
@@ -168,42 +140,53 @@ class LRLoraDelta(nn.Module):
         """
         return None if self.is_phi_shared else self.A
 
-    def forward(
-        self,
-        scale: float,
-        x: Tensor | None = None,
-        W0: Tensor | None = None,
-        bias: Tensor | None = None,
-        rows: Tensor | None = None,
-        keep: bool = True,
-    ) -> Tensor:
-        """x (W0 + dW)^T + bias, or x dW^T where W0 is None; without x, [W0 +] dW itself, or some rows of dW.
+    def forward(self, make: Callable[..., Tensor], scale: float, *given: Tensor | None) -> Tensor:
+        """What `output`, `update`, `uncached_update` or `adapted_weight` makes of the parameters; the way to call them.
 
-        In eval mode dW is cached for the next call; pass keep=False to read dW without caching.
+        FSDP and ZeRO-3 gather the parameters while `forward` runs, and only then.
+
+        Args:
+            make: one of these four, as LRLoraDelta has them.
+            scale: s of the adapter.
+            given: the method's other arguments.
         """
         if self.training and self._kappa is not None:
             self._set_knee(self._kappa)
             self._kappa = None
-        scale = scale * self.gain
-        if keep and rows is None and not self.training and why_not_kept(self.A) is None:
-            return self._from_kept(scale, x, W0, bias)
-        how: Any = dict(phi=self.phi, carrier=self.carrier)
-        if x is not None:
-            return ops.adapted_linear(x, W0, bias, self.A, self.B, self.c, self.tau, scale, **how)
-        if W0 is not None or self.A.ndim == 3:
-            return self._weight(W0, scale)
-        B = self.B if rows is None else self.B[rows]
-        return ops.delta_weight(self.A, B, self.c, self.tau, scale, rows=rows, **how)
+        return make(self, scale * self.gain, *given)
 
-    def _from_kept(self, scale: float, x: Tensor | None, W0: Tensor | None, bias: Tensor | None) -> Tensor:
-        """As `forward`, with W0 as it is now and the cached dW."""
-        if x is None:
-            dW = self._kept_update(scale, torch.promote_types(self.A.dtype, torch.float32))
-            return dW if W0 is None else (W0 + dW).to(W0.dtype)
+    def output(self, scale: float, x: Tensor, W0: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
+        """x (W0 + dW)^T + bias, or x dW^T + bias where W0 is None; in evaluation of the cached dW."""
+        if why_not_kept(self.A, self.training) is not None:
+            how: Any = dict(phi=self.phi, carrier=self.carrier)
+            return ops.adapted_linear(x, W0, bias, self.A, self.B, self.c, self.tau, scale, **how)
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
         dW = self._kept_update(scale, dtype)
         return linear(x, dW if W0 is None else W0 + dW, None if bias is None else bias.to(dtype))
+
+    def update(self, scale: float, rows: Tensor | None = None) -> Tensor:
+        """dW [out, in], or [experts, out, in]; in evaluation the cached one. With `rows`, these rows of dW alone."""
+        if rows is not None:
+            how: Any = dict(phi=self.phi, carrier=self.carrier, rows=rows)
+            return ops.delta_weight(self.A, self.B[rows], self.c, self.tau, scale, **how)
+        if why_not_kept(self.A, self.training) is None:
+            return self._kept_update(scale, torch.promote_types(self.A.dtype, torch.float32))
+        return self.uncached_update(scale)
+
+    def uncached_update(self, scale: float) -> Tensor:
+        """dW, without a look at the cache or a change of it."""
+        how: Any = dict(phi=self.phi, carrier=self.carrier)
+        if self.A.ndim == 3:
+            return ops.experts_weight(None, self.A, self.B, self.c, self.tau, scale, **how)
+        return ops.delta_weight(self.A, self.B, self.c, self.tau, scale, **how)
+
+    def adapted_weight(self, scale: float, W0: Tensor) -> Tensor:
+        """W0 + dW in the dtype of W0; in evaluation of the cached dW."""
+        if self.A.ndim == 3 and why_not_kept(self.A, self.training) is not None:
+            how: Any = dict(phi=self.phi, carrier=self.carrier)
+            return ops.experts_weight(W0, self.A, self.B, self.c, self.tau, scale, **how)
+        return (W0 + self.update(scale)).to(W0.dtype)
 
     def _kept_update(self, scale: float, dtype: torch.dtype) -> Tensor:
         def make(sources: list[Tensor | None]) -> Tensor:
@@ -216,14 +199,6 @@ class LRLoraDelta(nn.Module):
 
         seed = None if self._carrier is None else self.seed
         return self._kept.get([self.A, self.B, self.theta, self.tau, seed], scale, dtype, make)
-
-    def _weight(self, W0: Tensor | None, scale: float) -> Tensor:
-        """[W0 +] dW, differentiable in A, B and theta."""
-        how: Any = dict(phi=self.phi, carrier=self.carrier)
-        if self.A.ndim == 3:
-            return ops.experts_weight(W0, self.A, self.B, self.c, self.tau, scale, **how)
-        dW = ops.delta_weight(self.A, self.B, self.c, self.tau, scale, **how)
-        return dW if W0 is None else (W0 + dW).to(W0.dtype)
 
     def share_phi_with(self, other: LRLoraDelta) -> None:
         """Hold the same parameter theta as another delta from now on."""
@@ -239,10 +214,11 @@ class LRLoraDelta(nn.Module):
             self._spread_theta()
 
     def _spread_theta(self) -> None:
-        sharers = self.__dict__.get("_sharers")
-        for other in () if sharers is None else list(sharers.members):
-            if other._parameters.get("theta") is not None:
-                other._parameters["theta"] = self._parameters["theta"]
+        # absent until __init__ has come to it
+        sharers: Sharers | None = self.__dict__.get("_sharers")
+        theta = self._parameters["theta"]
+        if sharers is not None and theta is not None:
+            sharers.take(theta)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Join the copies of those that shared theta with the original."""

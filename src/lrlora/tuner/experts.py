@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from lrlora.errors import InputError
 from lrlora.internals import own_parameters
 from lrlora.tuner.config import LRLoraConfig
+from lrlora.tuner.delta import LRLoraDelta
 from lrlora.tuner.layer import LRLoraLayer
 
 
@@ -82,9 +83,9 @@ class ParamWrapper(nn.Module, LRLoraLayer):
         module = self.get_base_layer()
         parameter = getattr(module, self.parameter_name)
         first, *others = active
-        weight = self.delta(first)(self.scaling[first], W0=self.to_layout(parameter.detach()))
+        weight = self.made(first, LRLoraDelta.adapted_weight, self.to_layout(parameter.detach()))
         for name in others:
-            weight = weight + self.delta(name)(self.scaling[name]).to(weight.dtype)
+            weight = weight + self.made(name, LRLoraDelta.update).to(weight.dtype)
         # an attribute of the object hides the parameter of the same name, which stays registered as it is
         module.__dict__[self.parameter_name] = self.to_layout(weight)
         try:

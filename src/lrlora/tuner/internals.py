@@ -1,4 +1,29 @@
-"""All that lrlora uses of PEFT beyond its public classes, in one place: a PEFT release can break this file only."""
+"""What lrlora imports of PEFT beyond its documented classes; and what else a PEFT release can break, and where.
+
+Everything undocumented that PEFT has as a function is imported here. Its tuners and layers are made by inheritance,
+so other files override what PEFT calls, or use its private attributes. These, by file:
+
+    lrlora/tuner/model.py
+        _create_and_replace, _replace_module, _prepare_adapter_config, _check_new_adapter_config,
+        _cast_adapter_dtype, _enable_peft_forward_hooks, _check_merge_allowed,
+        _get_adapter_state_dict, _remap_adapter_state_dict_for_load, _get_learnable_bias_state_dict,
+        _remove_adapter_name_from_key, inject_adapter, prefix, target_module_mapping, tuner_layer_cls
+    lrlora/tuner/layer.py
+        _move_adapter_to_device_of_base_layer, _disable_adapters, adapter_layer_names,
+        other_param_names, merge, unmerge, supports_lora_conversion, backend_name, supports_merge,
+        get_base_weight, set_base_weight, maybe_clone_base_result
+    lrlora/tuner/types.py
+        backend_name
+    lrlora/tuner/experts.py
+        supports_lora_conversion, unload_and_optionally_merge_module
+    lrlora/tuner/hotswap.py
+        _check_target_module_exists
+    lrlora/export/skeleton.py
+        _check_merge_allowed
+
+Besides, `experts.ParamWrapper` has the name by which PEFT knows such wrappers, and `peft_optimizers.py` replaces
+functions of `peft.optimizers`. A test compares the table with the code.
+"""
 
 from __future__ import annotations
 

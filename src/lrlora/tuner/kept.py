@@ -61,8 +61,10 @@ class KeptUpdate:
         return update
 
 
-def why_not_kept(tensor: Tensor) -> str | None:
+def why_not_kept(tensor: Tensor, is_training: bool) -> str | None:
     """Why the update of a layer with this factor A cannot be cached now; None where it can."""
+    if is_training:
+        return "the layer is being trained"
     if torch.is_grad_enabled():
         return "gradients are wanted"
     if torch.compiler.is_compiling():

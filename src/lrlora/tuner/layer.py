@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -73,6 +73,10 @@ class LRLoraLayer(BaseTunerLayer):
         """The module that holds A, B, theta and tau of an adapter."""
         return self.lrlora_delta[adapter_name]  # pyright: ignore[reportReturnType]
 
+    def made(self, adapter_name: str, make: Callable[..., Tensor], *given: Tensor | None) -> Tensor:
+        """What a method of LRLoraDelta makes of an adapter at its scale, called as FSDP and ZeRO-3 need it."""
+        return self.delta(adapter_name)(make, self.scaling[adapter_name], *given)
+
     def share(self, x: Tensor, adapter_name: str) -> Tensor:
         """What an adapter adds to base(x). Every type of layer has its own."""
         raise NotImplementedError
@@ -89,7 +93,7 @@ class LRLoraLayer(BaseTunerLayer):
     @torch.no_grad()
     def update_matrix(self, adapter: str) -> Tensor:
         """dW = s phi(B A) [out, in], or [experts, out, in], of an adapter, float32."""
-        return self.delta(adapter)(self.scaling[adapter], keep=False)
+        return self.made(adapter, LRLoraDelta.uncached_update)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         """True: the update is added to the weight, and PEFT's convert_to_lora can factorise it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 from peft import LoraConfig
@@ -47,6 +49,17 @@ def refuse_what_is_not_here(fields: dict[str, Any]) -> dict[str, Any]:
         if fields[name] is not None and fields[name] != defaults.get(name):
             raise InputError(f"LRLoraConfig has no {name}, got {fields[name]!r}: {NOT_HERE[name]}")
     return {name: value for name, value in fields.items() if name not in NOT_HERE}
+
+
+def taking_fields_of_lora(init: Callable[..., None]) -> Callable[..., None]:
+    """A constructor of a config that refuses fields of LoraConfig which it has not by name, instead of as unexpected."""
+
+    # inspect.signature follows to the constructor inside: PEFT reads from it which fields there are
+    @functools.wraps(init)
+    def wrapped(self: Any, *args: Any, **fields: Any) -> None:
+        init(self, *args, **refuse_what_is_not_here(fields))
+
+    return wrapped
 
 
 def fields_of_lora(config: Any) -> dict[str, Any]:

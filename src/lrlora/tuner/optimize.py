@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from lrlora.tuner.delta import GAIN
 from lrlora.tuner.model import deltas
+from lrlora.tuner.theta import GAIN
 
 
 def param_groups(

@@ -11,6 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lrlora.errors import InputError
 from lrlora.internals import convolve, has_hooks
+from lrlora.tuner.delta import LRLoraDelta
 from lrlora.tuner.internals import quantization_extra_repr, resolve_quantization
 from lrlora.tuner.layer import LRLoraLayer
 
@@ -43,12 +44,12 @@ class Linear(nn.Module, LRLoraLayer):
         is_plain = not args and not kwargs and active and not self.disable_adapters and not self.merged
         if is_plain and self._is_worth_a_sum(x) and self.why_not_combined(x) is None:
             base: Any = self.base_layer
-            return self.delta(active[0])(self.scaling[active[0]], x, base.weight, base.bias)
+            return self.made(active[0], LRLoraDelta.output, x, base.weight, base.bias)
         return self.adapted(x, *args, **kwargs)
 
     def share(self, x: Tensor, adapter_name: str) -> Tensor:
         """x dW^T."""
-        return self.delta(adapter_name)(self.scaling[adapter_name], self.lrlora_dropout[adapter_name](x))
+        return self.made(adapter_name, LRLoraDelta.output, self.lrlora_dropout[adapter_name](x))
 
     def to_layout(self, matrix: Tensor) -> Tensor:
         """dW, transposed for Conv1D."""
@@ -99,7 +100,7 @@ class Embedding(nn.Module, LRLoraLayer):
     def share(self, x: Tensor, adapter_name: str) -> Tensor:
         """The rows x of dW."""
         rows, place = torch.unique(x, return_inverse=True)
-        found = embedding(place, self.delta(adapter_name)(self.scaling[adapter_name], rows=rows))
+        found = embedding(place, self.made(adapter_name, LRLoraDelta.update, rows))
         # some models multiply inside their embedding
         scale = getattr(self.get_base_layer(), "embed_scale", None)
         return found if scale is None else found * torch.as_tensor(scale, device=found.device)
@@ -124,7 +125,7 @@ class Conv(nn.Module, LRLoraLayer):
         """The convolution of x with dW."""
         base: Any = self.get_base_layer()
         x = self.lrlora_dropout[adapter_name](x)
-        dW = self.to_layout(self.delta(adapter_name)(self.scaling[adapter_name]))
+        dW = self.to_layout(self.made(adapter_name, LRLoraDelta.update))
         return convolve(base, x, dW.to(x.dtype))
 
     def to_layout(self, matrix: Tensor) -> Tensor:

@@ -1,0 +1,26 @@
+"""The checks of one field of a configuration: what it must be, what was got, and what to do."""
+
+from __future__ import annotations
+
+import math
+
+from lrlora.errors import InputError
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_whole(value: object, name: str, least: int, advice: str) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{name} must be a whole number of at least {least}, got {value!r}; {advice}")
+
+
+def check_positive(value: object, name: str) -> None:
+    if not is_number(value) or value <= 0:  # pyright: ignore[reportOperatorIssue]
+        raise InputError(f"{name} must be a finite number above 0, got {value!r}")
+
+
+def check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")

@@ -1,0 +1,49 @@
+"""theta, which is trained in the place of phi's coefficients, c = c_start + 10 theta; and the layers that share one."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+
+import torch
+from torch import Tensor, nn
+
+from lrlora.internals import is_tracing
+
+GAIN = 10.0
+"""dc / dtheta: under Adam, how many times faster c moves than A and B at the same rate."""
+
+
+def coefficients(theta: Tensor, start: tuple[float, ...]) -> Tensor:
+    """c [K] or [experts, K], differentiable in theta."""
+    return torch.add(start_on(start, theta.device), theta, alpha=GAIN)
+
+
+def start_on(start: tuple[float, ...], device: torch.device) -> Tensor:
+    """c_start on a device; the same tensor in every call, since a copy to a GPU makes the host wait for it."""
+    # a tracer's fake tensors must not be cached
+    if device.type == "meta" or is_tracing():
+        return torch.tensor(start, dtype=torch.float32, device=device)
+    return _start_on(start, device)
+
+
+@functools.cache
+def _start_on(start: tuple[float, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(start, dtype=torch.float32, device=device)
+
+
+class Sharers:
+    """The modules that hold one theta. A copy or a file begins empty, and each copied module joins it again."""
+
+    def __init__(self) -> None:
+        self.members: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+    def __reduce__(self) -> tuple[type[Sharers], tuple[()]]:
+        return Sharers, ()
+
+    def take(self, theta: nn.Parameter) -> None:
+        """Register this theta in every module that has one."""
+        for member in list(self.members):
+            if member._parameters.get("theta") is not None:
+                member._parameters["theta"] = theta
