@@ -17,8 +17,6 @@ from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.show import print_table, print_warnings
 from lrlora.files import new_folder, write_json
 
-_TUNED = {False: "rates chosen on validation rows", True: "rates chosen on the facts themselves"}
-
 
 def _flag(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -84,6 +82,7 @@ def _run(chosen: StudyArguments, files: list[Path]) -> int:
     quiet_libraries()
     from peft_study import Machines, read_study, run_study
     from peft_study.answers import summary_lines
+    from peft_study.kinds import kind_of
     from peft_study.plan import with_root
     from peft_study.run import RESULTS
     from peft_study.summary import as_dict, summary
@@ -92,10 +91,10 @@ def _run(chosen: StudyArguments, files: list[Path]) -> int:
     if chosen.dry_run:
         _dry_run(study, chosen.json)
         return 0
-    if any(task.commonsense and task.how == "likelihood" for task in study.tasks):
+    for package in (name for task in study.tasks for name in kind_of(task).packages(task)):
         # the last step of a cell would find out, after hours; to import it here would take seconds
-        if importlib.util.find_spec("lm_eval") is None:
-            raise ModuleNotFoundError("No module named 'lm_eval'", name="lm_eval")
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     workers = chosen.workers if chosen.workers is not None else (0 if chosen.ray else 1)
     out = Path(chosen.out or f"runs/{study.study}").expanduser()
     files.append(out / RESULTS)
@@ -127,14 +126,15 @@ def _write(study: Any, rows: list[Any], described: dict[str, Any], out: Path) ->
 
 def _show(study: Any, results: list[Any], out: Path) -> None:
     from peft_study.answers import answers, summary_lines
+    from peft_study.kinds import kind_of
 
     reference = study.reference_arm() or "nothing"
     for task in study.tasks:
         mine = [result for result in results if result.task == task.name]
-        tuned = "one rate, not tuned" if len(study.learning_rates) == 1 else _TUNED[task.is_facts]
-        where = "of all facts" if task.is_facts else "on test rows"
+        kind = kind_of(task)
+        tuned = "one rate, not tuned" if len(study.learning_rates) == 1 else kind.tuned
         print_table(
-            f"{task.name}: {mine[0].metric or 'no result'} {where}, mean [95 %]; {tuned}",
+            f"{task.name}: {mine[0].metric or 'no result'} {kind.measured}, mean [95 %]; {tuned}",
             ("arm", "s", "rate", "test", "n", f"minus {reference}", "p", "parameters", "time"),
             (_cells(result) for result in mine),
         )

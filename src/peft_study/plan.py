@@ -12,13 +12,13 @@ from typing import Literal
 from transformers import AutoConfig
 
 from lrlora.errors import InputError
-from lrlora.saved.identity import digest_of_model, digest_of_rows
+from lrlora.saved.identity import digest_of_model
 from lrlora.saved.local import check_local
 from peft_study.arms import fields_of
-from peft_study.result import CellResult, Phase
-from peft_study.rows import Parts, fingerprint, load_parts
+from peft_study.kinds import kind_of, load_parts
+from peft_study.result import PHASES, CellResult, Phase
+from peft_study.rows import fingerprint
 from peft_study.spec import Arm, Study, Task
-from peft_study.task import OWN
 from peft_study.widen import rate_beyond
 
 LOWER_IS_BETTER = ("loss", "nats_per_fact")
@@ -65,8 +65,8 @@ def digests_of(study: Study) -> Digests:
     rows = {}
     for task in study.tasks:
         parts = load_parts(study, task)
-        for phase in ("search", "final"):
-            rows[task.name, phase] = digest_of_parts(parts, phase)
+        for phase in PHASES:
+            rows[task.name, phase] = parts.digest(phase)
     return Digests(model, rows)
 
 
@@ -82,29 +82,8 @@ def _digest_of_base(name: str | None) -> str:
     return digest_of_model(name)
 
 
-def digest_of_parts(parts: Parts, phase: str) -> str:
-    """A number for the rows of a phase, the test rows of commonsense tasks with those of the final one."""
-    digest = digest_of_rows(parts.of(phase))
-    if parts.commonsense and phase == "final":
-        digest += fingerprint(commonsense=parts.commonsense)
-    if parts.unrelated:
-        digest += fingerprint(unrelated=parts.unrelated)
-    return digest
-
-
 def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, rate: float, seed: int) -> Cell:
     """A cell with its identity: settings, rows and model determine it; where the rows lie and other arms do not."""
-    settings = dataclasses.asdict(task)
-    for name in ("data", "train_rows", "validation_rows", "test_rows", "test_from"):
-        settings.pop(name)  # the digest of the rows says it
-    for name in ("commonsense", "commonsense_data", "commonsense_rows", "how", "prompt"):
-        value = settings.pop(name)
-        if task.commonsense and phase == "final" and name in ("how", "prompt"):
-            settings[name] = value
-    for name in OWN:
-        settings.pop(name)  # the digest of the rows says these too
-    if task.pooling == "auto":
-        settings.pop("pooling")  # studies from before it could be chosen
     identity = fingerprint(
         arm=arm.name,
         method=arm.method,
@@ -112,7 +91,7 @@ def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, 
         c_lr_factor=arm.c_lr_factor,
         placement=[study.target_modules, study.exclude_modules, study.modules_to_save],
         training=dataclasses.asdict(study.training),
-        task=settings,
+        task=kind_of(task).settings(task, phase),
         model=digests.model,
         rows=digests.rows[task.name, phase],
         phase=phase,

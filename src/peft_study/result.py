@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lrlora.errors import InputError
 
 Phase = Literal["search", "final"]
+PHASES: tuple[Phase, ...] = ("search", "final")
 Status = Literal["done", "failed", "diverged"]
 
 

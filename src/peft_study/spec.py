@@ -156,22 +156,6 @@ class Study:
             )
         return task.data
 
-    def commonsense_data_of(self, task: Task) -> str:
-        """Where the test rows of a task's commonsense tasks lie.
-
-        Raises:
-            InputError: a task that says nowhere where they are.
-        """
-        if task.commonsense_data == "hub":
-            return "hub"
-        if self.data_root is None and task.commonsense_data is None:
-            raise InputError(
-                f"task {task.name!r} is measured on {', '.join(task.commonsense)}, but neither it nor the study says "
-                "where their test rows are; pass --data_root FOLDER, or give the task commonsense_data: a folder or "
-                '"hub"'
-            )
-        return str(Path(self.data_root or "").expanduser() / (task.commonsense_data or ""))
-
 
 def _check_once(values: Sequence[Any], what: str) -> None:
     twice = [value for number, value in enumerate(values) if value in values[:number]]

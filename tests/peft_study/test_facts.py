@@ -23,9 +23,9 @@ from peft_study.capacity_figures import capacity_figures
 from peft_study.cell import Bench
 from peft_study.estimate import estimates
 from peft_study.facts import encode_facts, load_facts
+from peft_study.kinds import load_parts
 from peft_study.page import study_section, write_report
 from peft_study.plan import cell_of, chosen_rate, digests_of, final_cells, search_cells
-from peft_study.rows import load_parts
 from peft_study.spec import Arm, Study, Task, Training
 from peft_study.store import read_rows
 from peft_study.summary import summary
@@ -271,7 +271,7 @@ def test_forgetting_is_measured_from_one_number(tiny_decoder):
     assert all(abs(row.metrics["unrelated_nats_after"] - next(iter(before))) > 1e-4 for row in rows)
     # the same number as without any of it
     tokenizer, model = AutoTokenizer.from_pretrained(tiny_decoder), AutoModelForCausalLM.from_pretrained(tiny_decoder)
-    texts = load_parts(study, study.tasks[0]).unrelated
+    texts = load_parts(study, study.tasks[0]).further["final"]["unrelated"]
     assert len(set(texts)) == 5
     total = tokens = 0.0
     with torch.no_grad():

@@ -5,7 +5,7 @@ import json
 from lrlora.cli import main
 from lrlora.files import write_json
 from lrlora.saved.names import LABELS
-from peft_study import cell as cell_module
+from peft_study import held_out
 from peft_study.cell import Bench
 from peft_study.plan import digests_of, final_cells
 from peft_study.workers import prepare_process
@@ -15,7 +15,7 @@ from tests.peft_study.conftest import small_study
 def test_a_cell_and_the_command_line_give_one_number(tiny_encoder, words, tmp_path, monkeypatch, capsys):
     study = small_study(tiny_encoder, words)
     cell = final_cells(study, digests_of(study), study.arms[1], study.tasks[0], 1e-2)[0]
-    kept, score = tmp_path / "kept", cell_module.score
+    kept, score = tmp_path / "kept", held_out.score
 
     def keep_and_score(model, tokenizer, data, *rest):
         model.save_pretrained(kept)
@@ -23,7 +23,7 @@ def test_a_cell_and_the_command_line_give_one_number(tiny_encoder, words, tmp_pa
         write_json(kept / LABELS, data.labels)
         return score(model, tokenizer, data, *rest)
 
-    monkeypatch.setattr(cell_module, "score", keep_and_score)
+    monkeypatch.setattr(held_out, "score", keep_and_score)
     prepare_process(1)
     row = Bench(study).run(cell)
     assert row.status == "done" and row.metrics is not None

@@ -23,6 +23,7 @@ from lrlora.evaluation.score import score
 from peft_study import Machines, read_study, run_study
 from peft_study.answers import answers, summary_lines
 from peft_study.cell import Bench
+from peft_study.kinds import load_parts
 from peft_study.method_comparison import method_comparison_rows
 from peft_study.plan import (
     cells_at_most,
@@ -33,7 +34,6 @@ from peft_study.plan import (
     open_cells,
     search_cells,
 )
-from peft_study.rows import load_parts
 from peft_study.spec import Arm
 from peft_study.store import Results, read_rows
 from peft_study.summary import summary

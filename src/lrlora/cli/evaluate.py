@@ -69,23 +69,15 @@ def run(arguments: list[str]) -> None:
         "data", "task", "subset", "kind", "text_columns", "label_column", "eval_rows", "max_length", "batch_size"
     )  # fmt: skip
     config = run_config(chosen.adapter, **{name: getattr(chosen, name) for name in names})
-    suite = _suite(chosen, config) if chosen.commonsense else None
+    asked, show = (_suite(chosen, config), _print_suite) if chosen.commonsense else (config, _print_task)
     if is_model(chosen.adapter):
-        found = score_model(chosen.adapter, config, suite, processes.tell)
+        found = score_model(chosen.adapter, asked, processes.tell)
     else:
-        found = compare(chosen.adapter, config, chosen.models, choice, chosen.model, processes.tell, suite)
+        found = compare(chosen.adapter, asked, chosen.models, choice, chosen.model, processes.tell)
     if chosen.json:
         print(json.dumps(asdict(found), indent=2))
-        return
-    if suite is not None:
-        _print_suite(found)
-        return
-    metrics = list(next(iter(found.results.values())))
-    print_table(
-        f"{found.task}: {found.rows} held-out rows",
-        ("model", *metrics),
-        ((name, *(f"{scores[metric]:.4f}" for metric in metrics)) for name, scores in found.results.items()),
-    )
+    else:
+        show(found)
 
 
 def _suite(chosen: EvaluateArguments, config: TrainConfig) -> Suite:
@@ -94,6 +86,16 @@ def _suite(chosen: EvaluateArguments, config: TrainConfig) -> Suite:
     if data is None:
         raise InputError("--commonsense needs --data: the folder of the tasks' TASK_test.jsonl(.gz), or hub")
     return load_suite(data, tuple(chosen.commonsense), chosen.eval_rows, **fields)
+
+
+def _print_task(found: Comparison) -> None:
+    """A line per model, a column per metric."""
+    metrics = list(next(iter(found.results.values())))
+    print_table(
+        f"{found.task}: {found.rows} held-out rows",
+        ("model", *metrics),
+        ((name, *(f"{scores[metric]:.4f}" for metric in metrics)) for name, scores in found.results.items()),
+    )
 
 
 def _print_suite(found: Comparison) -> None:

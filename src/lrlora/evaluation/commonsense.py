@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lrlora.data import Kind
 from lrlora.data.commonsense import COMMONSENSE, load_commonsense
 from lrlora.data.encode import Template
 from lrlora.errors import InputError
@@ -72,7 +73,7 @@ def score_commonsense(
 
 @dataclass(frozen=True)
 class Suite:
-    """Commonsense tasks, their rows, and how they are scored.
+    """Commonsense tasks, their rows, and how they are scored; a `lrlora.evaluation.measure.Measure`.
 
     Args:
         rows: test rows by task, as `load_commonsense` returns them.
@@ -85,6 +86,31 @@ class Suite:
     prompt: Prompt = "instruction"
     template: Template = "auto"
     batch_size: int = 8
+
+    @property
+    def task(self) -> str:
+        """Names of the tasks."""
+        return ", ".join(self.rows)
+
+    @property
+    def source(self) -> str:
+        """The way in which they are asked."""
+        return self.how
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of model that they take."""
+        return "causal"
+
+    @property
+    def metric(self) -> str:
+        """The mean of their accuracies."""
+        return "accuracy"
+
+    @property
+    def count(self) -> int:
+        """How many rows they have together."""
+        return sum(map(len, self.rows.values()))
 
     def score(self, model: Any, tokenizer: Any) -> dict[str, float]:
         """The accuracy of a model on every task, and their mean.
