@@ -19,7 +19,7 @@ from lrlora.ranks.measure import layer_ranks
 from lrlora.saved.identity import digest_of_model, stamp_of_model
 from lrlora.training.config import TrainConfig
 from lrlora.training.fit import train_in_memory
-from lrlora.training.model import base_of
+from lrlora.training.model import base_of, is_bf16
 from lrlora.training.run import versions
 from lrlora.tuner import deltas
 from peft_study import memory
@@ -86,7 +86,8 @@ class Bench:
         if self._study.blocks is not None:
             keep_blocks(base, self._study.blocks)
         train_rows, evaluation_rows = self._encoded_of(task, cell.phase, data, tokenizer)
-        before = self._before(task, base, tokenizer)
+        in_bf16 = is_bf16(config.precision)
+        before = self._before(task, base, tokenizer, in_bf16)
         steps = steps_of(task, len(train_rows))
         model, peft_config = kind.under_arm(self._study, arm, base, task_type, steps)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -94,7 +95,7 @@ class Bench:
         fitted = train_in_memory(config, data, model, tokenizer, train_rows, [AllocateRanks()])
         peak = watch.peak()
         parts = self._parts[task.name]
-        trained = Trained(task, cell.phase, parts, model, tokenizer, evaluation_rows, before)
+        trained = Trained(task, cell.phase, parts, model, tokenizer, evaluation_rows, before, in_bf16)
         metric, metrics = kind.score(trained)
         if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
             raise InputError(f"diverged: {bad[0]} is not finite after training")
@@ -143,9 +144,9 @@ class Bench:
             self._encoded[key] = kind_of(task).encode(task, data, tokenizer, notes.append)
         return self._encoded[key]
 
-    def _before(self, task: Task, base: Any, tokenizer: Any) -> dict[str, float]:
+    def _before(self, task: Task, base: Any, tokenizer: Any, in_bf16: bool) -> dict[str, float]:
         if task.name not in self._of_base:
-            self._of_base[task.name] = kind_of(task).before(task, self._parts[task.name], base, tokenizer)
+            self._of_base[task.name] = kind_of(task).before(task, self._parts[task.name], base, tokenizer, in_bf16)
         return self._of_base[task.name]
 
 

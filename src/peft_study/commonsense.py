@@ -50,7 +50,8 @@ def _score(trained: Trained) -> tuple[str, dict[str, float]]:
     if trained.phase == "search":
         return metric, found
     task = trained.task
-    suite = Suite(trained.parts.further["final"][_ROWS], task.how, task.prompt, task.template, task.batch_size)
+    rows = trained.parts.further["final"][_ROWS]
+    suite = Suite(rows, task.how, task.prompt, task.template, task.batch_size, trained.is_bf16)
     return suite.metric, {**found, **suite.score(trained.model, trained.tokenizer)}
 
 

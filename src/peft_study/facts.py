@@ -115,26 +115,26 @@ def _encode(task: Task, data: TaskData, tokenizer: Any, say: Say) -> tuple[Any, 
     return rows, rows
 
 
-def _before(task: Task, parts: Parts, base: Any, tokenizer: Any) -> dict[str, float]:
+def _before(task: Task, parts: Parts, base: Any, tokenizer: Any, is_bf16: bool) -> dict[str, float]:
     """Nats per token of unrelated text before any adapter."""
     if not parts.further:
         return {}
     if torch.accelerator.is_available():
         base.to(torch.accelerator.current_accelerator())  # where the training will put it anyway
-    return {"unrelated_nats_before": _nats_of_texts(parts, base, tokenizer)}
+    return {"unrelated_nats_before": _nats_of_texts(parts, base, tokenizer, is_bf16)}
 
 
-def _nats_of_texts(parts: Parts, model: Any, tokenizer: Any) -> float:
+def _nats_of_texts(parts: Parts, model: Any, tokenizer: Any, is_bf16: bool) -> float:
     rows = encode_texts(parts.further["final"][_TEXTS], tokenizer, UNRELATED_TOKENS)
-    return unrelated_nats(model, tokenizer, parts.final, rows)
+    return unrelated_nats(model, tokenizer, parts.final, rows, is_bf16)
 
 
 def _score(trained: Trained) -> tuple[str, dict[str, float]]:
     """The bits of drawn facts; of pairs exact recall, or in the search the nats, which tell close rates apart."""
     data, model, tokenizer = trained.data, trained.model, trained.tokenizer
-    found = score_facts(model, tokenizer, data, trained.encoded)
+    found = score_facts(model, tokenizer, data, trained.encoded, trained.is_bf16)
     if trained.before:
-        after = _nats_of_texts(trained.parts, model, tokenizer)
+        after = _nats_of_texts(trained.parts, model, tokenizer, trained.is_bf16)
         found |= {**trained.before, "unrelated_nats_after": after}
     is_search_of_pairs = trained.phase == "search" and not data.labels
     return "nats_per_fact" if is_search_of_pairs else data.main_metric, found

@@ -103,7 +103,7 @@ def _under_arm(study: Study, arm: Arm, base: Any, task_type: str, steps: int) ->
 def score_held_out(trained: Trained) -> tuple[str, dict[str, float]]:
     """The task's first metric, or the loss where it has none; all metrics on the evaluation rows of the phase."""
     task, data = trained.task, trained.data
-    found = score(trained.model, trained.tokenizer, data, trained.encoded, 2 * task.batch_size)
+    found = score(trained.model, trained.tokenizer, data, trained.encoded, task.batch_size, trained.is_bf16)
     return data.main_metric, found
 
 
@@ -115,7 +115,7 @@ HELD_OUT = TaskKind(
     settings=lambda task, phase: settings_of(task),
     encode=_encode,
     under_arm=_under_arm,
-    before=lambda task, parts, base, tokenizer: {},
+    before=lambda *_: {},
     score=score_held_out,
     packages=lambda task: (),
     diverging_loses=False,

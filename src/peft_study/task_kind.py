@@ -24,6 +24,7 @@ class Trained:
         model, tokenizer: in memory.
         encoded: the evaluation rows of the phase, as `TaskKind.encode` returned them.
         before: what `TaskKind.before` returned.
+        is_bf16: whether it was trained in bfloat16, and is to be scored in it, as `lrlora train` does.
     """
 
     task: Task
@@ -33,6 +34,7 @@ class Trained:
     tokenizer: Any
     encoded: Any
     before: Mapping[str, float]
+    is_bf16: bool
 
     @property
     def data(self) -> TaskData:
@@ -52,7 +54,8 @@ class TaskKind:
         settings: what of a task's fields determines a result of a phase, apart from the rows.
         encode: training and evaluation rows in tokens; hears of rows that were cut.
         under_arm: the base model under an arm, given PEFT's word for the task and the steps; and the arm's config.
-        before: what is measured of the base model, once for all arms.
+        before: what is measured of the base model, once for all arms; given the task, its rows, the base, its
+            tokenizer, and whether to compute in bfloat16.
         score: name of the metric that counts, and all metrics by name.
         packages: modules that scoring imports, and that may not be installed.
         diverging_loses: whether a rate of the search that diverges has lost, and is no failure.
@@ -66,7 +69,7 @@ class TaskKind:
     settings: Callable[[Task, Phase], dict[str, Any]]
     encode: Callable[[Task, TaskData, Any, Say], tuple[Any, Any]]
     under_arm: Callable[[Study, Arm, Any, str, int], tuple[Any, Any]]
-    before: Callable[[Task, Parts, Any, Any], dict[str, float]]
+    before: Callable[[Task, Parts, Any, Any, bool], dict[str, float]]
     score: Callable[[Trained], tuple[str, dict[str, float]]]
     packages: Callable[[Task], tuple[str, ...]]
     diverging_loses: bool

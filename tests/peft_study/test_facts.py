@@ -288,6 +288,21 @@ def test_forgetting_is_measured_from_one_number(tiny_decoder):
         digests_of(dataclasses.replace(study, tasks=(dataclasses.replace(study.tasks[0], forgetting=99999),)))
 
 
+def test_what_is_forgotten_is_measured_in_one_precision(tiny_decoder):
+    found = {}
+    for precision in ("fp32", "bf16"):
+        # a rate that changes nothing: what differs would be the precision
+        study = facts_study(
+            tiny_decoder, task={"forgetting": 2}, learning_rates=(1e-12,), training=Training(precision=precision)
+        )
+        found[precision] = run_one(study).metrics
+        assert found[precision]["unrelated_nats_after"] == pytest.approx(
+            found[precision]["unrelated_nats_before"], abs=1e-7
+        )
+    assert abs(found["fp32"]["unrelated_nats_before"] - found["bf16"]["unrelated_nats_before"]) > 1e-6
+    assert found["fp32"]["bits"] != found["bf16"]["bits"]
+
+
 def test_the_search_of_pairs_looks_at_the_nats_and_a_rate_that_diverges_has_lost(tiny_decoder, tmp_path, capsys):
     task = pairs_of(pairs_file(tmp_path), facts=6)
     study = facts_study(

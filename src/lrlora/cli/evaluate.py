@@ -14,6 +14,7 @@ from lrlora.export.compare import MODELS, Comparison, compare, is_model, run_con
 from lrlora.export.lora.choose import RankChoice
 from lrlora.training import processes
 from lrlora.training.config import TrainConfig
+from lrlora.training.model import is_bf16
 
 
 @dataclass
@@ -38,9 +39,7 @@ class EvaluateArguments:
     label_column: Optional[str] = field(default=None, metadata={"help": "column of the label; the run's if left out"})
     max_length: Optional[int] = field(default=None, metadata={"help": "tokens of a row at most; the run's if left out"})
     eval_rows: Optional[int] = field(default=None, metadata={"help": "largest number of evaluation rows"})
-    batch_size: Optional[int] = field(
-        default=None, metadata={"help": "half the number of rows scored at once; the run's if left out"}
-    )
+    batch_size: Optional[int] = field(default=None, metadata={"help": "rows scored at once; the run's if left out"})
     commonsense: list[str] = field(
         default_factory=list, metadata={"help": "commonsense tasks to score instead, such as arc_c obqa: --data is the "
                                         "folder of their TASK_test.jsonl(.gz), or hub; --eval_rows of each"}
@@ -81,7 +80,10 @@ def run(arguments: list[str]) -> None:
 
 
 def _suite(chosen: EvaluateArguments, config: TrainConfig) -> Suite:
-    fields = {"how": chosen.how, "prompt": chosen.prompt, "template": config.template, "batch_size": config.batch_size}
+    fields = {
+        "how": chosen.how, "prompt": chosen.prompt, "template": config.template, "batch_size": config.batch_size,
+        "is_bf16": is_bf16(config.precision),
+    }  # fmt: skip
     data = config.eval_data or config.data
     if data is None:
         raise InputError("--commonsense needs --data: the folder of the tasks' TASK_test.jsonl(.gz), or hub")

@@ -185,7 +185,7 @@ def _held_out(
         _tell_of_changes(whose, config, task, say)
     for note in task.notes:
         say(note)
-    return TaskMeasure(task, config.max_length, config.template, 2 * config.batch_size, is_bf16(config.precision), say)
+    return TaskMeasure(task, config.max_length, config.template, config.batch_size, is_bf16(config.precision), say)
 
 
 def _tell_of_changes(whose: str, config: TrainConfig, task: TaskData, say: Say) -> None:
