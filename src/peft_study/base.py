@@ -74,7 +74,7 @@ def with_frozen_head(study: Study, arm: Arm, base: Any, task_type: str, steps: i
     elif hit := [name for name in heads if _is_target(name, targets)]:
         raise InputError(f"target_modules names the head {hit[0]}, and for facts the head stays as it is; leave it out")
     _without_dropout(base)
-    # PEFT trains the head of what it knows as a classifier, and put_on whatever the files lack
+    # PEFT trains the head of what it knows as a classifier, and put_on every weight that the files lack
     base.new_parameters = []
     placed = dataclasses.replace(study, target_modules=targets)
     config = adapter_config(placed, arm, "CAUSAL_LM" if task_type == "CAUSAL_LM" else None, steps)

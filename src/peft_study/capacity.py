@@ -1,4 +1,4 @@
-"""How much an adapter holds: bits, exact recall, what it forgot for it; of a cell, and over the seeds of an arm."""
+"""How much an adapter holds: bits, exact recall, forgetting; of a cell, and over the seeds of an arm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lrlora.statistics import Interval, bounds_of, mean_interval
 from peft_study.result import CellResult
 
 UNRELATED_TOKENS = 128
-"""Of an unrelated article so many tokens are scored, its first ones."""
+"""The first so many tokens of an unrelated article are scored."""
 _LOGITS_AT_ONCE = 1 << 26
 """A quarter of a gigabyte in float32, and half a gigabyte in float64 if all of them are of labels."""
 _ROWS_AT_ONCE = 512
@@ -31,7 +31,7 @@ class Capacity:
         facts: D, how many were to be memorised.
         bits: sum over facts of log2(values) - NLL_2(answer); None for pairs of a file.
         bits_per_parameter: over trained parameters.
-        exact_recall: share of facts whose answer greedy decoding gives, to its end.
+        exact_recall: fraction of facts whose answer greedy decoding gives, to its end.
         nats_per_fact: negative log likelihood of an answer.
         ratio: of the task's metric, bits or exact recall, to the reference arm's at the same seed; None for the
             reference itself, and where one of its values is not above 0.
@@ -53,13 +53,13 @@ def score_facts(model: Any, tokenizer: Any, data: TaskData, encoded: Any, is_bf1
     """Ask a model for all facts of a task.
 
     bits = sum_i (log2 V - NLL_i / ln 2), nats_per_fact = mean_i NLL_i. Exact recall takes one pass and no decoding:
-    greedy decoding gives an answer if and only if each of its tokens, the end token with them, is the most likely one
-    behind those before it.
+    greedy decoding gives an answer if and only if each of its tokens, the end token included, is the most likely one
+    after those before it.
 
     Args:
         model: with or without an adapter; changed back to its mode.
         tokenizer: of the model.
-        data: of `peft_study.facts.load_facts`; V is the number of its labels.
+        data: as `peft_study.facts.load_facts` returns it; V is the number of its labels.
         encoded: its rows.
         is_bf16: compute in bfloat16, as a training in that precision does.
 

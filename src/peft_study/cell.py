@@ -41,8 +41,8 @@ RANK_FIELDS = (
 class Bench:
     """Runs cells of one study, one after the other, in one process; it reads and encodes the rows of a task once.
 
-    A cell whose rows or base model are not those that its fingerprint names fails: a result must not be known as one
-    of data that it was not made from. The base is hashed once, and again where its files look otherwise.
+    A cell fails where its rows or its base model are not those that its fingerprint names: a result must not be
+    attributed to data that it was not made from. The base is hashed once, and again where its files have changed.
 
     Example:
         Bench(study).run(cell).value
@@ -58,7 +58,7 @@ class Bench:
         self._of_base: dict[str, dict[str, float]] = {}
 
     def run(self, cell: Cell) -> CellResult:
-        """The row of a cell in results.jsonl; whatever goes wrong inside is a row too, with its reason."""
+        """The row of a cell in results.jsonl. An error inside the cell gives a row too, with its reason."""
         blank = blank_row(self._study, cell)
         try:
             return self._measured(cell, blank)

@@ -26,7 +26,7 @@ def _flag(default: Any, help: str) -> Any:
 class StudyArguments:
     """Flags of `lrlora study`."""
 
-    study: str = field(metadata={"help": "study file, YAML: docs/study.md says what stands in it"})
+    study: str = field(metadata={"help": "study file, YAML: docs/study.md says what it holds"})
     out: Optional[str] = _flag(None, "folder of the results; runs/NAME if left out. The same command goes on there")
     data_root: Optional[str] = _flag(None, "folder that the data of the tasks are relative to; instead of the study's")
     workers: Optional[int] = _flag(None, "cells at a time; 1 if left out, with --ray as many as the cluster holds")
@@ -78,7 +78,7 @@ def _sigterm_raises(received: list[int]) -> Iterator[None]:
 
 
 def _run(chosen: StudyArguments, files: list[Path]) -> int:
-    """Do what the flags say; `files` gets the file of the results, as soon as it may be written to."""
+    """Do what the flags say; the file of the results is added to `files` as soon as it may be written to."""
     quiet_libraries()
     from peft_study import Machines, read_study, run_study
     from peft_study.answers import summary_lines
@@ -114,14 +114,14 @@ def _run(chosen: StudyArguments, files: list[Path]) -> int:
 
 
 def _write(study: Any, rows: list[Any], described: dict[str, Any], out: Path) -> None:
-    """summary.json, and one file per final cell as PEFT's method_comparison has them."""
+    """summary.json, and one file per final cell in the format of PEFT's method_comparison."""
     from peft_study.method_comparison import method_comparison_rows
 
     write_json(out / "summary.json", described)
-    with new_folder(out / "method_comparison", overwrite=True) as beside:
+    with new_folder(out / "method_comparison", overwrite=True) as folder:
         for row in method_comparison_rows(study, rows):
             name = row["run_info"]["experiment_name"].replace("/", "--")
-            write_json(beside / f"{name}.json", row)
+            write_json(folder / f"{name}.json", row)
 
 
 def _show(study: Any, results: list[Any], out: Path) -> None:
@@ -195,7 +195,7 @@ def _dry_run(study: Any, as_json: bool) -> None:
         sizes = mine[0].sizes
         print_table(
             f"{task.name}: ESTIMATES, nothing was run; {sizes.told()}",
-            ("arm", "s", "cells", "trainable", "share", "steps", "memory, GiB", "hours a cell", "hours", "x LoRA"),
+            ("arm", "s", "cells", "trainable", "fraction", "steps", "memory, GiB", "hours a cell", "hours", "x LoRA"),
             (each.shown() for each in mine),
         )
     print_warnings(estimate_lines(study, found))

@@ -1,4 +1,4 @@
-"""--dry_run: cells and parameters of a study from shapes alone, estimates of memory and hours. Nothing is loaded."""
+"""--dry_run: cells and parameters of a study from shapes only, estimates of memory and hours. Nothing is loaded."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ class Estimate:
         trainable_parameters, total_parameters: counted on the model, built without memory.
         steps: optimizer steps of a cell.
         memory_bytes: weights in float32, gradients and AdamW of what is trained, activations.
-        hours_of_a_cell: training alone, at the study's device_tflops; None where it names none.
+        hours_of_a_cell: of the training only, at the study's device_tflops; None where it names none.
         time_ratio: of a step over plain LoRA's, from docs/performance.md; None where the method was not measured: then
-            LoRA's stands in, as a lower bound.
+            LoRA's is taken, as a lower bound.
     """
 
     task: str
@@ -114,7 +114,7 @@ def estimates(study: Study) -> list[Estimate]:
 
 
 def estimate_lines(study: Study, found: list[Estimate]) -> list[str]:
-    """What to tell beside the tables: other scales at one rank, and tasks that have fewer rows than they ask for."""
+    """What to say next to the tables: other scales at one rank, and tasks that have fewer rows than they ask for."""
     lines = scale_lines((each.arm, each.scale) for each in found)
     for task in study.tasks:
         sizes = next(each.sizes for each in found if each.task == task.name)
@@ -137,7 +137,7 @@ def _estimate(study: Study, task: Task, arm: Arm, sizes: Sizes) -> Estimate:
             model, peft_config = kind_of(task).under_arm(study, arm, base, task_type, steps)
     except (RuntimeError, NotImplementedError) as error:
         raise InputError(
-            f"arm {arm.name!r}: method {arm.method} cannot be built from shapes alone ({str(error).splitlines()[0]}), "
+            f"arm {arm.name!r}: method {arm.method} cannot be built from shapes only ({str(error).splitlines()[0]}), "
             "so nothing can be estimated; leave the arm out of a --dry_run"
         ) from error
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -1,4 +1,4 @@
-"""The rows of tasks of kind "facts". The same rows train, choose the rate, and are recalled."""
+"""Tasks of kind "facts": the same rows are trained on, choose the rate, and are recalled."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ FACTS = TaskKind(
 
 
 def is_causal_model(study: Study) -> bool:
-    """Whether the base of a study predicts tokens one after the other: its files say so, or its type alone.
+    """Whether the base of a study predicts tokens one after the other: its files say so, or else its type.
 
     Raises:
         InputError: a model of which there is no config.

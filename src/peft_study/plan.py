@@ -34,7 +34,7 @@ class Cell:
         phase: "search", measured on validation rows, or "final", on test rows.
         learning_rate, seed: of this run.
         fingerprint: identity of its result.
-        rows, model: digests of what it reads, parts of that identity; a worker that reads something else refuses.
+        rows, model: digests of what it reads, parts of that identity; a worker that reads others fails the cell.
     """
 
     arm: str
@@ -49,14 +49,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Digests:
-    """What a study reads from outside its file, as numbers: base model, and rows per (task, phase)."""
+    """Digests of what a study reads from outside its file: the base model, and the rows per (task, phase)."""
 
     model: str
     rows: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
 def digests_of(study: Study) -> Digests:
-    """Read all rows once, and name what was read.
+    """Read all rows once, and compute their digests.
 
     Raises:
         InputError: rows or a model folder that cannot be read.
@@ -83,7 +83,7 @@ def _digest_of_base(name: str | None) -> str:
 
 
 def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, rate: float, seed: int) -> Cell:
-    """A cell with its identity: settings, rows and model determine it; where the rows lie and other arms do not."""
+    """A cell with its identity: settings, rows and model determine it; the place of the rows and other arms do not."""
     identity = fingerprint(
         arm=arm.name,
         method=arm.method,
@@ -108,15 +108,15 @@ def search_cells(
 ) -> list[Cell]:
     """The cells that choose an arm's rate on a task; none where it has one rate: there is nothing to choose.
 
-    Where a study widens, a rate beyond the edge comes behind the others as soon as all of them are through and the best
-    one lies there: it hangs on finished rows alone, so that a study that was stopped asks for the same.
+    Where a study widens, a rate beyond the edge is added as soon as all others are finished and the best one is at the
+    edge. That depends only on finished rows: a study that was stopped adds the same rate.
 
     Args:
         study: what is compared.
         digests: of its rows and model.
         arm: whose rate is chosen.
         task: on which it is chosen.
-        rows: by fingerprint, whatever is finished; None: nothing, which gives the cells of the grid.
+        rows: finished ones by fingerprint; None: none, which gives the cells of the grid.
     """
     rates, finished = list(study.rates_of(arm)), rows or {}
     if len(rates) == 1:
@@ -149,12 +149,12 @@ def final_cells(study: Study, digests: Digests, arm: Arm, task: Task, rate: floa
 def open_cells(study: Study, digests: Digests, rows: Mapping[str, CellResult]) -> list[Cell]:
     """The cells that can run now and have no row yet, in the order in which they should run.
 
-    The final cells of an arm come up when its search on that task is through. Tasks go one after the other.
+    The final cells of an arm follow when its search on that task is finished. Tasks go one after the other.
 
     Args:
         study: what is compared.
         digests: of its rows and model.
-        rows: by fingerprint, whatever is finished: done or failed.
+        rows: finished ones by fingerprint: done, diverged or failed.
     """
     cells: list[Cell] = []
     for task in study.tasks:
@@ -182,7 +182,7 @@ def chosen_rate(searched: Iterable[CellResult], by: Literal["metric", "loss"] = 
 
     Args:
         searched: rows of the search of one arm on one task.
-        by: "loss" looks at the loss alone.
+        by: "loss" compares only the loss.
 
     Returns:
         The rate; None where no rate came through.
@@ -208,7 +208,7 @@ def chosen_rate(searched: Iterable[CellResult], by: Literal["metric", "loss"] = 
 
 
 def is_at_the_edge(rates: Collection[float], rate: float) -> bool:
-    """Whether the best rate is the lowest or highest of at least three: a better one may lie beyond."""
+    """Whether the best rate is the lowest or highest of at least three: a better one may be beyond it."""
     return len(rates) >= 3 and rate in (min(rates), max(rates))
 
 

@@ -13,7 +13,7 @@ from lrlora.saved.identity import digest_of_rows
 from peft_study.result import Phase
 
 SPLIT_SEED = 0
-"""Of every draw and split of rows: they are the same whatever the seed of a cell."""
+"""Of every draw and split of rows: they are the same for all seeds of cells."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Parts:
     Args:
         search: the learning rate is chosen on its evaluation rows.
         final: no choice is made on its evaluation rows, which give the result. Of facts both are all facts.
-        further: by phase and name, what a model is scored on besides, such as the test rows of commonsense tasks.
+        further: by phase and name, what a model is also scored on, such as the test rows of commonsense tasks.
     """
 
     search: TaskData

@@ -1,4 +1,4 @@
-"""A task of a study, checked; of kind "facts" it has fields of its own, and none of most others."""
+"""A task of a study, checked. Kind "facts" has fields of its own, and takes few of the others."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Task:
         commonsense_rows: test rows of each, at most. None: all.
         how, prompt: as in `lrlora.evaluation.score_commonsense`.
         facts: of kind "facts": how many facts the adapter must memorise. Without `data` they are drawn; of a file the
-            first so many pairs, None: all.
-        values: answers that a drawn fact can have, each as likely.
+            first so many pairs are taken, None: all.
+        values: number of answers that a drawn fact can have, all equally likely.
         question_column, answer_column: columns of the file of pairs.
-        pattern: how a pair becomes a text for a causal model; what stands behind the question is to be memorised.
+        pattern: how a pair becomes a text for a causal model; what comes after the question is to be memorised.
         forgetting: articles of unrelated English on which a causal model is scored before and after; None: none.
     """
 
@@ -120,7 +120,7 @@ def settings_of(task: Task) -> dict[str, Any]:
 
 
 def check_facts(task: Task) -> None:
-    """Refuse settings of facts that do not go together, those of other kinds of tasks here, and these there.
+    """Refuse settings of facts that do not go together, and settings of one kind of task in another.
 
     Raises:
         InputError: which, and what to do.

@@ -48,11 +48,11 @@ class TaskKind:
 
     Args:
         splits: the rows of a task in three parts, always the same ones. Raises InputError where they cannot be read.
-        further: by phase and name, what a model is scored on besides; part of what a cell is known by.
+        further: by phase and name, what a model is also scored on; part of the fingerprint of a cell.
         reads: whether the rows of a task come from files or the hub.
         assumed: rows to train on and classes of a task whose data are not here, for estimates; None: not known.
         settings: what of a task's fields determines a result of a phase, apart from the rows.
-        encode: training and evaluation rows in tokens; hears of rows that were cut.
+        encode: training and evaluation rows in tokens; its last argument gets a line about rows that were cut.
         under_arm: the base model under an arm, given PEFT's word for the task and the steps; and the arm's config.
         before: what is measured of the base model, once for all arms; given the task, its rows, the base, its
             tokenizer, and whether to compute in bfloat16.

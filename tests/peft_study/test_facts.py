@@ -85,7 +85,7 @@ def test_the_loss_sees_the_answer_and_the_end_alone(tiny_decoder, embedded_decod
 
 
 def test_what_does_not_go_with_the_model_is_refused(tiny_encoder, tiny_decoder, tmp_path):
-    with pytest.raises(InputError, match=r"modules_to_save \(classifier\) would hold facts beside the adapter"):
+    with pytest.raises(InputError, match=r"modules_to_save \(classifier\) would hold facts as well"):
         facts_study(tiny_encoder, modules_to_save=("classifier",))
     for model, task, said in (
         (tiny_encoder, pairs_of(pairs_file(tmp_path)), "takes a causal model"),

@@ -35,7 +35,7 @@ def test_a_study_is_read(tmp_path):
         ("r: 4}", "r: 4, target_modules: [query]}", "target_modules is the same for every arm"),
         ("method: lora,", "method: lorra,", "no method 'lorra'"),
         ("tau: auto", "tau: never", "line 10: arm 'ours': tau must be a number or 'auto', got 'never'"),
-        ("tau: auto", "tau: auto\n    tau: 0.1", "line 11: 'tau' stands twice"),
+        ("tau: auto", "tau: auto\n    tau: 0.1", "line 11: 'tau' occurs twice"),
         ("[5e-4, 1e-3]", "[5e-4]", "arm 'ours' has 1 learning rates and the study 2: every arm gets the same budget"),
         ("[5e-4, 1e-3]", "[5e-4, 5e-4]", "twice"),
         ("[5e-4, 1e-3]", "[5e-4, -1]", "must be above 0"),
@@ -99,7 +99,7 @@ def test_a_study_is_read(tmp_path):
             "'max_steps' of task 'rte' must be a whole number, got 1000.0; write 1000",
         ),
         ("study: mine", "study: no", "line 1: 'study' of the study must be a text, got False; put it into quotes"),
-        ("study: mine", "study: mine\nseeds: [7]", "line 4: 'seeds' stands twice"),
+        ("study: mine", "study: mine\nseeds: [7]", "line 4: 'seeds' occurs twice"),
         ("study: mine", "study: mine\nreference: lroa", "reference 'lroa' is none of the arms: lora, ours"),
         ("study: mine", "study: mine\nsmallest_effect: -1", "smallest_effect must be at least 0, got -1"),
         # grids
