@@ -14,7 +14,7 @@ from peft_study.task_kind import TaskKind
 
 
 def kind_of(task: Task) -> TaskKind:
-    """The kind of a task: the only place that asks which one it is."""
+    """The kind of a task. Besides the checks of a study file, this is the only place that asks which one it is."""
     if task.is_facts:
         return FACTS
     return COMMONSENSE if task.commonsense else HELD_OUT
