@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 import lrlora
+import peft_study
 
-SOURCE = Path(lrlora.__path__[0])
+SOURCE, STUDY = (Path(package.__path__[0]) for package in (lrlora, peft_study))
 TESTS = Path(__file__).parent
-ROOMS = ("export", "report", "saved", "data", "ranks", "statistics", "cli")
+ROOMS = ("ops", "tuner", "ranks", "data", "saved", "evaluation", "export", "report", "statistics", "cli")
 ELSEWHERE = {
     "cli/evaluate.py": "export/test_compare.py::test_all_models_of_a_run_are_scored_as_the_run_was",
     "cli/export.py": "export/test_lora.py::test_the_commands_print_and_write",
@@ -20,6 +21,21 @@ ELSEWHERE = {
     "data/facts.py": "peft_study/test_facts.py::test_the_first_pairs_of_a_file_without_repeated_questions",
     "data/source.py": "data/test_load.py::test_a_folder_of_several_tasks",
     "data/tasks.py": "data/test_load.py::test_a_macro_f1_is_the_mean_over_the_classes_that_occur",
+    "evaluation/generation.py": "evaluation/test_commonsense.py::test_the_size_of_a_batch_does_not_change_what_is_written",
+    "evaluation/labelled.py": "training/test_labelled.py::test_labelled_logits",
+    "evaluation/likelihood.py": "evaluation/test_commonsense.py::test_likelihoods_are_those_computed_by_hand",
+    "evaluation/measure.py": "export/test_compare.py::test_a_decoder_is_scored_on_commonsense_tasks",
+    "evaluation/questions.py": "evaluation/test_commonsense.py::test_likelihoods_are_those_computed_by_hand",
+    "ops/eager.py": "ops/test_linear.py::test_output_and_every_gradient_are_as_exact_as_the_definition",
+    "ops/passes.py": "ops/test_linear.py::test_output_and_every_gradient_are_as_exact_as_the_definition",
+    "ops/triton_kernels.py": "ops/test_triton.py::test_the_kernels_compute_what_the_plain_passes_compute",
+    "peft_study/answers.py": "peft_study/test_summary.py::test_the_summary_pairs_arms_over_seeds",
+    "peft_study/memory.py": "peft_study/test_run.py::test_every_row_keeps_the_contract_and_every_arm_the_budget",
+    "peft_study/page.py": "report/test_page.py::test_a_study_is_read_from_its_results",
+    "peft_study/result.py": "peft_study/test_store.py::test_every_committed_row_is_written_again_byte_for_byte",
+    "peft_study/rows.py": "peft_study/test_held_out.py::test_test_rows_off_the_training_file_leave_the_evaluation_file_alone",
+    "peft_study/task_kind.py": "peft_study/test_kinds.py::test_every_task_has_a_kind_that_says_what_must_be_installed",
+    "peft_study/yaml_fields.py": "peft_study/test_read.py::test_what_does_not_fit_is_refused_by_name_and_line",
     "export/base.py": "export/test_merge.py::test_a_hub_name_is_found_in_the_hub_s_cache",
     "export/lora/factor.py": "export/test_choose.py::test_factors_are_the_best_of_their_rank",
     "export/lora/names.py": "export/test_choose.py::test_every_key_of_a_pattern_matches_its_own_module_alone",
@@ -47,13 +63,23 @@ ELSEWHERE = {
     "saved/settings.py": "training/test_folder.py::test_the_same_command_on_other_rows_is_refused_like_other_settings",
     "saved/tokens.py": "training/test_model.py::test_zero_is_a_token_to_pad_with",
     "saved/updates.py": "report/test_findings.py::test_a_saved_adapter_is_measured_without_its_base_as_with_it",
+    "tuner/checks.py": "tuner/test_config.py::test_a_field_outside_its_range_is_named",
+    "tuner/lora_fields.py": "tuner/test_config.py::test_from_lora_keeps_what_a_lora_config_says",
+    "tuner/mixed.py": "tuner/test_types.py::test_it_is_the_layer_with_another_weight",
+    "tuner/optimize.py": "tuner/test_theta.py::test_c_moves_alike_with_groups_of_its_own_and_without",
+    "tuner/peft_optimizers.py": "tuner/test_theta.py::test_peft_s_helper_for_lora_plus_gives_b_its_rate",
+    "tuner/snapshot.py": "tuner/test_layer.py::test_merged_equals_unmerged_and_unmerge_is_exact",
 }
 """A source file without a test file of its name, and a test that fails when what it does breaks."""
 
 
 def sources() -> list[str]:
-    found = [file for room in ROOMS for file in sorted((SOURCE / room).rglob("*.py")) if file.name != "__init__.py"]
-    return [file.relative_to(SOURCE).as_posix() for file in found]
+    found = [file for room in ROOMS for file in sorted((SOURCE / room).rglob("*.py"))] + sorted(STUDY.glob("*.py"))
+    return [
+        file.relative_to(SOURCE.parent).as_posix().removeprefix("lrlora/")
+        for file in found
+        if file.name != "__init__.py"
+    ]
 
 
 def has_its_own(source: str) -> bool:

@@ -6,9 +6,11 @@ Needs the extra `study`. It depends on lrlora and lrlora not on it; `lrlora stud
     yaml_fields     YAML into dataclasses; read: a study file into a Study
     methods         what an arm can be
     arms, base      a method and its fields into a config of PEFT, and a base model under it
-    rows, facts     the rows of a task, split; facts to be memorised
+    rows            the rows of a task in three parts
+    task_kind       what a study asks of a kind of task; kinds: the kind of a task: held_out, commonsense, facts
     plan, scales    which cells a study has, which rate a search chooses, scales of updates
-    cell, capacity  one training run, measured; workers, cluster: where it runs
+    cell            one training run, measured; workers, cluster: where it runs
+    capacity        how much of the facts an adapter holds
     run, store      all cells, and results.jsonl; result: one row of it
     summary         means, intervals, paired differences; method_comparison: in PEFT's own shape
     answers         what a study says, in sentences

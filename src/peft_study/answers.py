@@ -10,7 +10,7 @@ from peft_study.summary import ArmResult
 
 
 def summary_lines(results: Sequence[ArmResult]) -> list[str]:
-    """What to tell beside the table: other scales at one rank, rates at the edge of their grid, cells that failed."""
+    """What to say next to the table: other scales at one rank, rates at the edge of their grid, cells that failed."""
     lines = scale_lines((r.arm, r.scale) for r in results)
     for edge in (r for r in results if r.at_the_edge):
         lines.append(
@@ -51,7 +51,7 @@ def answers(results: Sequence[ArmResult], reference: str) -> list[tuple[str, str
 
 
 def _sentence(known: Sequence[tuple[str, PairedDifference]], digits: int) -> str:
-    """Which differences are shown; where none is, the largest; how many chance alone would show; what is too small."""
+    """Which differences are shown; where none is, the largest; how many would be shown by chance; what is too small."""
     shown = [(arm, difference) for arm, difference in known if difference.is_shown]
     if all(difference.p_value is None for _, difference in known):
         return f"nothing can be concluded: {known[0][1].test}"

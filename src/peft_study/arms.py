@@ -28,7 +28,7 @@ def fields_of(arm: Arm) -> dict[str, Any]:
 
 
 def is_grid(method: Any, name: str) -> bool:
-    """Whether a list in this field of an arm stands for several arms: the field takes one value that is no list."""
+    """Whether a list in this field of an arm means several arms: the field takes one value that is no list."""
     if name == "c_lr_factor":
         return True
     try:
@@ -46,7 +46,7 @@ def check_field(method: str, name: str, value: Any) -> None:
     """
     kinds = kinds_of(method)
     if name in SAME_FOR_ALL and name not in kinds:
-        raise InputError(f"{name} is the same for every arm; it stands in the study, not in an arm")
+        raise InputError(f"{name} is the same for every arm; set it in the study, not in an arm")
     if name in UNUSED.get(method, ()):
         raise InputError(f"{name} has no effect in method {method}; its ranks are init_r and target_r")
     if name not in kinds:
@@ -96,7 +96,7 @@ def adapter_config(study: Study, arm: Arm, task_type: str | None, total_steps: i
     Args:
         study: gives the placement.
         arm: gives the method and its fields.
-        task_type: PEFT's word for the kind of task; None: PEFT shall not know, and leaves the head alone.
+        task_type: PEFT's word for the kind of task; None: PEFT is not told, and leaves the head as it is.
         total_steps: optimizer steps of a cell, which AdaLoRA plans with.
 
     Raises:
@@ -140,7 +140,7 @@ def _placement(study: Study, arm: Arm, config: type[Any]) -> dict[str, Any]:
 
 def _schedule(total_steps: int) -> dict[str, int]:
     """AdaLoRA: a tenth of the steps at the first rank, and half of them at the last one."""
-    # PEFT's allocator needs one step of scores before the last budget stands
+    # PEFT's allocator needs one step of scores before the last budget is reached
     tfinal = min(total_steps // 2, max(0, total_steps - 2))
     return {"tinit": total_steps // 10, "tfinal": tfinal, "deltaT": max(1, total_steps // 100)}
 

@@ -1,4 +1,4 @@
-"""The base model of a cell under its arm: its first blocks alone, and for facts an adapter beside a frozen head."""
+"""The base model of a cell: only its first blocks, and for facts an adapter with a frozen head."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers.pytorch_utils import Conv1D
 from lrlora.errors import InputError
 from lrlora.training.placement import ALL_LINEAR
 from peft_study.arms import adapted, adapter_config
-from peft_study.spec import Arm, Study, Task
+from peft_study.spec import Arm, Study
 
 
 def blocks_of(base: Any) -> str:
@@ -53,19 +53,16 @@ def keep_blocks(base: Any, count: int) -> None:
     base.new_parameters = [each for each in getattr(base, "new_parameters", []) if not each.startswith(gone)]
 
 
-def under_arm(study: Study, task: Task, arm: Arm, base: Any, task_type: str, steps: int) -> tuple[Any, Any]:
-    """A base model, cut to the study's blocks before, under an arm; and the arm's config, None for full fine-tuning.
+def with_frozen_head(study: Study, arm: Arm, base: Any, task_type: str, steps: int) -> tuple[Any, Any]:
+    """A base model under an arm, for facts; and the arm's config, None for full fine-tuning.
 
-    For facts the adapter alone is trained: new weights, such as the head of an encoder, stay as they were drawn, and
-    of "all-linear" the linear layers of the blocks are adapted. Full fine-tuning trains all but the head. The base's
+    Only the adapter is trained: new weights, such as the head of an encoder, stay as they were drawn, and of
+    "all-linear" the linear layers of the blocks are adapted. Full fine-tuning trains all but the head. The base's
     own dropout is off, since it would count against what can be held; the dropout of an arm is the arm's.
 
     Raises:
         InputError: modules that the method cannot adapt, or a model without a list of blocks.
     """
-    if not task.is_facts:
-        config = adapter_config(study, arm, task_type, steps)
-        return adapted(base, config), config
     backbone = base.base_model_prefix
     linear = [name for name, module in base.named_modules() if isinstance(module, torch.nn.Linear | Conv1D)]
     heads = [name for name in linear if not name.startswith(f"{backbone}.")]
@@ -77,7 +74,7 @@ def under_arm(study: Study, task: Task, arm: Arm, base: Any, task_type: str, ste
     elif hit := [name for name in heads if _is_target(name, targets)]:
         raise InputError(f"target_modules names the head {hit[0]}, and for facts the head stays as it is; leave it out")
     _without_dropout(base)
-    # PEFT trains the head of what it knows as a classifier, and put_on whatever the files lack
+    # PEFT trains the head of what it knows as a classifier, and put_on every weight that the files lack
     base.new_parameters = []
     placed = dataclasses.replace(study, target_modules=targets)
     config = adapter_config(placed, arm, "CAUSAL_LM" if task_type == "CAUSAL_LM" else None, steps)

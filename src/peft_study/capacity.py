@@ -1,4 +1,4 @@
-"""How much an adapter holds: bits, exact recall, what it forgot for it; of a cell, and over the seeds of an arm."""
+"""How much an adapter holds: bits, exact recall, forgetting; of a cell, and over the seeds of an arm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lrlora.statistics import Interval, bounds_of, mean_interval
 from peft_study.result import CellResult
 
 UNRELATED_TOKENS = 128
-"""Of an unrelated article so many tokens are scored, its first ones."""
+"""The first so many tokens of an unrelated article are scored."""
 _LOGITS_AT_ONCE = 1 << 26
 """A quarter of a gigabyte in float32, and half a gigabyte in float64 if all of them are of labels."""
 _ROWS_AT_ONCE = 512
@@ -31,7 +31,7 @@ class Capacity:
         facts: D, how many were to be memorised.
         bits: sum over facts of log2(values) - NLL_2(answer); None for pairs of a file.
         bits_per_parameter: over trained parameters.
-        exact_recall: share of facts whose answer greedy decoding gives, to its end.
+        exact_recall: fraction of facts whose answer greedy decoding gives, to its end.
         nats_per_fact: negative log likelihood of an answer.
         ratio: of the task's metric, bits or exact recall, to the reference arm's at the same seed; None for the
             reference itself, and where one of its values is not above 0.
@@ -49,24 +49,25 @@ class Capacity:
     unrelated_nats_after: Interval | None
 
 
-def score_facts(model: Any, tokenizer: Any, data: TaskData, encoded: Any) -> dict[str, float]:
+def score_facts(model: Any, tokenizer: Any, data: TaskData, encoded: Any, is_bf16: bool = False) -> dict[str, float]:
     """Ask a model for all facts of a task.
 
     bits = sum_i (log2 V - NLL_i / ln 2), nats_per_fact = mean_i NLL_i. Exact recall takes one pass and no decoding:
-    greedy decoding gives an answer if and only if each of its tokens, the end token with them, is the most likely one
-    behind those before it.
+    greedy decoding gives an answer if and only if each of its tokens, the end token included, is the most likely one
+    after those before it.
 
     Args:
         model: with or without an adapter; changed back to its mode.
         tokenizer: of the model.
-        data: of `peft_study.facts.load_facts`; V is the number of its labels.
+        data: as `peft_study.facts.load_facts` returns it; V is the number of its labels.
         encoded: its rows.
+        is_bf16: compute in bfloat16, as a training in that precision does.
 
     Returns:
         "exact_recall", "nats_per_fact", "loss" (the same), of drawn facts "bits" and "bits_per_parameter" (over those
         parameters that need a gradient).
     """
-    with evaluating(model):
+    with evaluating(model), torch.autocast(model.device.type, torch.bfloat16, enabled=is_bf16):
         nats, recalled = (_of_answers if data.kind == "causal" else _of_labels)(model, tokenizer, data, encoded)
     many = len(encoded)
     found = {"exact_recall": recalled / many, "nats_per_fact": nats / many, "loss": nats / many}
@@ -102,15 +103,16 @@ def _of_tokens(model: Any, batch: dict[str, Any]) -> tuple[Any, Any, Any]:
     """Of every token that is a label: its nats, and whether it is the likeliest; and which of all but the first are."""
     logits, wanted, is_label = labelled_logits(model, batch)
     # in float32 a sum over a vocabulary loses the fifth digit
-    losses = cross_entropy(logits.double(), wanted, reduction="none")
+    logits = logits.double()
+    losses = cross_entropy(logits, wanted, reduction="none")
     return losses, logits.argmax(dim=-1) == wanted, is_label
 
 
-def unrelated_nats(model: Any, tokenizer: Any, data: TaskData, encoded: Any) -> float:
+def unrelated_nats(model: Any, tokenizer: Any, data: TaskData, encoded: Any, is_bf16: bool = False) -> float:
     """Mean nats per token of plain text, as `lrlora.data.facts.encode_texts` gives it; each row's first has none."""
     total, tokens = 0.0, 0
     collate = collator_of(data, tokenizer)
-    with evaluating(model):
+    with evaluating(model), torch.autocast(model.device.type, torch.bfloat16, enabled=is_bf16):
         for _, batch in batches(encoded, collate, _rows_at_once(model, encoded), model.device):
             losses, _, _ = _of_tokens(model, batch)
             total += losses.sum().item()

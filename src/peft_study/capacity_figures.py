@@ -14,16 +14,17 @@ LINES = ("#3f7fd0", "#d9782d", "#2a9d6f", "#b0549c", "#7d8a99", "#b59a1e", "#c05
 """Told apart on white and on near-black; more arms than these differ in their dashes as well."""
 _DASHES = ("solid", "dash", "dot")
 MANY_ARMS = 8
-"""From so many arms on, a figure with a line for each of them stands beside the others."""
+"""From so many arms on, there is one more figure, with a line for each of them."""
 _ALIKE = 1.03
-"""Arms whose numbers of parameters differ by less than this factor stand above one another in a figure."""
+"""Arms whose numbers of parameters differ by less than this factor are drawn above one another in a figure."""
 
 
 def capacity_figures(results: Sequence[ArmResult]) -> list[tuple[str, Any]]:
     """Pairs of what a figure shows and the figure, for tasks of facts; none where no such task has a result.
 
-    Tasks of one metric stand together: "over the number of facts" where they differ in it, and, of each arm the value
-    of the number of facts of which it held most, over trained parameters; of many arms these values in order as well.
+    Tasks of one metric are drawn together: over the number of facts, where they differ in it. Another figure shows, for
+    each arm, the value at the number of facts of which it held most, over trained parameters. With many arms a third
+    one shows these values in order.
     """
     known = [result for result in results if result.capacity is not None and result.test is not None]
     made = []

@@ -13,27 +13,24 @@ from typing import Any
 import torch
 from transformers import set_seed
 
-from lrlora.data.encode import encode
-from lrlora.data.facts import encode_texts
+from lrlora.data import TaskData
 from lrlora.errors import InputError
-from lrlora.evaluation.commonsense import Suite
-from lrlora.evaluation.score import score
 from lrlora.ranks.measure import layer_ranks
 from lrlora.saved.identity import digest_of_model, stamp_of_model
 from lrlora.training.config import TrainConfig
 from lrlora.training.fit import train_in_memory
-from lrlora.training.model import base_of
+from lrlora.training.model import base_of, is_bf16
 from lrlora.training.run import versions
 from lrlora.tuner import deltas
 from peft_study import memory
 from peft_study.arms import AllocateRanks, steps_of
-from peft_study.base import keep_blocks, under_arm
-from peft_study.capacity import UNRELATED_TOKENS, score_facts, unrelated_nats
-from peft_study.facts import encode_facts
-from peft_study.plan import Cell, arm_named, digest_of_parts, task_named
-from peft_study.result import CellResult
-from peft_study.rows import Parts, load_parts
+from peft_study.base import keep_blocks
+from peft_study.kinds import kind_of, load_parts
+from peft_study.plan import Cell, arm_named, task_named
+from peft_study.result import CellResult, Phase
+from peft_study.rows import Parts
 from peft_study.spec import Arm, Study, Task
+from peft_study.task_kind import Trained
 
 AGAIN = "the same command runs the study on them as they are, and --retry_failed this cell if they were put back"
 RANK_FIELDS = (
@@ -44,8 +41,8 @@ RANK_FIELDS = (
 class Bench:
     """Runs cells of one study, one after the other, in one process; it reads and encodes the rows of a task once.
 
-    A cell whose rows or base model are not those that its fingerprint names fails: a result must not be known as one
-    of data that it was not made from. The base is hashed once, and again where its files look otherwise.
+    A cell fails where its rows or its base model are not those that its fingerprint names: a result must not be
+    attributed to data that it was not made from. The base is hashed once, and again where its files have changed.
 
     Example:
         Bench(study).run(cell).value
@@ -58,17 +55,16 @@ class Bench:
         self._base: tuple[object, str] | None = None
         self._encoded: dict[tuple[str, str], tuple[Any, Any]] = {}
         self._notes: dict[tuple[str, str], list[str]] = {}
-        self._unrelated: dict[str, tuple[Any, float]] = {}
+        self._of_base: dict[str, dict[str, float]] = {}
 
     def run(self, cell: Cell) -> CellResult:
-        """The row of a cell in results.jsonl; whatever goes wrong inside is a row too, with its reason."""
+        """The row of a cell in results.jsonl. An error inside the cell gives a row too, with its reason."""
         blank = blank_row(self._study, cell)
         try:
             return self._measured(cell, blank)
         except Exception as error:  # one bad cell must not stop the others; nothing is hidden: the row says it
             reason = reason_of(error)
-            # of a capacity the best rate is often the last one that holds: one that does not has lost, like any other
-            is_lost = task_named(self._study, cell.task).is_facts and cell.phase == "search"
+            is_lost = kind_of(task_named(self._study, cell.task)).diverging_loses and cell.phase == "search"
             status = "diverged" if is_lost and reason.startswith("diverged") else "failed"
             return dataclasses.replace(blank, status=status, reason=reason, traceback=traceback.format_exc(limit=-3))
         finally:
@@ -78,6 +74,7 @@ class Bench:
 
     def _measured(self, cell: Cell, blank: CellResult) -> CellResult:
         arm, task = arm_named(self._study, cell.arm), task_named(self._study, cell.task)
+        kind = kind_of(task)
         data = self._parts_of(task, cell).of(cell.phase)
         config = _train_config(self._study, arm, task, cell)
         # before the base is loaded: its new head is drawn from this seed as well
@@ -89,14 +86,19 @@ class Bench:
         if self._study.blocks is not None:
             keep_blocks(base, self._study.blocks)
         train_rows, evaluation_rows = self._encoded_of(task, cell.phase, data, tokenizer)
-        unrelated = self._unrelated_of(task, data, base, tokenizer)
+        in_bf16 = is_bf16(config.precision)
+        before = self._before(task, base, tokenizer, in_bf16)
         steps = steps_of(task, len(train_rows))
-        model, peft_config = under_arm(self._study, task, arm, base, task_type, steps)
+        model, peft_config = kind.under_arm(self._study, arm, base, task_type, steps)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         total = sum(p.numel() for p in model.parameters())
         fitted = train_in_memory(config, data, model, tokenizer, train_rows, [AllocateRanks()])
         peak = watch.peak()
-        metric, metrics = self._scored(cell, task, model, tokenizer, data, evaluation_rows, unrelated)
+        parts = self._parts[task.name]
+        trained = Trained(task, cell.phase, parts, model, tokenizer, evaluation_rows, before, in_bf16)
+        metric, metrics = kind.score(trained)
+        if bad := [name for name, value in metrics.items() if not math.isfinite(value)]:
+            raise InputError(f"diverged: {bad[0]} is not finite after training")
         return dataclasses.replace(
             blank,
             metric=metric,
@@ -118,36 +120,12 @@ class Bench:
             status="done",
         )
 
-    def _scored(
-        self, cell: Cell, task: Task, model: Any, tokenizer: Any, data: Any, encoded: Any, unrelated: Any
-    ) -> tuple[str, dict[str, float]]:
-        """The metric that counts, and all of them by name."""
-        metric = data.metrics[0] if data.metrics else "loss"
-        if task.is_facts:
-            metrics = score_facts(model, tokenizer, data, encoded)
-            metric = "nats_per_fact" if cell.phase == "search" and not data.labels else metric
-        else:
-            metrics = score(model, tokenizer, data, encoded, 2 * task.batch_size)
-        if unrelated is not None:
-            rows, before = unrelated
-            after = unrelated_nats(model, tokenizer, data, rows)
-            metrics |= {"unrelated_nats_before": before, "unrelated_nats_after": after}
-        if task.commonsense and cell.phase == "final":
-            metric = "accuracy"
-            rows = self._parts[task.name].commonsense
-            suite = Suite(rows, task.how, task.prompt, task.template, batch_size=task.batch_size)
-            metrics |= suite.score(model, tokenizer)
-        bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-        if bad:
-            raise InputError(f"diverged: {bad[0]} is not finite after training")
-        return metric, metrics
-
     def _parts_of(self, task: Task, cell: Cell) -> Parts:
         if task.name not in self._parts:
             self._parts[task.name] = load_parts(self._study, task)
         parts, key = self._parts[task.name], (task.name, cell.phase)
         if key not in self._digests:
-            self._digests[key] = digest_of_parts(parts, cell.phase)
+            self._digests[key] = parts.digest(cell.phase)
         if self._digests[key] != cell.rows:
             raise InputError(f"the rows of task {task.name!r} changed after the study had begun; {AGAIN}")
         return parts
@@ -159,28 +137,17 @@ class Bench:
         if self._base[1] != cell.model:
             raise InputError(f"the base model's files changed after the study had begun; {AGAIN}")
 
-    def _encoded_of(self, task: Task, phase: str, data: Any, tokenizer: Any) -> tuple[Any, Any]:
+    def _encoded_of(self, task: Task, phase: Phase, data: TaskData, tokenizer: Any) -> tuple[Any, Any]:
         key = (task.name, phase)
         if key not in self._encoded:
             notes = self._notes.setdefault(key, [*data.notes])
-            if task.is_facts:
-                rows = encode_facts(data, tokenizer, task.max_length)
-                self._encoded[key] = rows, rows
-            else:
-                self._encoded[key] = encode(data, tokenizer, task.max_length, task.template, notes.append)
+            self._encoded[key] = kind_of(task).encode(task, data, tokenizer, notes.append)
         return self._encoded[key]
 
-    def _unrelated_of(self, task: Task, data: Any, base: Any, tokenizer: Any) -> tuple[Any, float] | None:
-        """Unrelated text, encoded, and what the base alone makes of it; None where the task does not ask."""
-        texts = self._parts[task.name].unrelated
-        if not texts:
-            return None
-        if task.name not in self._unrelated:
-            rows = encode_texts(texts, tokenizer, UNRELATED_TOKENS)
-            if torch.accelerator.is_available():
-                base.to(torch.accelerator.current_accelerator())  # where the training will put it anyway
-            self._unrelated[task.name] = rows, unrelated_nats(base, tokenizer, data, rows)
-        return self._unrelated[task.name]
+    def _before(self, task: Task, base: Any, tokenizer: Any, in_bf16: bool) -> dict[str, float]:
+        if task.name not in self._of_base:
+            self._of_base[task.name] = kind_of(task).before(task, self._parts[task.name], base, tokenizer, in_bf16)
+        return self._of_base[task.name]
 
 
 def blank_row(study: Study, cell: Cell) -> CellResult:

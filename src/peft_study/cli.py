@@ -17,8 +17,6 @@ from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.show import print_table, print_warnings
 from lrlora.files import new_folder, write_json
 
-_TUNED = {False: "rates chosen on validation rows", True: "rates chosen on the facts themselves"}
-
 
 def _flag(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -28,7 +26,7 @@ def _flag(default: Any, help: str) -> Any:
 class StudyArguments:
     """Flags of `lrlora study`."""
 
-    study: str = field(metadata={"help": "study file, YAML: docs/study.md says what stands in it"})
+    study: str = field(metadata={"help": "study file, YAML: docs/study.md says what it holds"})
     out: Optional[str] = _flag(None, "folder of the results; runs/NAME if left out. The same command goes on there")
     data_root: Optional[str] = _flag(None, "folder that the data of the tasks are relative to; instead of the study's")
     workers: Optional[int] = _flag(None, "cells at a time; 1 if left out, with --ray as many as the cluster holds")
@@ -80,10 +78,11 @@ def _sigterm_raises(received: list[int]) -> Iterator[None]:
 
 
 def _run(chosen: StudyArguments, files: list[Path]) -> int:
-    """Do what the flags say; `files` gets the file of the results, as soon as it may be written to."""
+    """Do what the flags say; the file of the results is added to `files` as soon as it may be written to."""
     quiet_libraries()
     from peft_study import Machines, read_study, run_study
     from peft_study.answers import summary_lines
+    from peft_study.kinds import kind_of
     from peft_study.plan import with_root
     from peft_study.run import RESULTS
     from peft_study.summary import as_dict, summary
@@ -92,10 +91,10 @@ def _run(chosen: StudyArguments, files: list[Path]) -> int:
     if chosen.dry_run:
         _dry_run(study, chosen.json)
         return 0
-    if any(task.commonsense and task.how == "likelihood" for task in study.tasks):
+    for package in (name for task in study.tasks for name in kind_of(task).packages(task)):
         # the last step of a cell would find out, after hours; to import it here would take seconds
-        if importlib.util.find_spec("lm_eval") is None:
-            raise ModuleNotFoundError("No module named 'lm_eval'", name="lm_eval")
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"No module named {package!r}", name=package)
     workers = chosen.workers if chosen.workers is not None else (0 if chosen.ray else 1)
     out = Path(chosen.out or f"runs/{study.study}").expanduser()
     files.append(out / RESULTS)
@@ -115,26 +114,27 @@ def _run(chosen: StudyArguments, files: list[Path]) -> int:
 
 
 def _write(study: Any, rows: list[Any], described: dict[str, Any], out: Path) -> None:
-    """summary.json, and one file per final cell as PEFT's method_comparison has them."""
+    """summary.json, and one file per final cell in the format of PEFT's method_comparison."""
     from peft_study.method_comparison import method_comparison_rows
 
     write_json(out / "summary.json", described)
-    with new_folder(out / "method_comparison", overwrite=True) as beside:
+    with new_folder(out / "method_comparison", overwrite=True) as folder:
         for row in method_comparison_rows(study, rows):
             name = row["run_info"]["experiment_name"].replace("/", "--")
-            write_json(beside / f"{name}.json", row)
+            write_json(folder / f"{name}.json", row)
 
 
 def _show(study: Any, results: list[Any], out: Path) -> None:
     from peft_study.answers import answers, summary_lines
+    from peft_study.kinds import kind_of
 
     reference = study.reference_arm() or "nothing"
     for task in study.tasks:
         mine = [result for result in results if result.task == task.name]
-        tuned = "one rate, not tuned" if len(study.learning_rates) == 1 else _TUNED[task.is_facts]
-        where = "of all facts" if task.is_facts else "on test rows"
+        kind = kind_of(task)
+        tuned = "one rate, not tuned" if len(study.learning_rates) == 1 else kind.tuned
         print_table(
-            f"{task.name}: {mine[0].metric or 'no result'} {where}, mean [95 %]; {tuned}",
+            f"{task.name}: {mine[0].metric or 'no result'} {kind.measured}, mean [95 %]; {tuned}",
             ("arm", "s", "rate", "test", "n", f"minus {reference}", "p", "parameters", "time"),
             (_cells(result) for result in mine),
         )
@@ -195,7 +195,7 @@ def _dry_run(study: Any, as_json: bool) -> None:
         sizes = mine[0].sizes
         print_table(
             f"{task.name}: ESTIMATES, nothing was run; {sizes.told()}",
-            ("arm", "s", "cells", "trainable", "share", "steps", "memory, GiB", "hours a cell", "hours", "x LoRA"),
+            ("arm", "s", "cells", "trainable", "fraction", "steps", "memory, GiB", "hours a cell", "hours", "x LoRA"),
             (each.shown() for each in mine),
         )
     print_warnings(estimate_lines(study, found))

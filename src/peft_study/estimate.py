@@ -1,4 +1,4 @@
-"""--dry_run: cells and parameters of a study from shapes alone, estimates of memory and hours. Nothing is loaded."""
+"""--dry_run: cells and parameters of a study from shapes only, estimates of memory and hours. Nothing is loaded."""
 
 from __future__ import annotations
 
@@ -10,24 +10,17 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from lrlora.data import GLUE
 from lrlora.data.embedded import encoder_folder, model_folder
 from lrlora.errors import InputError
 from lrlora.files import read_json
 from lrlora.saved.pooling import set_pooling
 from peft_study.arms import steps_of
-from peft_study.base import keep_blocks, under_arm
+from peft_study.base import keep_blocks
+from peft_study.kinds import kind_of
 from peft_study.plan import cells_of_arm
-from peft_study.rows import load_splits
 from peft_study.scales import Scale, scale_lines, scale_of
 from peft_study.spec import Arm, Study, Task
 from peft_study.task import EMBEDDED
-
-GLUE_ROWS = {
-    "cola": 8551, "sst2": 67349, "mrpc": 3668, "qqp": 363846, "stsb": 5749, "mnli": 392702, "qnli": 104743,
-    "rte": 2490, "wnli": 635,
-}  # fmt: skip
-"""Rows of GLUE's training files."""
 
 COSTS = Path(__file__).with_name("step_costs.json")
 """Time and peak memory of a training step over plain LoRA's, by tokens of a step: `python -m benchmarks.step_costs`."""
@@ -66,9 +59,9 @@ class Estimate:
         trainable_parameters, total_parameters: counted on the model, built without memory.
         steps: optimizer steps of a cell.
         memory_bytes: weights in float32, gradients and AdamW of what is trained, activations.
-        hours_of_a_cell: training alone, at the study's device_tflops; None where it names none.
+        hours_of_a_cell: of the training only, at the study's device_tflops; None where it names none.
         time_ratio: of a step over plain LoRA's, from docs/performance.md; None where the method was not measured: then
-            LoRA's stands in, as a lower bound.
+            LoRA's is taken, as a lower bound.
     """
 
     task: str
@@ -121,7 +114,7 @@ def estimates(study: Study) -> list[Estimate]:
 
 
 def estimate_lines(study: Study, found: list[Estimate]) -> list[str]:
-    """What to tell beside the tables: other scales at one rank, and tasks that have fewer rows than they ask for."""
+    """What to say next to the tables: other scales at one rank, and tasks that have fewer rows than they ask for."""
     lines = scale_lines((each.arm, each.scale) for each in found)
     for task in study.tasks:
         sizes = next(each.sizes for each in found if each.task == task.name)
@@ -138,13 +131,13 @@ def _estimate(study: Study, task: Task, arm: Arm, sizes: Sizes) -> Estimate:
         keep_blocks(base, study.blocks)
     shape = base.config.get_text_config()
     matmul = sum(m.weight.numel() for m in base.modules() if isinstance(m, torch.nn.Linear))
-    kind = "CAUSAL_LM" if sizes.classes is None else "SEQ_CLS"
+    task_type = "CAUSAL_LM" if sizes.classes is None else "SEQ_CLS"
     try:
         with torch.device("meta"):
-            model, peft_config = under_arm(study, task, arm, base, kind, steps)
+            model, peft_config = kind_of(task).under_arm(study, arm, base, task_type, steps)
     except (RuntimeError, NotImplementedError) as error:
         raise InputError(
-            f"arm {arm.name!r}: method {arm.method} cannot be built from shapes alone ({str(error).splitlines()[0]}), "
+            f"arm {arm.name!r}: method {arm.method} cannot be built from shapes only ({str(error).splitlines()[0]}), "
             "so nothing can be estimated; leave the arm out of a --dry_run"
         ) from error
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -201,34 +194,17 @@ def _config_of(study: Study) -> Any:
 def _sizes_of(study: Study, task: Task) -> Sizes:
     """From the rows, where they are on this machine; else what is known without them."""
     if _is_here(study, task):
-        data = load_splits(study, task).search
+        data = kind_of(task).splits(study, task).search
         classes = {"classification": len(data.labels), "regression": 1}.get(data.kind)
         return Sizes(len(data.train), classes, is_assumed=False)
-    if task.is_facts:
-        return Sizes(task.facts, None, is_assumed=True)  # pairs, for a causal model
-    name = task.task or task.name
-    kind = task.kind or (GLUE[name].kind if name in GLUE else "classification")
-    classes = {"classification": 3 if name == "mnli" else 2, "regression": 1}.get(kind)
-    return Sizes(_rows_without_data(study, task), classes, is_assumed=True)
+    return Sizes(*kind_of(task).assumed(study, task), is_assumed=True)
 
 
 def _is_here(study: Study, task: Task) -> bool:
     """Whether the rows of a task can be read without the hub; a data_root that is named must hold them."""
-    is_drawn = task.is_facts and task.question_column is None
-    if is_drawn or task.data == EMBEDDED or study.data_root is not None:
+    if not kind_of(task).reads(task) or task.data == EMBEDDED or study.data_root is not None:
         return True
     return task.data is not None and Path(task.data).expanduser().exists()
-
-
-def _rows_without_data(study: Study, task: Task) -> int | None:
-    whole = GLUE_ROWS.get(task.task or task.name)
-    if whole is not None:
-        held_out = (task.test_rows or whole // 10) if task.test_from == "training" else 0
-        left = whole - (task.validation_rows or whole // 10) - held_out
-        return min(task.train_rows or left, left)
-    if task.train_rows is None and task.max_steps < 1:
-        return len(load_splits(study, task).search.train)
-    return task.train_rows
 
 
 @functools.cache

@@ -1,23 +1,37 @@
-"""The rows of tasks of kind "facts". The same rows train, choose the rate, and are recalled."""
+"""Tasks of kind "facts": the same rows are trained on, choose the rate, and are recalled."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+
 from lrlora.data import DataSource, TaskData
+from lrlora.data.embedded import news_articles
+from lrlora.data.encode import Say
 from lrlora.data.facts import (
     PATTERN,
     Facts,
     drawn_facts,
     encode_labelled,
     encode_recalled,
+    encode_texts,
     read_facts,
     written,
 )
 from lrlora.errors import InputError
 from lrlora.internals import is_causal_only
 from lrlora.saved.adapter import base_config
+from peft_study.base import with_frozen_head
+from peft_study.capacity import UNRELATED_TOKENS, score_facts, unrelated_nats
+from peft_study.result import Phase
+from peft_study.rows import Parts
 from peft_study.spec import Study, Task
+from peft_study.task import settings_of
+from peft_study.task_kind import TaskKind, Trained
+
+_TEXTS = "unrelated"
 
 
 def load_facts(study: Study, task: Task) -> TaskData:
@@ -39,6 +53,11 @@ def load_facts(study: Study, task: Task) -> TaskData:
         raise InputError(f"pooling is of encoders, and {_model_of(study)} is a causal model; leave it out")
     facts = _facts_of(study, task)
     return _recalled(task, facts) if is_causal else _labelled(task, facts)
+
+
+def _splits(study: Study, task: Task) -> Parts:
+    facts = load_facts(study, task)
+    return Parts(facts, facts)
 
 
 def _facts_of(study: Study, task: Task) -> Facts:
@@ -77,14 +96,70 @@ def metrics_of(is_drawn: bool) -> tuple[str, ...]:
     return ("bits", "bits_per_parameter", "exact_recall", "nats_per_fact")[0 if is_drawn else 2 :]
 
 
+def _unrelated(study: Study, task: Task) -> Mapping[Phase, Mapping[str, Any]]:
+    """Texts without any of the facts, on which forgetting is measured; none where the task does not ask."""
+    if task.forgetting is None:
+        return {}
+    texts = {_TEXTS: news_articles(task.forgetting)}
+    return {"search": texts, "final": texts}
+
+
 def encode_facts(data: TaskData, tokenizer: Any, max_length: int) -> Any:
     """Tokenise the rows of `load_facts`; errors as in `lrlora.data.facts`."""
     encode = encode_recalled if data.kind == "causal" else encode_labelled
     return encode(data.train, tokenizer, max_length)
 
 
+def _encode(task: Task, data: TaskData, tokenizer: Any, say: Say) -> tuple[Any, Any]:
+    rows = encode_facts(data, tokenizer, task.max_length)
+    return rows, rows
+
+
+def _before(task: Task, parts: Parts, base: Any, tokenizer: Any, is_bf16: bool) -> dict[str, float]:
+    """Nats per token of unrelated text before any adapter."""
+    if not parts.further:
+        return {}
+    if torch.accelerator.is_available():
+        base.to(torch.accelerator.current_accelerator())  # where the training will put it anyway
+    return {"unrelated_nats_before": _nats_of_texts(parts, base, tokenizer, is_bf16)}
+
+
+def _nats_of_texts(parts: Parts, model: Any, tokenizer: Any, is_bf16: bool) -> float:
+    rows = encode_texts(parts.further["final"][_TEXTS], tokenizer, UNRELATED_TOKENS)
+    return unrelated_nats(model, tokenizer, parts.final, rows, is_bf16)
+
+
+def _score(trained: Trained) -> tuple[str, dict[str, float]]:
+    """The bits of drawn facts; of pairs exact recall, or in the search the nats, which tell close rates apart."""
+    data, model, tokenizer = trained.data, trained.model, trained.tokenizer
+    found = score_facts(model, tokenizer, data, trained.encoded, trained.is_bf16)
+    if trained.before:
+        after = _nats_of_texts(trained.parts, model, tokenizer, trained.is_bf16)
+        found |= {**trained.before, "unrelated_nats_after": after}
+    is_search_of_pairs = trained.phase == "search" and not data.labels
+    return "nats_per_fact" if is_search_of_pairs else data.main_metric, found
+
+
+FACTS = TaskKind(
+    splits=_splits,
+    further=_unrelated,
+    reads=lambda task: task.question_column is not None,
+    assumed=lambda study, task: (task.facts, None),  # pairs, for a causal model
+    settings=lambda task, phase: settings_of(task),
+    encode=_encode,
+    under_arm=with_frozen_head,
+    before=_before,
+    score=_score,
+    packages=lambda task: (),
+    # of a capacity the best rate is often the last one that holds: one that does not has lost, like any other
+    diverging_loses=True,
+    tuned="rates chosen on the facts themselves",
+    measured="of all facts",
+)
+
+
 def is_causal_model(study: Study) -> bool:
-    """Whether the base of a study predicts tokens one after the other: its files say so, or its type alone.
+    """Whether the base of a study predicts tokens one after the other: its files say so, or else its type.
 
     Raises:
         InputError: a model of which there is no config.

@@ -1,4 +1,4 @@
-"""Results in the shape that PEFT's method_comparison keeps them."""
+"""Results in the format of PEFT's method_comparison."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from peft_study.spec import Study
 
 
 def method_comparison_rows(study: Study, rows: list[CellResult]) -> list[dict[str, Any]]:
-    """Every final cell in the shape of the results of PEFT's method_comparison: run_info, train_info, meta_info.
+    """Every final cell in the format of the results of PEFT's method_comparison: run_info, train_info, meta_info.
 
-    What was not measured is None. Its own tables hold accelerator memory; `peak_kind` says what stands there instead.
+    What was not measured is None. Its own tables hold accelerator memory; `peak_kind` says what is there instead.
 
     Args:
         study: what was compared.

@@ -32,10 +32,10 @@ class StudySection:
 
     Args:
         name: of the study, or of its folder.
-        note: what the study says about itself.
+        note: the study's own description.
         reference: the arm that the others are compared with.
         results: one per task and arm.
-        answers: questions with what the study says to them.
+        answers: questions with their answers.
         scales: arms of different scales at one rank, in words.
         failed: cells without a result, in words.
         frontier: value over trained parameters, per task.
@@ -104,8 +104,9 @@ class _Point:
 def study_section(folder: str | Path) -> StudySection | None:
     """Read results.jsonl of a folder; None where there is no such file, or no result in it.
 
-    With the summary.json that `lrlora study` writes beside it, only the rows that the study still has are read, and the
-    arms are compared with the study's reference; without, all rows, and the first arm of method "lora".
+    With the summary.json that `lrlora study` writes next to it, only the rows that the study still has are read, and
+    the arms are compared with the study's reference. Without it, all rows are read, and the reference is the first arm
+    of method "lora".
 
     Raises:
         InputError: a line that is no row of a study, other than a last one cut short.

@@ -12,13 +12,13 @@ from typing import Literal
 from transformers import AutoConfig
 
 from lrlora.errors import InputError
-from lrlora.saved.identity import digest_of_model, digest_of_rows
+from lrlora.saved.identity import digest_of_model
 from lrlora.saved.local import check_local
 from peft_study.arms import fields_of
-from peft_study.result import CellResult, Phase
-from peft_study.rows import Parts, fingerprint, load_parts
+from peft_study.kinds import kind_of, load_parts
+from peft_study.result import PHASES, CellResult, Phase
+from peft_study.rows import fingerprint
 from peft_study.spec import Arm, Study, Task
-from peft_study.task import OWN
 from peft_study.widen import rate_beyond
 
 LOWER_IS_BETTER = ("loss", "nats_per_fact")
@@ -34,7 +34,7 @@ class Cell:
         phase: "search", measured on validation rows, or "final", on test rows.
         learning_rate, seed: of this run.
         fingerprint: identity of its result.
-        rows, model: digests of what it reads, parts of that identity; a worker that reads something else refuses.
+        rows, model: digests of what it reads, parts of that identity; a worker that reads others fails the cell.
     """
 
     arm: str
@@ -49,14 +49,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Digests:
-    """What a study reads from outside its file, as numbers: base model, and rows per (task, phase)."""
+    """Digests of what a study reads from outside its file: the base model, and the rows per (task, phase)."""
 
     model: str
     rows: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
 def digests_of(study: Study) -> Digests:
-    """Read all rows once, and name what was read.
+    """Read all rows once, and compute their digests.
 
     Raises:
         InputError: rows or a model folder that cannot be read.
@@ -65,8 +65,8 @@ def digests_of(study: Study) -> Digests:
     rows = {}
     for task in study.tasks:
         parts = load_parts(study, task)
-        for phase in ("search", "final"):
-            rows[task.name, phase] = digest_of_parts(parts, phase)
+        for phase in PHASES:
+            rows[task.name, phase] = parts.digest(phase)
     return Digests(model, rows)
 
 
@@ -82,29 +82,8 @@ def _digest_of_base(name: str | None) -> str:
     return digest_of_model(name)
 
 
-def digest_of_parts(parts: Parts, phase: str) -> str:
-    """A number for the rows of a phase, the test rows of commonsense tasks with those of the final one."""
-    digest = digest_of_rows(parts.of(phase))
-    if parts.commonsense and phase == "final":
-        digest += fingerprint(commonsense=parts.commonsense)
-    if parts.unrelated:
-        digest += fingerprint(unrelated=parts.unrelated)
-    return digest
-
-
 def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, rate: float, seed: int) -> Cell:
-    """A cell with its identity: settings, rows and model determine it; where the rows lie and other arms do not."""
-    settings = dataclasses.asdict(task)
-    for name in ("data", "train_rows", "validation_rows", "test_rows", "test_from"):
-        settings.pop(name)  # the digest of the rows says it
-    for name in ("commonsense", "commonsense_data", "commonsense_rows", "how", "prompt"):
-        value = settings.pop(name)
-        if task.commonsense and phase == "final" and name in ("how", "prompt"):
-            settings[name] = value
-    for name in OWN:
-        settings.pop(name)  # the digest of the rows says these too
-    if task.pooling == "auto":
-        settings.pop("pooling")  # studies from before it could be chosen
+    """A cell with its identity: settings, rows and model determine it; the place of the rows and other arms do not."""
     identity = fingerprint(
         arm=arm.name,
         method=arm.method,
@@ -112,7 +91,7 @@ def cell_of(study: Study, digests: Digests, arm: Arm, task: Task, phase: Phase, 
         c_lr_factor=arm.c_lr_factor,
         placement=[study.target_modules, study.exclude_modules, study.modules_to_save],
         training=dataclasses.asdict(study.training),
-        task=settings,
+        task=kind_of(task).settings(task, phase),
         model=digests.model,
         rows=digests.rows[task.name, phase],
         phase=phase,
@@ -129,15 +108,15 @@ def search_cells(
 ) -> list[Cell]:
     """The cells that choose an arm's rate on a task; none where it has one rate: there is nothing to choose.
 
-    Where a study widens, a rate beyond the edge comes behind the others as soon as all of them are through and the best
-    one lies there: it hangs on finished rows alone, so that a study that was stopped asks for the same.
+    Where a study widens, a rate beyond the edge is added as soon as all others are finished and the best one is at the
+    edge. That depends only on finished rows: a study that was stopped adds the same rate.
 
     Args:
         study: what is compared.
         digests: of its rows and model.
         arm: whose rate is chosen.
         task: on which it is chosen.
-        rows: by fingerprint, whatever is finished; None: nothing, which gives the cells of the grid.
+        rows: finished ones by fingerprint; None: none, which gives the cells of the grid.
     """
     rates, finished = list(study.rates_of(arm)), rows or {}
     if len(rates) == 1:
@@ -170,12 +149,12 @@ def final_cells(study: Study, digests: Digests, arm: Arm, task: Task, rate: floa
 def open_cells(study: Study, digests: Digests, rows: Mapping[str, CellResult]) -> list[Cell]:
     """The cells that can run now and have no row yet, in the order in which they should run.
 
-    The final cells of an arm come up when its search on that task is through. Tasks go one after the other.
+    The final cells of an arm follow when its search on that task is finished. Tasks go one after the other.
 
     Args:
         study: what is compared.
         digests: of its rows and model.
-        rows: by fingerprint, whatever is finished: done or failed.
+        rows: finished ones by fingerprint: done, diverged or failed.
     """
     cells: list[Cell] = []
     for task in study.tasks:
@@ -203,7 +182,7 @@ def chosen_rate(searched: Iterable[CellResult], by: Literal["metric", "loss"] = 
 
     Args:
         searched: rows of the search of one arm on one task.
-        by: "loss" looks at the loss alone.
+        by: "loss" compares only the loss.
 
     Returns:
         The rate; None where no rate came through.
@@ -229,7 +208,7 @@ def chosen_rate(searched: Iterable[CellResult], by: Literal["metric", "loss"] = 
 
 
 def is_at_the_edge(rates: Collection[float], rate: float) -> bool:
-    """Whether the best rate is the lowest or highest of at least three: a better one may lie beyond."""
+    """Whether the best rate is the lowest or highest of at least three: a better one may be beyond it."""
     return len(rates) >= 3 and rate in (min(rates), max(rates))
 
 

@@ -49,7 +49,7 @@ def read_study(path: Path | str) -> Study:
 
 
 def _expanded(piece: Marked) -> list[Marked]:
-    """The arms that a mapping stands for: one for every combination of the values in its lists."""
+    """The arms that a mapping describes: one for every combination of the values in its lists."""
     piece = _flat(piece)
     keys = piece.value if isinstance(piece.value, dict) else {}
     method, name = (keys[key].value if key in keys else None for key in ("method", "name"))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from lrlora.errors import InputError
 
 Phase = Literal["search", "final"]
+PHASES: tuple[Phase, ...] = ("search", "final")
 Status = Literal["done", "failed", "diverged"]
 
 
@@ -28,14 +29,14 @@ class CellResult:
         loss: mean loss on the rows of the phase, in nats.
         train_loss: mean loss over the training, in nats.
         trainable_parameters, total_parameters: numbers, of the model under its arm.
-        wall_s: seconds of the training alone.
+        wall_s: seconds of the training only.
         peak_bytes, peak_kind: memory beyond what the process held before, and what was counted.
         file_bytes: the adapter as PEFT saves it; of a whole model its weights.
         steps: optimizer steps.
         train_rows, eval_rows: rows that were trained on, and measured on.
         ranks: learned rank of every layer, of final cells with one.
         adapter: the method's config as PEFT saves it; None for full fine-tuning.
-        notes: what was cut or guessed of the rows. Lines of before they were noted have no such key.
+        notes: what was cut or guessed of the rows. Lines of older versions have no such key.
         status: "done"; "failed"; or "diverged", a rate of a search for facts that has lost.
         reason: why a cell is not done, in one line.
         versions: of packages, Python and device.

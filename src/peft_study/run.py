@@ -66,18 +66,18 @@ def run_study(
     retry_failed: bool = False,
     tell: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> list[CellResult]:
-    """Run whatever of a study has not run yet.
+    """Run the cells of a study that have not run yet.
 
-    Every arm is tuned first, on rows split off the training file, over as many learning rates as every other arm; then
+    Every arm is tuned first, on rows split off the training file, over as many learning rates as every other arm. Then
     its seeds run at the chosen rate and are measured on the evaluation file. A cell that fails is a row with its
-    reason. Killed at any moment, the same call goes on.
+    reason. After a kill at any moment, the same call goes on.
 
     Args:
         study: what is compared.
         out: folder of results.jsonl and study.json.
         machines: where the cells run; None: one process of this machine.
         retry_failed: run failed cells again.
-        tell: hears one line per finished cell.
+        tell: gets one line per finished cell.
 
     Returns:
         The rows of the study's cells, in the order of the study; earlier results of other settings are left out.
@@ -134,7 +134,7 @@ def _run_cells(
 
 
 def rows_of(study: Study, digests: Digests, rows: dict[str, CellResult]) -> list[CellResult]:
-    """Those rows that are cells of the study as it stands, in its order."""
+    """The rows that are cells of the study as it is now, in its order."""
     found: list[CellResult] = []
     for task in study.tasks:
         for arm in study.arms:

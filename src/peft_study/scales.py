@@ -51,7 +51,7 @@ def scale_lines(scales: Iterable[tuple[str, Scale | None]]) -> list[str]:
     """A line for every rank at which arms have different scales, which names them all.
 
     Args:
-        scales: arms and their scales; an arm may stand there several times.
+        scales: arms and their scales; an arm may occur several times.
     """
     by_rank: dict[int, dict[str, list[str]]] = {}
     for arm, scale in dict.fromkeys(scales):

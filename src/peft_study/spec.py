@@ -51,23 +51,23 @@ class Study:
     Args:
         study: its name.
         arms, tasks: what is compared, on what.
-        learning_rates: the rates of every arm that has none of its own. One alone is taken as it is, without a search.
+        learning_rates: the rates of every arm that has none of its own. A single one is used without a search.
         seeds: of the runs that give the result, at the chosen rate.
         search_seeds: of the runs that choose the rate.
-        choose_by: what of them chooses it: "metric", the task's first one, or "loss", which is less noisy on few rows.
+        choose_by: what chooses the rate: "metric", the task's first one, or "loss", which is less noisy on few rows.
         smallest_effect: a difference of the metric, or of the loss, that is smaller than this is not called shown,
-            however sure it is.
+            even where it is significant.
         note: a sentence about the study, shown with its results.
         reference: the arm that others are compared with; None: the first arm of method "lora".
         model: folder or hub name; None: the embedded encoder.
-        model_config: config of the model, {"model_type": ...}, so that --dry_run needs neither weights nor hub.
+        model_config: config of the model, {"model_type": ...}: with it --dry_run needs neither weights nor hub.
         data_root: folder that the tasks' `data` is relative to.
         target_modules, exclude_modules, modules_to_save: the placement, the same for every arm.
         training: what is the same for every cell.
         device_tflops: assumed speed of the device in TFLOP/s, for the estimates of --dry_run.
         blocks: use only the first so many blocks of the base model; None: all.
         widen: at most so many more rates are tried for an arm on a task, one factor of its grid beyond the edge, while
-            the best rate lies at the edge of those tried.
+            the best rate is at the edge of those tried.
     """
 
     study: str
@@ -112,8 +112,8 @@ class Study:
         facts = [task.name for task in self.tasks if task.is_facts]
         if facts and self.modules_to_save:
             raise InputError(
-                f"modules_to_save ({', '.join(self.modules_to_save)}) would hold facts beside the adapter, which task "
-                f"{facts[0]!r} of kind facts counts alone; leave modules_to_save out"
+                f"modules_to_save ({', '.join(self.modules_to_save)}) would hold facts as well, and task "
+                f"{facts[0]!r} of kind facts counts only what the adapter holds; leave modules_to_save out"
             )
         names = [arm.name for arm in self.arms]
         if self.reference is not None and self.reference not in names:
@@ -155,22 +155,6 @@ class Study:
                 'task data: a path, a dataset of the hub such as "glue", or "embedded"'
             )
         return task.data
-
-    def commonsense_data_of(self, task: Task) -> str:
-        """Where the test rows of a task's commonsense tasks lie.
-
-        Raises:
-            InputError: a task that says nowhere where they are.
-        """
-        if task.commonsense_data == "hub":
-            return "hub"
-        if self.data_root is None and task.commonsense_data is None:
-            raise InputError(
-                f"task {task.name!r} is measured on {', '.join(task.commonsense)}, but neither it nor the study says "
-                "where their test rows are; pass --data_root FOLDER, or give the task commonsense_data: a folder or "
-                '"hub"'
-            )
-        return str(Path(self.data_root or "").expanduser() / (task.commonsense_data or ""))
 
 
 def _check_once(values: Sequence[Any], what: str) -> None:

@@ -42,7 +42,7 @@ class ArmRanks:
         attention_minus_mlp_ba: the same of the null.
         attention_minus_mlp_beyond: the same of what is beyond it.
         rms_over_tau: RMS(B A) / tau, mean over layers and seeds; None where phi has no knee.
-        outside_grid: share of entries outside the grid, mean over layers and seeds.
+        outside_grid: fraction of entries outside the grid, mean over layers and seeds.
         seeds: number of seeds.
     """
 
@@ -68,7 +68,7 @@ class ArmResult:
         scale: s of its update with its rank; None for methods that have none, and where no cell came through.
         metric: what `test` holds.
         learning_rate: chosen on validation rows; None where no rate came through.
-        at_the_edge: the chosen rate is the lowest or the highest: a better one may lie beyond the grid.
+        at_the_edge: the chosen rate is the lowest or the highest: a better one may be beyond the grid.
         validation: the metric that chose it, mean over search seeds.
         test: the metric on test rows over seeds.
         difference: to the reference arm, over the seeds that both have; None for the reference itself.

@@ -48,7 +48,7 @@ def write_tables(
         if name is None:
             continue
         check_file(Path(name), places)
-        with new_file(Path(name)) as beside, beside.open("w", encoding="utf-8", newline="") as out:
+        with new_file(Path(name)) as file, file.open("w", encoding="utf-8", newline="") as out:
             if text_of is None:
                 lines = csv_rows(studies)
                 writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
@@ -58,8 +58,8 @@ def write_tables(
                 out.write(text_of(studies))
         written.append(Path(name))
     if figures is not None:
-        with new_folder(Path(figures), overwrite=True, written=("*.png", "*.pdf"), read=places) as beside:
-            _draw(studies, beside)
+        with new_folder(Path(figures), overwrite=True, written=("*.png", "*.pdf"), read=places) as folder:
+            _draw(studies, folder)
         written.append(Path(figures))
     return written
 
@@ -182,7 +182,7 @@ def _parameters(results: Sequence[ArmResult], path: Path) -> None:
         return
     figure, axis = pyplot.subplots(figsize=(7, max(4, 0.5 + 0.2 * len(results))), layout="constrained")
     numbers = [r.trainable_parameters or 0 for r in results]
-    # arms of one size lie above one another: a legend tells them apart, where names would cover each other
+    # arms of one size are above one another: a legend tells them apart, where names would cover each other
     for place, r in enumerate(results):
         colour, marker = LINES[place % len(LINES)], _MARKERS[place // len(LINES) % len(_MARKERS)]
         axis.errorbar(
@@ -222,5 +222,5 @@ def _reach(results: Sequence[ArmResult]) -> list[list[float]]:
 
 
 def _plain(text: str) -> str:
-    # matplotlib sets what lies between two of them as mathematics
+    # matplotlib sets what is between two of them as mathematics
     return text.replace("$", r"\$")

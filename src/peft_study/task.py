@@ -1,11 +1,11 @@
-"""A task of a study, checked; of kind "facts" it has fields of its own, and none of most others."""
+"""A task of a study, checked. Kind "facts" has fields of its own, and takes few of the others."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lrlora.data import Kind
 from lrlora.data.commonsense import COMMONSENSE
@@ -41,10 +41,10 @@ class Task:
         commonsense_rows: test rows of each, at most. None: all.
         how, prompt: as in `lrlora.evaluation.score_commonsense`.
         facts: of kind "facts": how many facts the adapter must memorise. Without `data` they are drawn; of a file the
-            first so many pairs, None: all.
-        values: answers that a drawn fact can have, each as likely.
+            first so many pairs are taken, None: all.
+        values: number of answers that a drawn fact can have, all equally likely.
         question_column, answer_column: columns of the file of pairs.
-        pattern: how a pair becomes a text for a causal model; what stands behind the question is to be memorised.
+        pattern: how a pair becomes a text for a causal model; what comes after the question is to be memorised.
         forgetting: articles of unrelated English on which a causal model is scored before and after; None: none.
     """
 
@@ -98,16 +98,29 @@ class Task:
         return self.kind == "facts"
 
 
-OWN = ("facts", "values", "question_column", "answer_column", "pattern", "forgetting")
-"""Fields of a task that mean nothing where it is of another kind."""
+_OF_FACTS = ("facts", "values", "question_column", "answer_column", "pattern", "forgetting")
+_OF_COMMONSENSE = ("commonsense", "commonsense_data", "commonsense_rows", "how", "prompt")
 _OF_OTHERS = (
     "text_columns", "label_column", "train_rows", "validation_rows", "test_rows", "test_from", "template",
-    "commonsense", "commonsense_data", "commonsense_rows", "how", "prompt",
+    *_OF_COMMONSENSE,
 )  # fmt: skip
+_IN_THE_ROWS = ("data", "train_rows", "validation_rows", "test_rows", "test_from", *_OF_COMMONSENSE, *_OF_FACTS)
+"""Fields that are no part of what a cell is known by: the digest of the rows says them."""
+
+
+def settings_of(task: Task) -> dict[str, Any]:
+    """The fields of a task that determine a result, apart from its rows; a new field must be left out at its default.
+
+    The fingerprints of all results that exist depend on it.
+    """
+    settings = {name: value for name, value in dataclasses.asdict(task).items() if name not in _IN_THE_ROWS}
+    if task.pooling == "auto":
+        settings.pop("pooling")  # studies from before it could be chosen
+    return settings
 
 
 def check_facts(task: Task) -> None:
-    """Refuse settings of facts that do not go together, those of other kinds of tasks here, and these there.
+    """Refuse settings of facts that do not go together, and settings of one kind of task in another.
 
     Raises:
         InputError: which, and what to do.
@@ -115,7 +128,7 @@ def check_facts(task: Task) -> None:
     plain = {each.name: each.default for each in dataclasses.fields(task)}
     chosen = [name for name, default in plain.items() if getattr(task, name) != default]
     if not task.is_facts:
-        if strange := [name for name in OWN if name in chosen]:
+        if strange := [name for name in _OF_FACTS if name in chosen]:
             raise InputError(
                 f"{strange[0]} is of tasks of kind facts; give task {task.name!r} kind: facts, or leave it out"
             )

@@ -6,10 +6,10 @@ from collections.abc import Collection
 
 
 def rate_beyond(rates: Collection[float], best: float) -> float | None:
-    """The rate one factor of the grid beyond the edge at which the best one lies; None where it lies inside.
+    """The rate one factor of the grid beyond the edge at which the best one is; None where it is inside.
 
-    The factor is that between the best rate and its neighbour, so that a grid goes on as it was made. Six digits are
-    kept: a rate is a part of what a cell is known by, and must not hang on how a quotient was rounded.
+    The factor is that between the best rate and its neighbour: a grid goes on as it was made. Six digits are kept,
+    since a rate is part of the fingerprint of a cell and must not depend on how a quotient was rounded.
 
     Args:
         rates: all that were tried, at least two, above 0.

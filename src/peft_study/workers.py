@@ -160,7 +160,7 @@ def _end_with_the_parent() -> None:
 def gpu_of(worker: int) -> str | None:
     """The one GPU that a worker shall see, of several; None where there is at most one.
 
-    transformers.Trainer would spread a cell over all GPUs that it sees, and so change its batch.
+    transformers.Trainer would distribute a cell over all GPUs that it sees, which changes its batch.
     """
     import torch
 

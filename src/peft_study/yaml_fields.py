@@ -1,4 +1,4 @@
-"""YAML into dataclasses, field by field: whatever does not fit is refused by name, with its line."""
+"""YAML into dataclasses, field by field: a key or value that does not fit is refused by name, with its line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _Loader.add_implicit_resolver(
 
 @dataclasses.dataclass(frozen=True)
 class Marked:
-    """A piece of a YAML file and where it stands.
+    """A piece of a YAML file and its place.
 
     Args:
         value: a dict or a list of Marked, or a plain value.
@@ -54,7 +54,7 @@ def read(path: Path) -> Marked:
     """Read a YAML file.
 
     Raises:
-        InputError: no such file, no YAML, or a key that stands twice.
+        InputError: no such file, no YAML, or a key that occurs twice.
     """
     if not path.is_file():
         raise InputError(f"no such study file: {path}")
@@ -75,7 +75,7 @@ def _mark(loader: _Loader, node: yaml.Node, file: str) -> Marked:
         for key, value in node.value:
             name = str(loader.construct_object(key))
             if name in pieces:
-                raise InputError(f"{file}, line {key.start_mark.line + 1}: {name!r} stands twice")
+                raise InputError(f"{file}, line {key.start_mark.line + 1}: {name!r} occurs twice")
             pieces[name] = dataclasses.replace(
                 _mark(loader, value, file), where=f"{file}, line {key.start_mark.line + 1}"
             )
@@ -132,7 +132,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
 
 
 def check_type(kind: Any, value: Any, what: str) -> None:
-    """Check a plain value against an annotation; nothing is converted, so that 16 stays 16.
+    """Check a plain value against an annotation; nothing is converted: 16 stays 16.
 
     Raises:
         InputError: a value of another type.

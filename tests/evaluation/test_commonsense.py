@@ -10,7 +10,7 @@ from lrlora import InputError
 from lrlora.data.commonsense import COMMONSENSE, instruction_of, load_commonsense
 from lrlora.data.encode import encode_row, prompt_text, uses_chat
 from lrlora.data.render import Renderer
-from lrlora.evaluation.commonsense import score_commonsense
+from lrlora.evaluation.commonsense import Suite, score_commonsense
 from lrlora.evaluation.generation import answer_in, generate_answers
 from lrlora.evaluation.likelihood import score_likelihood
 from lrlora.evaluation.questions import ask
@@ -146,6 +146,19 @@ def test_the_model_is_left_as_it_was(tiny, how):
     model.eval()
     assert torch.equal(torch.get_rng_state(), state)
     assert (tokenizer.padding_side, tokenizer.pad_token) == (side, pad)
+
+
+@pytest.mark.parametrize("is_bf16", [False, True])
+@pytest.mark.parametrize("how", ["likelihood", "generation"])
+def test_a_model_computes_in_the_precision_that_is_asked_for(tiny, how, is_bf16):
+    model, tokenizer = tiny
+    seen = set()
+    hook = model.get_base_model().model.register_forward_pre_hook(lambda *_: seen.add(torch.is_autocast_enabled("cpu")))
+    suite = Suite({"obqa": rows_of("obqa")}, how, is_bf16=is_bf16)
+    found = suite.score(model, tokenizer)
+    hook.remove()
+    assert (suite.task, suite.kind, suite.count, seen) == ("obqa", "causal", 2, {is_bf16})
+    assert found[suite.metric] == found["obqa acc"]
 
 
 @pytest.mark.parametrize(

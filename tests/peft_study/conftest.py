@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from peft_study import Machines, run_study
+from peft_study.plan import cells_at_most
 from peft_study.result import CellResult
 from peft_study.spec import Arm, Study, Task
 from tests.conftest import write_rows
@@ -13,6 +15,20 @@ from tests.conftest import write_rows
 WORDS = ("good", "bright", "kind", "warm"), ("bad", "dark", "cruel", "cold")
 # what a cell's result does not determine
 MEASURED = ("wall_s", "peak_bytes", "versions")
+ALONE = Machines(workers=1, threads=1)
+GOOD = """\
+study: mine
+learning_rates: [1e-3, 2e-3]
+seeds: [0, 1, 2]
+tasks:
+  - {name: rte, data: glue}
+arms:
+  - {name: lora, method: lora, r: 4}
+  - name: ours
+    method: lrlora
+    tau: auto
+    learning_rates: [5e-4, 1e-3]
+"""
 
 
 def sentence_rows() -> list[dict]:
@@ -62,3 +78,17 @@ def without_measurements(rows) -> list[dict]:
     """Rows without times, memory and versions, in a fixed order."""
     kept = [{key: value for key, value in row.as_dict().items() if key not in MEASURED} for row in rows]
     return sorted(kept, key=lambda row: row["fingerprint"])
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_encoder, tmp_path_factory):
+    """A study that was not disturbed: the study, its folder, its rows."""
+    folder = tmp_path_factory.mktemp("whole")
+    (folder / "words").mkdir()
+    write_rows(folder / "words" / "train.jsonl", sentence_rows()[:64])
+    write_rows(folder / "words" / "validation.jsonl", sentence_rows()[64:])
+    study = small_study(tiny_encoder, folder / "words")
+    told: list[str] = []
+    rows = run_study(study, folder / "out", ALONE, tell=told.append)
+    assert len(told) == len(rows) == cells_at_most(study) == 8
+    return study, folder / "out", rows

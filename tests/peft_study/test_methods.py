@@ -66,7 +66,7 @@ def test_a_method_is_read_estimated_and_trained(tiny_encoder, words, tmp_path, m
         assert row.adapter[name] == value
     assert 0 < row.trainable_parameters < (row.total_parameters or 0)
     if method == "boft":
-        with pytest.raises(InputError, match=r"method boft cannot be built from shapes alone \(.*meta tensors"):
+        with pytest.raises(InputError, match=r"method boft cannot be built from shapes only \(.*meta tensors"):
             estimates(study)
     else:
         assert estimates(study)[0].trainable_parameters == row.trainable_parameters

@@ -14,6 +14,7 @@ from lrlora.export.compare import MODELS, Comparison, compare, is_model, run_con
 from lrlora.export.lora.choose import RankChoice
 from lrlora.training import processes
 from lrlora.training.config import TrainConfig
+from lrlora.training.model import is_bf16
 
 
 @dataclass
@@ -38,9 +39,7 @@ class EvaluateArguments:
     label_column: Optional[str] = field(default=None, metadata={"help": "column of the label; the run's if left out"})
     max_length: Optional[int] = field(default=None, metadata={"help": "tokens of a row at most; the run's if left out"})
     eval_rows: Optional[int] = field(default=None, metadata={"help": "largest number of evaluation rows"})
-    batch_size: Optional[int] = field(
-        default=None, metadata={"help": "half the number of rows scored at once; the run's if left out"}
-    )
+    batch_size: Optional[int] = field(default=None, metadata={"help": "rows scored at once; the run's if left out"})
     commonsense: list[str] = field(
         default_factory=list, metadata={"help": "commonsense tasks to score instead, such as arc_c obqa: --data is the "
                                         "folder of their TASK_test.jsonl(.gz), or hub; --eval_rows of each"}
@@ -69,31 +68,36 @@ def run(arguments: list[str]) -> None:
         "data", "task", "subset", "kind", "text_columns", "label_column", "eval_rows", "max_length", "batch_size"
     )  # fmt: skip
     config = run_config(chosen.adapter, **{name: getattr(chosen, name) for name in names})
-    suite = _suite(chosen, config) if chosen.commonsense else None
+    asked, show = (_suite(chosen, config), _print_suite) if chosen.commonsense else (config, _print_task)
     if is_model(chosen.adapter):
-        found = score_model(chosen.adapter, config, suite, processes.tell)
+        found = score_model(chosen.adapter, asked, processes.tell)
     else:
-        found = compare(chosen.adapter, config, chosen.models, choice, chosen.model, processes.tell, suite)
+        found = compare(chosen.adapter, asked, chosen.models, choice, chosen.model, processes.tell)
     if chosen.json:
         print(json.dumps(asdict(found), indent=2))
-        return
-    if suite is not None:
-        _print_suite(found)
-        return
+    else:
+        show(found)
+
+
+def _suite(chosen: EvaluateArguments, config: TrainConfig) -> Suite:
+    fields = {
+        "how": chosen.how, "prompt": chosen.prompt, "template": config.template, "batch_size": config.batch_size,
+        "is_bf16": is_bf16(config.precision),
+    }  # fmt: skip
+    data = config.eval_data or config.data
+    if data is None:
+        raise InputError("--commonsense needs --data: the folder of the tasks' TASK_test.jsonl(.gz), or hub")
+    return load_suite(data, tuple(chosen.commonsense), chosen.eval_rows, **fields)
+
+
+def _print_task(found: Comparison) -> None:
+    """A line per model, a column per metric."""
     metrics = list(next(iter(found.results.values())))
     print_table(
         f"{found.task}: {found.rows} held-out rows",
         ("model", *metrics),
         ((name, *(f"{scores[metric]:.4f}" for metric in metrics)) for name, scores in found.results.items()),
     )
-
-
-def _suite(chosen: EvaluateArguments, config: TrainConfig) -> Suite:
-    fields = {"how": chosen.how, "prompt": chosen.prompt, "template": config.template, "batch_size": config.batch_size}
-    data = config.eval_data or config.data
-    if data is None:
-        raise InputError("--commonsense needs --data: the folder of the tasks' TASK_test.jsonl(.gz), or hub")
-    return load_suite(data, tuple(chosen.commonsense), chosen.eval_rows, **fields)
 
 
 def _print_suite(found: Comparison) -> None:

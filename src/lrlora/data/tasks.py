@@ -74,6 +74,11 @@ class TaskData:
     files: tuple[str, str] = ("", "")
     notes: tuple[str, ...] = ()
 
+    @property
+    def main_metric(self) -> str:
+        """The metric to look at: the first one, or "loss" where there is none."""
+        return self.metrics[0] if self.metrics else "loss"
+
 
 MACRO_F1 = "macro_f1"
 """Metric added to those of a task, where there are more than two classes; never the first."""

@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
+
+from lrlora.data import Kind
 from lrlora.data.commonsense import COMMONSENSE, load_commonsense
 from lrlora.data.encode import Template
 from lrlora.errors import InputError
@@ -25,6 +28,7 @@ def score_commonsense(
     batch_size: int = 8,
     prompt: Prompt = "question",
     template: Template = "auto",
+    is_bf16: bool = False,
 ) -> dict[str, float]:
     """Accuracy on the rows of a task, by likelihood of the choices or by generation.
 
@@ -41,6 +45,7 @@ def score_commonsense(
         prompt: for "likelihood" only: "question" asks as lm-eval does and compares the choices themselves;
             "instruction" asks as in training and compares "the correct answer is X".
         template: of the instruction, as in `lrlora train`.
+        is_bf16: compute in bfloat16, as a training in that precision does.
 
     Returns:
         "acc" and "rows"; for "likelihood" also "acc_stderr", "choice_loss" (nats a row, see `ChoiceScores`), and
@@ -64,20 +69,20 @@ def score_commonsense(
     if batch_size < 1:
         raise InputError(f"batch_size must be at least 1, got {batch_size}")
     if how == "generation":
-        return score_generation(model, tokenizer, task, rows, batch_size, template=template)
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=is_bf16):
+            return score_generation(model, tokenizer, task, rows, batch_size, template=template)
     if how == "likelihood":
-        return score_likelihood(model, tokenizer, task, rows, batch_size, prompt, template).as_dict()
+        return score_likelihood(model, tokenizer, task, rows, batch_size, prompt, template, is_bf16).as_dict()
     raise InputError(f"how must be 'likelihood' or 'generation', got {how!r}")
 
 
 @dataclass(frozen=True)
 class Suite:
-    """Commonsense tasks, their rows, and how they are scored.
+    """Commonsense tasks, their rows, and how they are scored; a `lrlora.evaluation.measure.Measure`.
 
     Args:
         rows: test rows by task, as `load_commonsense` returns them.
-        how, prompt, template: as in `score_commonsense`.
-        batch_size: sequences at once.
+        how, prompt, template, batch_size, is_bf16: as in `score_commonsense`.
     """
 
     rows: Mapping[str, list[dict[str, Any]]]
@@ -85,6 +90,32 @@ class Suite:
     prompt: Prompt = "instruction"
     template: Template = "auto"
     batch_size: int = 8
+    is_bf16: bool = False
+
+    @property
+    def task(self) -> str:
+        """Names of the tasks."""
+        return ", ".join(self.rows)
+
+    @property
+    def source(self) -> str:
+        """The way in which they are asked."""
+        return self.how
+
+    @property
+    def kind(self) -> Kind:
+        """The kind of model that they take."""
+        return "causal"
+
+    @property
+    def metric(self) -> str:
+        """The mean of their accuracies."""
+        return "accuracy"
+
+    @property
+    def count(self) -> int:
+        """How many rows they have together."""
+        return sum(map(len, self.rows.values()))
 
     def score(self, model: Any, tokenizer: Any) -> dict[str, float]:
         """The accuracy of a model on every task, and their mean.
@@ -106,6 +137,7 @@ class Suite:
                 batch_size=self.batch_size,
                 prompt=self.prompt,
                 template=self.template,
+                is_bf16=self.is_bf16,
             )
             found |= {f"{name} {metric}": value for metric, value in scores.items() if metric != "rows"}
         return {"accuracy": sum(found[f"{name} acc"] for name in self.rows) / len(self.rows), **found}

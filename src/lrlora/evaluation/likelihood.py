@@ -62,6 +62,7 @@ def score_likelihood(
     batch_size: int = 8,
     prompt: Prompt = "question",
     template: Template = "auto",
+    is_bf16: bool = False,
 ) -> ChoiceScores:
     """Compare the choices of every row by their likelihood; arguments as in `score_commonsense`.
 
@@ -79,7 +80,10 @@ def score_likelihood(
     # a text for every choice to be read first, or a text for every choice to be scored
     is_gap = prompt == "question" and task == "winogrande"
     delimiter = " " if prompt == "question" else ""
-    found = _run(model, tokenizer, asked, batch_size, has_norm, is_gap, delimiter)
+    # lm-eval opens an autocast of its own, which would turn off one around it
+    precision = {"mixed_precision_dtype": "bfloat16" if is_bf16 else None}
+    harness = {"pretrained": model, "tokenizer": tokenizer, "batch_size": batch_size, **precision}
+    found = _run(harness, asked, has_norm, is_gap, delimiter)
     result = found["results"]["commonsense"]
     samples = sorted(found["samples"]["commonsense"], key=lambda sample: sample["doc_id"])
     likelihoods = [[float(pair[0]) for pair in sample["filtered_resps"]] for sample in samples]
@@ -106,9 +110,7 @@ def _as_trained(task: str, row: dict[str, Any], tokenizer: Any, is_chat: bool) -
     return Asked([context] * len(answers), [f"the correct answer is {answer}" for answer in answers], row["label"])
 
 
-def _run(
-    model: Any, tokenizer: Any, asked: list[Asked], batch_size: int, has_norm: bool, is_gap: bool, delimiter: str
-) -> dict[str, Any]:
+def _run(harness: dict[str, Any], asked: list[Asked], has_norm: bool, is_gap: bool, delimiter: str) -> dict[str, Any]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         from lm_eval import evaluator
@@ -135,11 +137,10 @@ def _run(
         "num_fewshot": 0,
         "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in metrics],
     }
-    harness: Any = HFLM
-    with _quiet(), _left_as_it_was(model, tokenizer):
+    with _quiet(), _left_as_it_was(harness["pretrained"], harness["tokenizer"]):
         # `evaluate`, not `simple_evaluate`: the latter sets the seeds of the whole process
         return evaluator.evaluate(  # pyright: ignore[reportReturnType]
-            harness(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
+            HFLM(**harness),
             {"commonsense": ConfigurableTask(config=config)},  # pyright: ignore[reportArgumentType]
             # of a mean the standard error is a formula, but 0 would leave it out
             bootstrap_iters=1,

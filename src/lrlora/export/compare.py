@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,7 @@ from transformers import set_seed
 
 from lrlora.data import Kind, TaskData, load_evaluation, load_task
 from lrlora.errors import InputError
-from lrlora.evaluation.commonsense import Suite
-from lrlora.evaluation.score import score_task
+from lrlora.evaluation.measure import Measure, TaskMeasure
 from lrlora.export.lora.choose import RankChoice
 from lrlora.export.lora.write import export_lora
 from lrlora.export.merging.merge import Say, merge
@@ -83,12 +82,11 @@ def run_config(adapter: str, **overrides: Any) -> TrainConfig:
 
 def compare(
     adapter: str,
-    config: TrainConfig,
+    asked: TrainConfig | Measure,
     models: Sequence[str] = MODELS[:3],
     choice: RankChoice | None = None,
     model: str | None = None,
     say: Say = lambda line: None,
-    suite: Suite | None = None,
 ) -> Comparison:
     """Score several models on one task, with the same code and rows.
 
@@ -96,12 +94,12 @@ def compare(
 
     Args:
         adapter: an adapter folder, or a run folder that holds one.
-        config: says which task; see `run_config`.
+        asked: what the models are measured by: settings that name a task, see `run_config`; or a measure with its rows,
+            such as `lrlora.evaluation.commonsense.load_suite` returns.
         models: of "base", "adapter", "merged" and "exported". The base has a new head where it has none of its own.
         choice: the ranks of the exported model.
         model: base model; None means the one that the adapter names.
         say: gets a line for what the user should know.
-        suite: commonsense tasks to score instead of the task of `config`.
 
     Raises:
         InputError: a model that is not one of those; all that `merge`, `export_lora` and `load_task` refuse.
@@ -115,15 +113,15 @@ def compare(
     if reason and "merged" in models and len(models) > 1:
         say(f"merged: left out, {reason}")
         models = [name for name in models if name != "merged"]
-    measure = _measure_of(config, suite, saved.kind, saved.class_names(), adapter, say)
+    measure = _measure_of(asked, saved.kind, saved.class_names(), adapter, say)
     tokenizer = load_tokenizer(str(saved.folder) if any(saved.folder.glob("tokenizer_config.json")) else saved.base)
     results = {}
     with tempfile.TemporaryDirectory(prefix="lrlora-") as scratch:
         for name in MODELS:
             if name in models:
                 loaded = _load(name, saved, Path(scratch) / name, choice, say)
-                results[name] = measure.of(loaded, tokenizer)
-    return Comparison(measure.task, measure.source, measure.metric, measure.rows, results)
+                results[name] = measure.score(loaded, tokenizer)
+    return Comparison(measure.task, measure.source, measure.metric, measure.count, results)
 
 
 def is_model(folder: str) -> bool:
@@ -135,15 +133,12 @@ def is_model(folder: str) -> bool:
     return "model_type" in read_json(described)
 
 
-def score_model(
-    folder: str, config: TrainConfig, suite: Suite | None = None, say: Say = lambda line: None
-) -> Comparison:
+def score_model(folder: str, asked: TrainConfig | Measure, say: Say = lambda line: None) -> Comparison:
     """Score a model without an adapter on one task.
 
     Args:
         folder: a model of transformers with the head that the task needs.
-        config: says which task.
-        suite: commonsense tasks to score instead.
+        asked: as in `compare`.
         say: gets a line for what the user should know.
 
     Raises:
@@ -155,38 +150,31 @@ def score_model(
     classes = None if is_causal else names_in_config(described)
     is_number = classes is not None and len(classes) == 1
     kind: Kind = "causal" if is_causal else "regression" if is_number else "classification"
-    measure = _measure_of(config, suite, kind, classes, folder, say)
+    measure = _measure_of(asked, kind, classes, folder, say)
     loaded = load_base(folder, "CAUSAL_LM" if measure.kind == "causal" else "SEQ_CLS").eval()
     if loaded.new_parameters:
         raise InputError(
             f"{folder} lacks {loaded.new_parameters[0]} ({len(loaded.new_parameters)} such tensors), which would be "
             "random; pass a model with the head that the task needs, such as lrlora merge writes"
         )
-    scores = measure.of(loaded, load_tokenizer(folder))
-    return Comparison(measure.task, measure.source, measure.metric, measure.rows, {"model": scores})
-
-
-@dataclass(frozen=True)
-class _Measure:
-    """What every model is measured by: a function of model and tokenizer, and what is known of it beforehand."""
-
-    task: str
-    source: str
-    kind: Kind
-    metric: str
-    rows: int
-    of: Callable[[Any, Any], dict[str, float]]
+    scores = measure.score(loaded, load_tokenizer(folder))
+    return Comparison(measure.task, measure.source, measure.metric, measure.count, {"model": scores})
 
 
 def _measure_of(
-    config: TrainConfig, suite: Suite | None, kind: Kind | None, labels: Sequence[str] | None, whose: str, say: Say
-) -> _Measure:
-    """The rows and the metric for a model of this kind and with these classes."""
-    if suite is not None:
-        name, rows = ", ".join(suite.rows), sum(map(len, suite.rows.values()))
-        if kind not in (None, "causal"):
-            raise InputError(f"{name} needs a causal model; {whose} is one of {kind}")
-        return _Measure(name, suite.how, "causal", "accuracy", rows, suite.score)
+    asked: TrainConfig | Measure, kind: Kind | None, labels: Sequence[str] | None, whose: str, say: Say
+) -> Measure:
+    """What a model of this kind and with these classes is measured by."""
+    measure = _held_out(asked, kind, labels, whose, say) if isinstance(asked, TrainConfig) else asked
+    if kind not in (None, measure.kind):
+        raise InputError(f"{measure.task} needs a {measure.kind} model; {whose} is one of {kind}")
+    return measure
+
+
+def _held_out(
+    config: TrainConfig, kind: Kind | None, labels: Sequence[str] | None, whose: str, say: Say
+) -> TaskMeasure:
+    """The evaluation rows of the task that a config names."""
     if kind is not None and config.kind not in (None, kind):
         raise InputError(f"{whose} is a model of {kind}, got --kind {config.kind}; leave --kind out")
     source = dataclasses.replace(config.data_source(), kind=kind)
@@ -197,23 +185,7 @@ def _measure_of(
         _tell_of_changes(whose, config, task, say)
     for note in task.notes:
         say(note)
-    return _Measure(
-        task.name,
-        task.source,
-        task.kind,
-        task.metrics[0] if task.metrics else "loss",
-        len(task.evaluation),
-        lambda model, tokenizer: score_task(
-            model,
-            tokenizer,
-            task,
-            config.max_length,
-            config.template,
-            2 * config.batch_size,
-            is_bf16(config.precision),
-            say,
-        ),
-    )
+    return TaskMeasure(task, config.max_length, config.template, config.batch_size, is_bf16(config.precision), say)
 
 
 def _tell_of_changes(whose: str, config: TrainConfig, task: TaskData, say: Say) -> None:

@@ -63,4 +63,6 @@ def train_in_memory(
         # many cells train at the same time: their progress bars and log lines would mix
         with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
             trained = trainer.train()
+        # accelerate leaves bfloat16 on in the model's forward: whoever scores the model chooses the precision
+        trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
         return Fitted(trained.training_loss, trainer.state.global_step, time.perf_counter() - started)

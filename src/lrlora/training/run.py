@@ -179,7 +179,7 @@ def _train_one(
             with stop.at_the_next_step():
                 _run(trainer, checkpoint)
             wall_s = time.perf_counter() - started
-            found = score(trainer.model, tokenizer, task, evaluation_rows, 2 * config.batch_size, in_bf16)
+            found = score(trainer.model, tokenizer, task, evaluation_rows, config.batch_size, in_bf16)
             trainer.log({f"eval_{name}": value for name, value in found.items()})
         metrics = {
             "method": config.method,

@@ -52,7 +52,7 @@ def refuse_what_is_not_here(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def taking_fields_of_lora(init: Callable[..., None]) -> Callable[..., None]:
-    """A constructor of a config that refuses fields of LoraConfig which it has not by name, instead of as unexpected."""
+    """A config's constructor that says why it has not some fields of LoraConfig, instead of calling them unknown."""
 
     # inspect.signature follows to the constructor inside: PEFT reads from it which fields there are
     @functools.wraps(init)
