@@ -34,9 +34,9 @@ USAGE = (
 
 # import names of what an extra brings
 _EXTRA_OF = {
-    **dict.fromkeys(("datasets", "matplotlib", "rich", "scipy", "sklearn"), "train"),
+    **dict.fromkeys(("datasets", "matplotlib", "rich", "scipy", "sklearn", "yaml"), "train"),
     **dict.fromkeys(("jinja2", "plotly"), "report"),
-    **dict.fromkeys(("lm_eval", "yaml"), "study"),
+    **dict.fromkeys(("lm_eval",), "study"),
     "ray": "cluster",
 }
 _TASKS = ("datasets", "rich", "scipy", "sklearn")
