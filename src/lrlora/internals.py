@@ -13,6 +13,7 @@ fails on a name that is not in it.
     export/skeleton.py     _check_merge_allowed         PEFT: its check of tied weights, which our tuner overrides
     ops/linear.py          _base                        torch: whether an output is a view; ops/ is above this file
     tuner/delta.py         _apply                       torch: overridden, to keep the adapter in float32 under .half()
+    tuner/delta.py         _parameters                  torch: whether a theta is registered, and was not sharded away
     tuner/theta.py         _parameters                  torch: a shared theta is exchanged without registering it again
     tuner/hotswap.py       _check_target_module_exists  PEFT: whether a config means a module
     tuner/model.py         _cast_adapter_dtype          PEFT: overridden, as the next five

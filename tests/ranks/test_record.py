@@ -130,7 +130,7 @@ def die_halfway(path, line):
     files.append_line(path, line)
 
 record.append_line = die_halfway
-train({config!r})
+train(TrainConfig.of(**{config.settings().values!r}))
 """
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     ended = subprocess.run([sys.executable, "-c", child], env=environment, capture_output=True, timeout=300)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,15 +55,15 @@ if phase == "evaluating":
 if phase == "writing":
     run.RunFolder.save_adapter = after(run.RunFolder.save_adapter)
 trained = run.train
-verb.train = lambda config: trained(config, callbacks=[Sender()])
+verb.train = lambda config, **named: trained(config, callbacks=[Sender()], **named)
 sys.exit(main(sys.argv[3:]))
 """
 
 
 def words_of(config: TrainConfig) -> list[str]:
     """The command line of a run."""
-    given = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
-    given.pop("target_modules"), given.pop("report_to")
+    settings = config.settings()
+    given = {name: value for name, value in settings.values.items() if value != settings.defaults[name]}
     return ["train", *(word for name, value in given.items() for word in (f"--{name}", str(value)))]
 
 
