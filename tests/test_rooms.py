@@ -60,7 +60,7 @@ ELSEWHERE = {
     "saved/names.py": "test_layering.py::test_the_files_of_runs_and_adapters_are_named_in_one_place",
     "saved/owned.py": "training/test_folder.py::test_what_no_run_wrote_is_named_and_nothing_is_deleted",
     "saved/results.py": "report/test_findings.py::test_planted_spectra_give_their_ranks",
-    "saved/settings.py": "training/test_folder.py::test_the_same_command_on_other_rows_is_refused_like_other_settings",
+    "saved/settings.py": "training/test_again.py::test_the_same_command_on_other_rows_is_refused_like_other_settings",
     "saved/tokens.py": "training/test_model.py::test_zero_is_a_token_to_pad_with",
     "saved/updates.py": "report/test_findings.py::test_a_saved_adapter_is_measured_without_its_base_as_with_it",
     "tuner/checks.py": "tuner/test_config.py::test_a_field_outside_its_range_is_named",

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 from datasets import Dataset
@@ -12,6 +11,7 @@ from lrlora import InputError
 from lrlora.data import DataSource, load_task
 from lrlora.data.encode import IGNORED, encode_row
 from lrlora.data.render import Renderer
+from tests.conftest import BENCHMARK_DATA
 
 TURNS = [
     {"role": "system", "content": "Be brief.", "weight": 0},
@@ -20,7 +20,7 @@ TURNS = [
     {"role": "user", "content": "Another one!", "weight": 0},
     {"role": "assistant", "content": "Red.", "weight": 1},
 ]
-SHARED = Path(__file__).parents[3] / "shared" / "data" / "chat"
+CHATS = BENCHMARK_DATA / "chat"
 CHANGING = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
     "{% if m['role'] == 'assistant' and not loop.last %}...{% else %}{{ m['content'] }}{% endif %}"
@@ -139,9 +139,9 @@ def test_a_template_that_drops_tools_is_refused(tokenizer):
 
 def test_real_calls_of_tools_are_learned_with_a_template_that_knows_them(tokenizer):
     utils = pytest.importorskip("trl.chat_template_utils")
-    file = SHARED / "glaive_toolcall_en_demo.jsonl.gz"
+    file = CHATS / "glaive_toolcall_en_demo.jsonl.gz"
     if not file.exists():
-        pytest.skip("the shared chats are not here")
+        pytest.skip("needs real chats: set LRLORA_DATA")
     theirs = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
     theirs.chat_template = utils.qwen2_5_chat_template
     rows: Dataset = load_task(DataSource(str(file))).train
@@ -162,9 +162,9 @@ def test_real_calls_of_tools_are_learned_with_a_template_that_knows_them(tokeniz
 
 @pytest.mark.parametrize("name", ["v1_sft_demo", "alpaca_en_demo"])
 def test_of_real_chats_the_answers_and_nothing_else_is_learned(tokenizer, name):
-    file = SHARED / f"{name}.jsonl.gz"
+    file = CHATS / f"{name}.jsonl.gz"
     if not file.exists():
-        pytest.skip("the shared chats are not here")
+        pytest.skip("needs real chats: set LRLORA_DATA")
     for row in list(load_task(DataSource(str(file))).train)[:100]:
         said = row["answer"] if "answer" in row else json.loads(row["messages"])[-1]["content"]
         assert "".join(learned(row, tokenizer)).strip() == f"{said.strip()}<|im_end|>"
