@@ -125,6 +125,17 @@ def test_where_earlier_turns_change_and_trl_knows_no_better_the_last_answer_is_l
     ]
 
 
+@pytest.mark.parametrize("answer", ["Blue.", ""])
+def test_where_a_template_ends_no_turn_the_end_token_is_learned(tokenizer, answer):
+    theirs = AutoTokenizer.from_pretrained(tokenizer.name_or_path)
+    theirs.chat_template = (
+        "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}{% if not loop.last %} {% endif %}"
+    )
+    theirs.chat_template += "{% endfor %}{% if add_generation_prompt %} assistant: {% endif %}"
+    row = row_of([TURNS[1], {**TURNS[2], "content": answer}])
+    assert "".join(learned(row, theirs)).strip() == f"{answer}<|im_end|>"
+
+
 def test_a_template_that_drops_tools_is_refused(tokenizer):
     call = {"role": "assistant", "content": "", "weight": 1,
             "tool_calls": [{"type": "function", "function": {"name": "look_up", "arguments": {"x": 1}}}]}  # fmt: skip

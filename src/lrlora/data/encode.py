@@ -191,7 +191,7 @@ class EncodedRow:
 
 
 def encode_row(row: dict[str, Any], renderer: Renderer, tokenizer: Any, max_length: int) -> EncodedRow:
-    """One row of a language model; a token is learned where all of it is, see `Rendered.spans`.
+    """One row of a language model; the tokens of `Rendered.spans` are learned.
 
     A text that is longer than max_length continues in further pieces. Of a chat, a prompt or an instruction the front
     is cut; the last answer and its end never are.
@@ -207,14 +207,15 @@ def encode_row(row: dict[str, Any], renderer: Renderer, tokenizer: Any, max_leng
     for token, (start, end) in zip(ids, places, strict=True):
         while start >= last and (following := next(spans, None)):
             first, last = following
-        labels.append(token if first <= start < end <= last else IGNORED)
+        # a token that the end of the prompt and the beginning of the answer share is learned, as in trl
+        labels.append(token if start < end and first < end <= last else IGNORED)
     if "text" in row:
         parts = range(0, len(ids), max_length)
         return EncodedRow([(ids[at : at + max_length], labels[at : at + max_length]) for at in parts], max_length)
     answers = [text for start, end in rendered.spans if (text := rendered.text[start:end])]
     is_empty = all(not answer.replace(tokenizer.eos_token or "", "").strip() for answer in answers)
     if len(ids) > max_length:
-        answer = sum(start >= rendered.spans[-1][0] and end > start for start, end in places)
+        answer = sum(end > max(start, rendered.spans[-1][0]) for start, end in places)
         least = 1 + sum(
             rendered.spans[-1][0] - rendered.behind <= start < end <= rendered.spans[-1][0] for start, end in places
         )

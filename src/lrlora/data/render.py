@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import re
 from typing import Any, NamedTuple
 
 from lrlora.errors import InputError
@@ -47,6 +47,9 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, is_chat: bool) -> None:
         self._tokenizer, self._is_chat = tokenizer, is_chat
+        marks = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())}
+        longest_first = sorted((mark for mark in marks if mark.strip()), key=len, reverse=True)
+        self._mark = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._template: str | None = None
         self._only_last = 0
         self._has_trls = False
@@ -119,7 +122,7 @@ class Renderer:
             # some templates end the whole chat in a mark of their own
             same = _same_beginning(upto, whole)
             end = self._end_of_turn(whole[:same], len(before), same < len(upto))
-            if not upto.startswith(before) or same <= len(before) or end is None:
+            if not upto.startswith(before) or same < len(before) or end is None:
                 return None
             spans.append((len(before), end))
             if number == len(messages) - 1 and whole[len(before) :].strip() == messages[number]["content"].strip():
@@ -145,15 +148,10 @@ class Renderer:
 
     def _end_of_turn(self, text: str, first: int, needs_mark: bool) -> int | None:
         """Where a turn ends: white space behind the token that ends it is not the model's to write."""
-        shorter = text.rstrip()
-        if not needs_mark and not any(shorter.endswith(mark) for mark in self._marks()):
-            return len(text)
-        ends = [text.rfind(mark) + len(mark) for mark in self._marks() if text.rfind(mark) >= first]
-        return max(ends, default=None if needs_mark else len(text))
-
-    def _marks(self) -> Iterator[str]:
-        yield from self._tokenizer.all_special_tokens
-        yield from (str(token) for token in self._tokenizer.added_tokens_decoder.values())
+        marks = [] if self._mark is None else list(self._mark.finditer(text, first))
+        if marks and (needs_mark or not text[marks[-1].end() :].strip()):
+            return marks[-1].end()
+        return None if needs_mark else len(text)
 
     def _write(self, messages: list[dict[str, Any]], tools: Any, asks: bool) -> str:
         if not self._is_chat:
