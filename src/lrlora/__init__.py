@@ -9,14 +9,15 @@ Importing this package registers the method with PEFT. Its rooms, each importing
     statistics/  how sure a number is: intervals, paired differences
     method/      the paper as mathematics: phi, dW = s phi(B A), ranks
     ops/         the same, fast
+    internals.py  what is used of torch and transformers beyond their documented API
     tuner/       inside PEFT: LRLoraConfig, the layer, the model; the Trainer callback for tau = "auto"
-    ranks/       what was learned: the rank of every layer, while training and at the end, against its nulls
+    ranks/       what was learned: the rank of every layer, while training and at the end, against its baselines
     data/        tasks and their text
-    saved/       what lies on disk: adapter folders, run folders, and how they are loaded
-    evaluation/  what a model gets right
+    saved/       what is on disk: adapter folders, run folders, and how they are loaded
+    evaluation/  the score of a model on a task
     training/    train(TrainConfig(...)) -> a run folder
     export/      merge into plain weights; plain LoRA; the ranks to train one with
-    report/      what was learned, for the eye: one HTML page of runs
+    report/      what was learned, as one HTML page of runs
     cli/         the command `lrlora`, one file per verb
 
 The package peft_study, methods x tasks x rates x seeds, comes with this one and depends on it, not the reverse.
