@@ -67,7 +67,7 @@ def score_facts(model: Any, tokenizer: Any, data: TaskData, encoded: Any, is_bf1
         "exact_recall", "nats_per_fact", "loss" (the same), of drawn facts "bits" and "bits_per_parameter" (over those
         parameters that need a gradient).
     """
-    with evaluating(model), torch.autocast(model.device.type, torch.bfloat16, enabled=is_bf16):
+    with evaluating(model, is_bf16):
         nats, recalled = (_of_answers if data.kind == "causal" else _of_labels)(model, tokenizer, data, encoded)
     many = len(encoded)
     found = {"exact_recall": recalled / many, "nats_per_fact": nats / many, "loss": nats / many}
@@ -112,7 +112,7 @@ def unrelated_nats(model: Any, tokenizer: Any, data: TaskData, encoded: Any, is_
     """Mean nats per token of plain text, as `lrlora.data.facts.encode_texts` gives it; each row's first has none."""
     total, tokens = 0.0, 0
     collate = collator_of(data, tokenizer)
-    with evaluating(model), torch.autocast(model.device.type, torch.bfloat16, enabled=is_bf16):
+    with evaluating(model, is_bf16):
         for _, batch in batches(encoded, collate, _rows_at_once(model, encoded), model.device):
             losses, _, _ = _of_tokens(model, batch)
             total += losses.sum().item()

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from lrlora.errors import InputError
+from lrlora.errors import InputError, meant
 
 Arguments = TypeVar("Arguments")
 
@@ -91,16 +90,10 @@ def check_flags(names: list[str], arguments: list[str], refuse: Callable[[str], 
     flags = [flag.replace("-", "_") for flag in given]
     for flag, name in zip(given, flags, strict=True):
         if name not in names:
-            meant = _meant(name, names)
-            refuse(f"no such flag: --{flag}" + (f"; did you mean --{meant}?" if meant else ""))
+            near = meant(name, names)
+            refuse(f"no such flag: --{flag}" + (f"; did you mean --{near}?" if near else ""))
         if flags.count(name) > 1:
             refuse(f"--{flag} is there twice; pass it once")
-
-
-def _meant(name: str, names: list[str]) -> str | None:
-    """The flag that a misspelt one means: by its beginning, by its initials, or by its letters."""
-    near = [n for n in names if n.startswith(name) or "".join(word[:1] for word in n.split("_")) == name]
-    return next(iter(near or difflib.get_close_matches(name, names, n=1)), None)
 
 
 def quiet_libraries() -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import types
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union, get_args, get_origin
 
-from lrlora.errors import InputError
+from lrlora.errors import InputError, meant
 from lrlora.files import explained
+from lrlora.saved.names import CONFIG
 from lrlora.saved.run import RunFolder
+from lrlora.tuner.lora_fields import default_of
 
 Fields = Sequence[dataclasses.Field[Any]]
 _OF_THE_RUN = ("out", "overwrite")
@@ -51,8 +52,8 @@ def words_of_file(file: str, settings: Fields) -> list[str]:
     words = []
     for name, value in _settings_in(Path(file).expanduser()).items():
         if name not in names:
-            near = difflib.get_close_matches(str(name), names, n=1)
-            raise InputError(f"{file}: no such setting: {name}" + (f"; did you mean {near[0]}?" if near else ""))
+            near = meant(str(name), names)
+            raise InputError(f"{file}: no such setting: {name}" + (f"; did you mean {near}?" if near else ""))
         field = settings[names.index(name)]
         if value is None and default_of(field) is not None:
             raise InputError(f"{file}: {name} has no value; leave it out for its default, {default_of(field)!r}")
@@ -61,20 +62,18 @@ def words_of_file(file: str, settings: Fields) -> list[str]:
     return words
 
 
-def default_of(field: dataclasses.Field[Any]) -> Any:
-    """The default of a field, made by its factory if it has one."""
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-
-
 def is_run(file: str) -> bool:
     """Whether a file of settings is a run folder, or the config.json of one."""
-    path = Path(file).expanduser()
-    return RunFolder(path if path.is_dir() else path.parent).is_run and (path.is_dir() or path.name == "config.json")
+    return _run_in(Path(file).expanduser()) is not None
+
+
+def _run_in(path: Path) -> RunFolder | None:
+    run = RunFolder(path if path.is_dir() else path.parent)
+    return run if run.is_run and (path.is_dir() or path.name == CONFIG) else None
 
 
 def _settings_in(path: Path) -> dict[str, Any]:
-    if is_run(str(path)):
-        run = RunFolder(path if path.is_dir() else path.parent)
+    if (run := _run_in(path)) is not None:
         return {name: value for name, value in run.settings.items() if name not in _OF_THE_RUN}
     import yaml
 

@@ -212,13 +212,12 @@ def encode_row(row: dict[str, Any], renderer: Renderer, tokenizer: Any, max_leng
     if "text" in row:
         parts = range(0, len(ids), max_length)
         return EncodedRow([(ids[at : at + max_length], labels[at : at + max_length]) for at in parts], max_length)
-    answers = [text for start, end in rendered.spans if (text := rendered.text[start:end])]
-    is_empty = all(not answer.replace(tokenizer.eos_token or "", "").strip() for answer in answers)
+    answers = (rendered.text[start:end] for start, end in rendered.spans)
+    is_empty = not any(answer.replace(tokenizer.eos_token or "", "").strip() for answer in answers)
     if len(ids) > max_length:
-        answer = sum(end > max(start, rendered.spans[-1][0]) for start, end in places)
-        least = 1 + sum(
-            rendered.spans[-1][0] - rendered.behind <= start < end <= rendered.spans[-1][0] for start, end in places
-        )
+        begin = rendered.spans[-1][0]
+        answer = sum(end > max(start, begin) for start, end in places)
+        least = 1 + sum(begin - rendered.behind <= start < end <= begin for start, end in places)
         if max_length - answer < least:
             raise InputError(
                 f"its answer has {answer} tokens, and max_length {max_length} leaves nothing of its instruction; pass "

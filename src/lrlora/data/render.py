@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from typing import Any, NamedTuple
@@ -47,12 +48,8 @@ class Renderer:
 
     def __init__(self, tokenizer: Any, is_chat: bool) -> None:
         self._tokenizer, self._is_chat = tokenizer, is_chat
-        marks = {*tokenizer.all_special_tokens, *(str(token) for token in tokenizer.added_tokens_decoder.values())}
-        longest_first = sorted((mark for mark in marks if mark.strip()), key=len, reverse=True)
-        self._mark = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
         self._template: str | None = None
         self._only_last = 0
-        self._has_trls = False
 
     def of(self, row: dict[str, Any]) -> Rendered:
         """A row of any of the shapes of `lrlora.data.formats.rows_of`.
@@ -81,7 +78,7 @@ class Renderer:
     def said(self) -> list[str]:
         """Lines about how chats were written, for the user."""
         lines = []
-        if self._has_trls:
+        if self._template is not None:
             lines.append("the chat template changes earlier turns when others follow: trl's version of it is used")
         if self._only_last:
             lines.append(
@@ -153,6 +150,13 @@ class Renderer:
             return marks[-1].end()
         return None if needs_mark else len(text)
 
+    @functools.cached_property
+    def _mark(self) -> re.Pattern[str] | None:
+        """Any token that the tokenizer finds whole in a text, such as the end of a turn."""
+        added = (str(token) for token in self._tokenizer.added_tokens_decoder.values())
+        marks = {mark for mark in (*self._tokenizer.all_special_tokens, *added) if mark.strip()}
+        return re.compile("|".join(map(re.escape, sorted(marks, key=len, reverse=True)))) if marks else None
+
     def _write(self, messages: list[dict[str, Any]], tools: Any, asks: bool) -> str:
         if not self._is_chat:
             return self._plain(messages, tools, asks)
@@ -193,14 +197,17 @@ class Renderer:
         """Take trl's version of the template for training, where there is one; once."""
         if not self._is_chat or self._template is not None:
             return False
+        self._template = self._trls_template
+        return self._template is not None
+
+    @functools.cached_property
+    def _trls_template(self) -> str | None:
         try:
             from trl.chat_template_utils import get_training_chat_template
 
-            self._template = get_training_chat_template(self._tokenizer)
+            return get_training_chat_template(self._tokenizer)
         except (ImportError, ValueError):
-            return False
-        self._has_trls = self._template is not None
-        return self._has_trls
+            return None
 
 
 def _same_beginning(one: str, other: str) -> int:

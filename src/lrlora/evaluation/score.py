@@ -49,7 +49,7 @@ def score(
     outputs, metrics = SCORERS[task.kind]
     found: Outputs = {}
     rank, many = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
-    with evaluating(model), torch.autocast(model.device.type, torch.bfloat16, enabled=is_bf16):
+    with evaluating(model, is_bf16):
         for number, (rows, batch) in enumerate(
             batches(encoded, collator_of(task, tokenizer), batch_size, model.device)
         ):
@@ -94,12 +94,12 @@ def score_task(
 
 
 @contextmanager
-def evaluating(model: Any) -> Iterator[None]:
-    """A model in evaluation mode, without gradients; changed back to its mode."""
+def evaluating(model: Any, is_bf16: bool = False) -> Iterator[None]:
+    """A model in evaluation mode, without gradients, in bfloat16 if it was trained so; changed back to its mode."""
     was_training = model.training
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(model.device.type, torch.bfloat16, enabled=is_bf16):
             yield
     finally:
         model.train(was_training)

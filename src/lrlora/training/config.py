@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import functools
 import os
 import re
@@ -15,7 +14,7 @@ from typing import Any, Literal, Optional, get_type_hints
 from peft import LoraConfig, PeftConfig
 
 from lrlora.data import DataSource
-from lrlora.errors import InputError
+from lrlora.errors import InputError, meant
 from lrlora.saved.pooling import check_pooling
 from lrlora.saved.settings import Settings
 from lrlora.training.placement import ALL_LINEAR
@@ -208,11 +207,11 @@ class TrainConfig:
         Raises:
             InputError: a name that is no setting, or a value outside its range.
         """
-        names = {each.name for each in setting_fields()}
-        if unknown := sorted(settings.keys() - names):
-            near = difflib.get_close_matches(unknown[0], names, n=1)
-            raise InputError(f"no such setting: {unknown[0]}" + (f"; did you mean {near[0]}?" if near else ""))
-        for name in ("target_modules", "exclude_modules"):
+        names = [each.name for each in setting_fields()]
+        if unknown := sorted(settings.keys() - set(names)):
+            near = meant(unknown[0], names)
+            raise InputError(f"no such setting: {unknown[0]}" + (f"; did you mean {near}?" if near else ""))
+        for name in UNORDERED:
             if name in settings:
                 settings[name] = _names(name, settings[name])
         own = {each.name for each in dataclasses.fields(self)}

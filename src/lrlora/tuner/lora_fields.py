@@ -44,7 +44,7 @@ def refuse_what_is_not_here(fields: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InputError: one of them asks for something.
     """
-    defaults = {field.name: _default_of(field) for field in dataclasses.fields(LoraConfig)}
+    defaults = {field.name: default_of(field) for field in dataclasses.fields(LoraConfig)}
     for name in NOT_HERE.keys() & fields.keys():
         if fields[name] is not None and fields[name] != defaults.get(name):
             raise InputError(f"LRLoraConfig has no {name}, got {fields[name]!r}: {NOT_HERE[name]}")
@@ -91,5 +91,6 @@ def lora_with_fields_of(config: Any) -> LoraConfig:
     )
 
 
-def _default_of(field: dataclasses.Field[Any]) -> Any:
+def default_of(field: dataclasses.Field[Any]) -> Any:
+    """The default of a field, made by its factory if it has one."""
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
