@@ -1,4 +1,4 @@
-# Needs Python 3.10 or newer with venv, pip and make. Everything goes into .venv/.
+# Needs Python 3.11 or newer with venv, pip and make. Everything goes into .venv/.
 PYTHON ?= python3
 BIN := .venv/bin
 

@@ -28,6 +28,9 @@ from transformers import BertConfig, BertForSequenceClassification, BertModel, L
 
 import lrlora
 from lrlora.ops import compiled, dispatch
+from tests.linking import find_libstdcxx
+
+find_libstdcxx()
 
 BENCHMARK_DATA = Path(os.environ.get("LRLORA_DATA") or os.devnull)
 """Real benchmark data in jsonl.gz, no part of the project; without LRLORA_DATA the tests that read it skip."""

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -18,11 +19,6 @@ from lrlora.cli import VERBS
 from lrlora.cli.main import _EXTRA_OF, _NEEDS
 from tests.test_docs import BLOCKS, README
 from tests.test_layering import SOURCE, STUDY, files, imports_of
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))

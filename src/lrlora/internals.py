@@ -37,8 +37,7 @@ Attributes without an underscore that no documentation promises, found by readin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -143,29 +142,6 @@ def has_causal_loss(base: Any) -> bool:
     Seen in transformers 5.0.0 to 5.23.0. Without it logits are computed for every token, labelled or not.
     """
     return getattr(base, "loss_function", None) is ForCausalLMLoss
-
-
-@contextmanager
-def loss_of_shifted(base: Any, wanted: Tensor) -> Iterator[list[None]]:
-    """Make a model's causal loss take labels that are already shifted; yields a list with a None per call of the loss.
-
-    Seen in transformers 5.0.0 to 5.23.0. Without it training computes logits for every token, labelled or not.
-    """
-    calls = []
-
-    def loss(logits: Tensor, labels: Tensor, vocab_size: int, **named: Any) -> Tensor:
-        calls.append(None)
-        return ForCausalLMLoss(logits, labels, vocab_size, **{**named, "shift_labels": wanted})
-
-    before = vars(base).get("_loss_function")
-    base.loss_function = loss
-    try:
-        yield calls
-    finally:
-        if before is None:
-            del base._loss_function
-        else:
-            base.loss_function = before
 
 
 def trackers(names: list[str] | str) -> list[Callable[[], Any]]:

@@ -101,3 +101,16 @@ def test_text_of_another_encoding_is_said(tmp_path):
     (tmp_path / "a.csv").write_bytes("text,label\nSchön,1\n".encode("latin-1"))
     with pytest.raises(InputError, match="not UTF-8"):
         read_table(tmp_path / "a.csv")
+
+
+def test_plain_text_is_paragraphs_or_lines(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffOne\r\ntwo\r\n\r\n  \r\nThree\r\n\r\n".encode())
+    table = read_table(tmp_path / "a.txt")
+    assert (table.columns, list(table.numbers)) == ({"text": ["One\ntwo", "Three"]}, [1, 5])
+    assert table.rows_are == "paragraphs"
+    (tmp_path / "b.txt").write_text("\nOne\ntwo\n\n", encoding="utf-8")
+    table = read_table(tmp_path / "b.txt")
+    assert (table.columns, list(table.numbers), table.rows_are) == ({"text": ["One", "two"]}, [2, 3], "lines")
+    (tmp_path / "c.txt").write_text("\n \n", encoding="utf-8")
+    with pytest.raises(InputError, match="has no rows"):
+        read_table(tmp_path / "c.txt")

@@ -31,6 +31,8 @@ from tests.ops.cases import carried, inputs
 from lrlora.ops import eager, tiles, triton
 from lrlora.method.carrier import Carrier
 from lrlora.ops.passes import factors_in_precision, signs_of
+# one number, such as dc of "linear", has no exact digits where its sum cancels: the same sums in every run
+torch.manual_seed(0)
 for phi, carrier in (("sinc", None), ("residual", None), ("sine", None), ("linear", None),
     ("sinc", Carrier(0.5, 7)), ("residual", Carrier(0.3, 8)), ("linear", Carrier(0.5, 7)),
 ):

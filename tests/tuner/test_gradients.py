@@ -28,8 +28,10 @@ def test_the_whole_model_compiles_into_one_graph():
     # in a process of its own: the shape checks of this suite would break the graph
     script = """
 import torch, lrlora
+from tests.linking import find_libstdcxx
 from peft import get_peft_model
 from transformers import BertConfig, BertForSequenceClassification
+find_libstdcxx()
 torch.manual_seed(0)
 sizes = dict(vocab_size=64, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
 base = BertForSequenceClassification(BertConfig(**sizes, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))

@@ -32,7 +32,7 @@ class EvaluateArguments:
     )  # fmt: skip
     task: Optional[str] = field(default=None, metadata={"help": "as in lrlora train; the run's own if left out"})
     subset: Optional[str] = field(default=None, metadata={"help": "configuration of a hub dataset"})
-    kind: Optional[str] = field(default=None, metadata={"help": "classification, regression or causal"})
+    kind: Optional[str] = field(default=None, metadata={"help": "classification, regression, causal or preference"})
     text_columns: Optional[list[str]] = field(
         default=None, metadata={"help": "one or two columns of text; the run's if left out"}
     )

@@ -18,6 +18,8 @@ def parse(
     example: str,
     positional: str | None = None,
     words_of_file: Callable[[str], list[str]] | None = None,
+    why_not: Callable[[str], str | None] = lambda name: None,
+    more: str = "",
 ) -> Arguments:
     """Read the flags of a verb.
 
@@ -28,6 +30,8 @@ def parse(
         example: a line to paste, at the end of the help.
         positional: field that takes the words before the first flag.
         words_of_file: gives the flags that a file passed as --config stands for; those that are typed override them.
+        why_not: says of a name why it is no flag.
+        more: a paragraph of the help, about the flags that it does not list one by one.
 
     Raises:
         InputError: a flag or a value that does not exist, or a flag that is there twice.
@@ -43,6 +47,9 @@ def parse(
         allow_abbrev=False,
     )
 
+    if more:
+        parser.add_argument_group("arguments of the trainer", more)
+
     def refuse(message: str) -> NoReturn:
         if positional is not None and f"required: --{positional}" in message:
             message = f"which {positional}? it comes before the flags: {example}"
@@ -54,7 +61,7 @@ def parse(
         print(_help_of(parser, positional), end="")
         raise SystemExit(0)
     names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
-    check_flags(names, arguments, refuse)
+    check_flags(names, arguments, refuse, why_not)
     if words_of_file is not None and (file := parser.parse_known_args(arguments)[0].config):
         arguments = [*words_of_file(file), *arguments]
     # no file next to the script is read: a command is what was typed
@@ -84,14 +91,20 @@ def _help_of(parser: Any, positional: str | None) -> str:
     return parser.format_help()
 
 
-def check_flags(names: list[str], arguments: list[str], refuse: Callable[[str], NoReturn]) -> None:
+def check_flags(
+    names: list[str],
+    arguments: list[str],
+    refuse: Callable[[str], NoReturn],
+    why_not: Callable[[str], str | None] = lambda name: None,
+) -> None:
     """Refuse a flag that does not exist, with the one that was perhaps meant, and one that is there twice."""
     given = [word[2:].split("=")[0] for word in arguments if word.startswith("--") and len(word) > 2]
     flags = [flag.replace("-", "_") for flag in given]
     for flag, name in zip(given, flags, strict=True):
         if name not in names:
-            near = meant(name, names)
-            refuse(f"no such flag: --{flag}" + (f"; did you mean --{near}?" if near else ""))
+            why, near = why_not(name), meant(name, names)
+            more = f": {why}" if why else f"; did you mean --{near}?" if near else ""
+            refuse(f"no such flag: --{flag}{more}")
         if flags.count(name) > 1:
             refuse(f"--{flag} is there twice; pass it once")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import types
@@ -20,14 +21,15 @@ _OF_THE_RUN = ("out", "overwrite")
 """What a run's config.json says of the run itself, not of how to repeat it."""
 
 
-def flags_of(name: str, settings: Fields, more: Iterable[dataclasses.Field[Any]]) -> type:
-    """A dataclass of flags for `lrlora.cli.flags.parse`: settings, and further flags.
+def flags_of(name: str, settings: Fields, more: Iterable[dataclasses.Field[Any]], hidden: Fields = ()) -> type:
+    """A dataclass of flags for `lrlora.cli.flags.parse`: settings, and further flags; the help leaves out the hidden.
 
     A flag has one type. A setting that is a list, or one of its entries, takes words; another one of several types, and
     a dictionary, takes JSON or a word.
     """
     return dataclasses.make_dataclass(
-        name, [(each.name, _type_of_flag(each.type), _flag_of(each)) for each in (*settings, *more)]
+        name,
+        [(each.name, _type_of_flag(each.type), _flag_of(each, each in hidden)) for each in (*settings, *more)],
     )
 
 
@@ -73,6 +75,15 @@ def _run_in(path: Path) -> RunFolder | None:
 
 
 def _settings_in(path: Path) -> dict[str, Any]:
+    found = _read_settings(path)
+    # arguments of a trainer are flags of their own
+    trainer = found.pop("trainer", None) or {}
+    if not isinstance(trainer, dict):
+        raise InputError(f"{path}: trainer needs arguments by name, such as 'optim: adafactor', got {trainer!r}")
+    return {**found, **trainer}
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
     if (run := _run_in(path)) is not None:
         return {name: value for name, value in run.settings.items() if name not in _OF_THE_RUN}
     import yaml
@@ -94,11 +105,11 @@ def _words(value: Any, kind: Any) -> list[str]:
     return [value if isinstance(value, str) else json.dumps(value)]
 
 
-def _flag_of(field: dataclasses.Field[Any]) -> Any:
+def _flag_of(field: dataclasses.Field[Any], is_hidden: bool = False) -> Any:
     default = default_of(field)
     if _is_json(field.type) and not isinstance(default, str | None):
         default = json.dumps(default)
-    metadata = {"help": field.metadata["help"]}
+    metadata = {"help": argparse.SUPPRESS if is_hidden else field.metadata["help"]}
     if default is not None and get_origin(_options(_type_of_flag(field.type))[0]) is list:
         words = default if isinstance(default, list) else [default]
         # HfArgumentParser takes the default of a list only from a factory

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from typing import Any, Optional
 
 from lrlora.cli.flags import parse, quiet_libraries
@@ -12,7 +13,8 @@ from lrlora.cli.show import print_ranks, print_table, print_warnings
 from lrlora.errors import InputError
 from lrlora.saved import names
 from lrlora.training import RunResult, TrainConfig, processes, train
-from lrlora.training.config import setting_fields, typed_fields
+from lrlora.training.arguments import passed_fields, why_not
+from lrlora.training.config import OURS, setting_fields, typed_fields
 
 
 @dataclasses.dataclass
@@ -32,18 +34,21 @@ class _More:
 
 def run(arguments: list[str]) -> None:
     """Train, and print the result."""
-    settings = setting_fields()
+    quiet_libraries()
+    settings, passed = [each for each in setting_fields() if each.name != "trainer"], passed_fields(OURS)
     flags = parse(
-        flags_of("TrainArguments", settings, typed_fields(_More)),
+        flags_of("TrainArguments", [*settings, *passed], typed_fields(_More), hidden=passed),
         "train",
         arguments,
         "lrlora train --data ./rows --task sst2 --out runs/sst2",
-        words_of_file=lambda file: words_of_file(file, settings),
+        words_of_file=lambda file: words_of_file(file, [*settings, *passed]),
+        why_not=why_not,
+        more=_said_of(passed),
     )
     if flags.config and is_run(flags.config) and flags.out is None:
         raise InputError(f"--config {flags.config} is a run: pass --out, the folder of the one that repeats it")
-    config = TrainConfig.of(**values_of(flags, settings))
-    quiet_libraries()
+    given = {name: value for name, value in values_of(flags, passed).items() if value is not None}
+    config = TrainConfig.of(**values_of(flags, settings), trainer=given)
     result = train(config, verbose=flags.verbose)
     if not processes.is_first():
         return
@@ -51,6 +56,13 @@ def run(arguments: list[str]) -> None:
         print(json.dumps(_as_json(result), indent=2))
     else:
         _print_result(result)
+
+
+def _said_of(passed: Sequence[dataclasses.Field[Any]]) -> str:
+    return (
+        "transformers.TrainingArguments has these, trl.SFTConfig for language models, and trl.DPOConfig for preference "
+        f"pairs; each is a flag under its own name: {', '.join(sorted(each.name for each in passed))}"
+    )
 
 
 def _as_json(result: RunResult) -> dict[str, Any]:

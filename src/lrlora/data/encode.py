@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from lrlora.data.render import Renderer
-from lrlora.data.tasks import TaskData
+from lrlora.data.render import Renderer, same_beginning
+from lrlora.data.tasks import LANGUAGE, TaskData
 from lrlora.errors import InputError
 
 if TYPE_CHECKING:
@@ -35,7 +37,8 @@ def encode(
         say: gets a line about rows that were cut.
 
     Returns:
-        Train and evaluation rows with input_ids, attention_mask and labels.
+        Train and evaluation rows with input_ids, attention_mask and labels; two of them, chosen and rejected, of every
+        preference pair.
 
     Raises:
         InputError: template "chat" with a tokenizer that has none; an instruction of which max_length leaves nothing.
@@ -58,9 +61,10 @@ def encode_rows(
     rows: Dataset = getattr(task, side)
     file = task.files[side == "evaluation"]
     cut = _Cut()
-    if task.kind == "causal":
+    if task.kind in LANGUAGE:
         renderer = Renderer(tokenizer, uses_chat(tokenizer, template))
-        made = _language(rows, renderer, tokenizer, max_length, file, cut)
+        encode_one = encode_row if task.kind == "causal" else encode_pair
+        made = _language(rows, renderer, tokenizer, max_length, file, cut, encode_one)
         for line in renderer.said:
             say(f"{file}: {line}")
     else:
@@ -121,7 +125,10 @@ def _texts(rows: Dataset, tokenizer: Any, max_length: int, cut: _Cut) -> Dataset
     return Dataset.from_dict({**fields, "labels": rows["label"][:]})
 
 
-def _language(rows: Dataset, renderer: Renderer, tokenizer: Any, max_length: int, file: str, cut: _Cut) -> Dataset:
+def _language(
+    rows: Dataset, renderer: Renderer, tokenizer: Any, max_length: int, file: str, cut: _Cut,
+    encode_one: Callable[..., EncodedRow],
+) -> Dataset:  # fmt: skip
     """Rows of a language model: labels where the text is learned."""
     from datasets import Dataset
 
@@ -135,13 +142,13 @@ def _language(rows: Dataset, renderer: Renderer, tokenizer: Any, max_length: int
         for position, number in enumerate(_numbers(part, start)):
             row = {name: part[name][position] for name in part}
             try:
-                encoded = encode_row(row, renderer, tokenizer, max_length)
+                encoded = encode_one(row, renderer, tokenizer, max_length)
             except InputError as error:
                 raise InputError(f"{file}: row {number}: {error}") from error
             if encoded.length > max_length:
                 cut.add(encoded.length, number)
             cut.empty += encoded.is_empty
-            cut.continued += len(encoded.pieces) - 1
+            cut.continued += "text" in row and len(encoded.pieces) - 1
             for ids, labels in encoded.pieces:
                 made["input_ids"].append(ids)
                 made["labels"].append(labels)
@@ -180,7 +187,7 @@ class EncodedRow:
     """A row in tokens.
 
     Args:
-        pieces: input_ids and labels; several of a text that is longer than a row may be.
+        pieces: input_ids and labels; several of a text that is longer than a row may be, two of a preference pair.
         length: tokens before anything was cut.
         is_empty: whether nothing but the end of an answer is learned.
     """
@@ -224,6 +231,38 @@ def encode_row(row: dict[str, Any], renderer: Renderer, tokenizer: Any, max_leng
                 f"max_length {answer + least} or more ({len(ids)} for all of it), or leave the row out"
             )
     return EncodedRow([(ids[-max_length:], labels[-max_length:])], len(ids), is_empty)
+
+
+def encode_pair(row: dict[str, Any], renderer: Renderer, tokenizer: Any, max_length: int) -> EncodedRow:
+    """The chosen and the rejected answer of a preference pair, each behind the same tokens of the request.
+
+    Where the two are longer than max_length, the front of the request is cut.
+
+    Raises:
+        InputError: max_length leaves no room for an answer.
+    """
+    whole = [encode_row(json.loads(row[name]), renderer, tokenizer, sys.maxsize) for name in ("chosen", "rejected")]
+    (chosen, learned), (rejected, other) = (each.pieces[0] for each in whole)
+    same = same_beginning(chosen, rejected)
+    # where tokens of the request merge with those of an answer, they belong to the answer
+    begin = min(same, _first(learned), _first(other))
+    ends = [len(labels) - _first(labels[::-1]) for labels in (learned, other)]
+    longest = max(ends)
+    if longest - begin >= max_length:
+        raise InputError(
+            f"its longer answer has {longest - begin} tokens, and max_length {max_length} leaves nothing of its "
+            f"request; pass max_length {longest - begin + 1} or more ({longest} for all of it), or leave the row out"
+        )
+    first = max(0, longest - max_length)
+    pieces = [
+        (ids[first:end], [IGNORED] * (begin - first) + ids[begin:end])
+        for ids, end in ((chosen, ends[0]), (rejected, ends[1]))
+    ]
+    return EncodedRow(pieces, longest, any(each.is_empty for each in whole))
+
+
+def _first(labels: list[int]) -> int:
+    return next(n for n, label in enumerate(labels) if label != IGNORED)
 
 
 def _tokens(text: str, adds_special_tokens: bool, tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:

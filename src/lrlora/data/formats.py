@@ -72,13 +72,13 @@ def format_of(table: Table) -> Format | None:
     """The format of a table by its columns; None where it is none, or where a label says that it is of another kind.
 
     Raises:
-        InputError: preference pairs, or chats with a verdict: to train on all of them would teach what was rejected.
+        InputError: preference pairs read as something else, or chats with a verdict.
     """
     columns = set(table.columns)
     if {"chosen", "rejected"} <= columns:
         raise InputError(
-            f"{table.where}: preference pairs (chosen, rejected), which `lrlora train` does not train on; give trl's "
-            "DPOTrainer the adapter as peft_config=LRLoraConfig(...), or keep the chosen answers as messages"
+            f"{table.where}: preference pairs (chosen, rejected) are no chats: to train on all of them would teach "
+            "what was rejected; leave kind out, or keep the chosen answers as messages"
         )
     if "label" in columns and {"messages", "completion", "conversations"} & columns:
         raise InputError(
@@ -118,6 +118,8 @@ def rows_of(table: Table, columns: tuple[str, ...] | None, notes: list[str]) -> 
             f"{table.where}: no rows of a language model, got the columns {', '.join(table.columns)}; needed one of: "
             f"{examples}\nor pass text_columns: one column of text, or those of prompt and completion"
         )
+    if table.rows_are:
+        notes.append(f"{table.where}: its {len(table)} {table.rows_are} are the rows")
     fields = _READERS[chosen](table, notes)
     used = {*FORMATS[chosen].columns, *fields, *_ALSO_READ.get(chosen, ())}
     if unread := sorted(name for name in table.columns if name not in used and columns is None):
@@ -149,14 +151,14 @@ def _chats(table: Table, notes: list[str]) -> dict[str, list[Any]]:
     column = "messages" if "messages" in table.columns else "conversations"
     messages = []
     for position, value in enumerate(table.columns[column]):
-        found = _messages(table, position, value)
+        found = messages_of(table, position, value)
         system = table.columns["system"][position] if "system" in table.columns else None
         if isinstance(system, str) and system.strip():
             found = [{"role": "system", "content": system, "weight": 0}, *found]
         if not any(each["role"] == "assistant" and each["weight"] for each in found):
             raise table.error(position, "has no message of the assistant that could be learned")
         messages.append(json.dumps(found, ensure_ascii=False))
-    return {"messages": messages, "tools": _tools(table)}
+    return {"messages": messages, "tools": tools_of(table)}
 
 
 def _pairs(table: Table, notes: list[str]) -> dict[str, list[Any]]:
@@ -167,10 +169,10 @@ def _pairs(table: Table, notes: list[str]) -> dict[str, list[Any]]:
     for position, (prompt, completion) in enumerate(
         zip(table.columns["prompt"], table.columns["completion"], strict=True)
     ):
-        before = [{**each, "weight": 0} for each in _messages(table, position, prompt)]
-        after = _messages(table, position, completion)
+        before = [{**each, "weight": 0} for each in messages_of(table, position, prompt)]
+        after = messages_of(table, position, completion)
         messages.append(json.dumps([*before, *after], ensure_ascii=False))
-    return {"messages": messages, "tools": _tools(table)}
+    return {"messages": messages, "tools": tools_of(table)}
 
 
 def _texts(table: Table, notes: list[str]) -> dict[str, list[Any]]:
@@ -194,7 +196,12 @@ _ALSO_READ: dict[Format, tuple[str, ...]] = {
 }  # fmt: skip
 
 
-def _messages(table: Table, position: int, value: Any) -> list[Message]:
+def messages_of(table: Table, position: int, value: Any) -> list[Message]:
+    """A chat by the names of chat templates, each message with the weight of its loss.
+
+    Raises:
+        InputError: no chat, by number of row and message.
+    """
     if not is_of_messages(value):
         raise table.error(position, "needs a list of messages with role and content (or from and value)")
     return [_message(table, position, number, each) for number, each in enumerate(value, 1)]
@@ -265,8 +272,12 @@ def _calls(content: str | None, refuse: Callable[[str], InputError]) -> list[dic
     return [{"type": "function", "function": {"name": c["name"], "arguments": c["arguments"]}} for c in calls]
 
 
-def _tools(table: Table) -> list[str]:
-    """The tools of every row as JSON, "" where it has none."""
+def tools_of(table: Table) -> list[str]:
+    """The tools of every row as JSON, "" where it has none.
+
+    Raises:
+        InputError: no list of functions, by number of row.
+    """
     found = []
     for position, value in enumerate(table.columns.get("tools", [None] * len(table))):
         if isinstance(value, str) and value.strip():

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lrlora.data.formats import rows_of
+from lrlora.data.preferences import is_of_pairs, pairs_of
 from lrlora.data.shape import (
     classes_of,
     kind_of,
@@ -18,7 +19,7 @@ from lrlora.data.shape import (
 )
 from lrlora.data.source import DataSource, evaluation_table, name_of, training_tables
 from lrlora.data.tables import Table, shortened
-from lrlora.data.tasks import GLUE, MACRO_F1, Kind, TaskData
+from lrlora.data.tasks import GLUE, LANGUAGE, MACRO_F1, Kind, TaskData
 from lrlora.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ def load_evaluation(source: DataSource, kind: Kind | None, labels: Sequence[str]
     """
     notes: list[str] = []
     table = evaluation_table(source, notes)
+    if kind == "causal" and source.text_columns is None and is_of_pairs(table):
+        kind = "preference"
     kind = kind or kind_of(table, source)
     rows, classes = _shaped([table], kind, source, labels, notes)
     used = _at_most(rows[0], source.eval_rows, source.seed)
@@ -91,6 +94,8 @@ def _shaped(
 ) -> tuple[list[Dataset], list[str]]:
     if kind == "causal":
         return [rows_of(table, source.text_columns, notes) for table in tables], []
+    if kind == "preference":
+        return [pairs_of(table, notes) for table in tables], []
     columns = text_columns(tables[0], source, notes)
     for table in tables[1:]:
         missing = [column for column in columns if column not in table.columns]
@@ -120,8 +125,10 @@ def _task(
     name: str, kind: Kind, train: Dataset, evaluation: Dataset, labels: list[str], source: DataSource, where: str,
     files: tuple[str, str], notes: list[str],
 ) -> TaskData:  # fmt: skip
-    if kind == "causal":
-        return TaskData(name, kind, train, evaluation, [], (), where, files=files, notes=tuple(dict.fromkeys(notes)))
+    if kind in LANGUAGE:
+        metrics = ("accuracy", "margin") if kind == "preference" else ()
+        said = tuple(dict.fromkeys(notes))
+        return TaskData(name, kind, train, evaluation, [], metrics, where, files=files, notes=said)
     default = ("pearson", "spearman") if kind == "regression" else ("accuracy",)
     known = GLUE[source.task] if source.task in GLUE and GLUE[source.task].kind == kind else None
     metrics = known.metrics if known else default
@@ -158,7 +165,7 @@ def _check_variety(train: Dataset, kind: Kind, classes: Sequence[str], notes: li
     Raises:
         InputError: there is nothing to learn.
     """
-    if kind == "causal":
+    if kind in LANGUAGE:
         return
     present = set(train["label"])
     if len(present) == 1:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lrlora.errors import InputError
@@ -117,7 +118,7 @@ class Renderer:
             before = self._write(messages[:number], tools, True) if number else ""
             upto = whole if number == len(messages) - 1 else self._write(messages[: number + 1], tools, False)
             # some templates end the whole chat in a mark of their own
-            same = _same_beginning(upto, whole)
+            same = same_beginning(upto, whole)
             end = self._end_of_turn(whole[:same], len(before), same < len(upto))
             if not upto.startswith(before) or same < len(before) or end is None:
                 return None
@@ -210,6 +211,6 @@ class Renderer:
             return None
 
 
-def _same_beginning(one: str, other: str) -> int:
-    """How many characters two texts have in common at their beginning."""
+def same_beginning(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many characters two texts, or tokens two rows, have in common at their beginning."""
     return next((n for n, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))

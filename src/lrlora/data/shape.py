@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lrlora.data.formats import format_of
+from lrlora.data.preferences import is_of_pairs
 from lrlora.data.tables import Table, is_missing, shortened, texts
 from lrlora.data.tasks import GLUE, TEXT_COLUMNS, Kind
 from lrlora.errors import InputError
@@ -31,6 +32,8 @@ def kind_of(table: Table, source: DataSource) -> Kind:
         return source.kind
     if source.task in GLUE:
         return GLUE[source.task].kind
+    if source.text_columns is None and is_of_pairs(table):
+        return "preference"
     if source.text_columns is None and format_of(table) is not None:
         return "causal"
     if source.label_column not in table.columns or source.label_column in table.class_names:

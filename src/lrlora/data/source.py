@@ -25,7 +25,7 @@ class DataSource:
         task: name of the task; in a folder it picks TASK_train.* and TASK_dev.*; GLUE's names bring columns and
             metrics.
         subset: configuration of a hub dataset.
-        kind: "classification", "regression" or "causal"; None reads it off the columns.
+        kind: "classification", "regression", "causal" or "preference"; None reads it off the columns.
         text_columns: one or two columns of text; None reads them off the file.
         label_column: column of the label.
         eval_data: a file, folder or hub dataset whose rows are evaluated, all of them; None: those next to the training
@@ -59,7 +59,7 @@ def training_tables(source: DataSource) -> tuple[Table, Table | None, str]:
             found = ", ".join(f.name for f in sorted(path.iterdir()) if is_readable(f)) or "no data file"
             raise InputError(
                 f"{path} needs exactly one training file such as {_prefix(path, source)}train.jsonl (.jsonl, .csv, "
-                f".parquet), got {found}" + ("" if source.task else "; pass task to pick TASK_train.*")
+                f".txt, .parquet), got {found}" + ("" if source.task else "; pass task to pick TASK_train.*")
             )
         return read_table(train_file), None if evaluation_file is None else read_table(evaluation_file), name
     if path.exists():

@@ -20,7 +20,7 @@ from typing import Any
 
 from lrlora.errors import InputError
 
-READABLE = (".jsonl", ".json", ".csv", ".parquet")
+READABLE = (".jsonl", ".json", ".csv", ".txt", ".parquet")
 """Endings of files of rows; all but parquet may be gzipped, with .gz behind them."""
 
 
@@ -31,10 +31,11 @@ class Table:
     Args:
         where: the file or the split, for messages.
         columns: values by column, of equal length.
-        numbers: of each row in its file, from 1: the line of a jsonl file, the row below the header of a CSV.
+        numbers: of each row in its file, from 1: the line of a jsonl or text file, the row below the header of a CSV.
         class_names: names of the classes of a column that declares them (ClassLabel); its values are names then, and
             None for a row without a label.
         is_text: whether the file knows no types: every value is text, and an empty one means that there is none (CSV).
+        rows_are: what a row is where the file does not say: paragraphs or lines of plain text.
     """
 
     where: str
@@ -42,6 +43,7 @@ class Table:
     numbers: Sequence[int]
     class_names: dict[str, list[str]] = field(default_factory=dict)
     is_text: bool = False
+    rows_are: str = ""
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -95,16 +97,17 @@ def read_table(path: Path) -> Table:
     """Read a file of rows.
 
     Args:
-        path: .jsonl, .json (an array of rows, or a row per line), .csv or .parquet; .gz behind the first three.
+        path: .jsonl, .json (an array of rows, or a row per line), .csv, .txt (a column "text" of the paragraphs between
+            blank lines; of the lines, where no line is blank) or .parquet; .gz behind all but the last.
 
     Raises:
         InputError: another ending, a file that is broken, named with its row, or one without rows.
     """
     ending = _ending(path)
     if ending is None:
-        raise InputError(f"cannot read {path}: needed .jsonl, .json, .csv (each also with .gz) or .parquet")
+        raise InputError(f"cannot read {path}: needed .jsonl, .json, .csv, .txt (each also with .gz) or .parquet")
     try:
-        table = {".parquet": _parquet, ".csv": _csv}.get(ending, _json)(path)
+        table = {".parquet": _parquet, ".csv": _csv, ".txt": _plain}.get(ending, _json)(path)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     if not len(table):
@@ -200,6 +203,24 @@ def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
         yield from enumerate(json.loads(text), 1)
     except json.JSONDecodeError as error:
         raise InputError(f"cannot read {path} as JSON: {error}") from error
+
+
+def _plain(path: Path) -> Table:
+    lines = [line.rstrip("\r\n") for line in io.StringIO(_text(path), newline="")]
+    filled = [number for number, line in enumerate(lines, 1) if line.strip()]
+    is_broken = any(not line.strip() for line in lines[filled[0] : filled[-1]]) if filled else False
+    if not is_broken:
+        return Table(str(path), {"text": [lines[n - 1] for n in filled]}, filled, rows_are="lines")
+    paragraphs: list[list[str]] = []
+    numbers: list[int] = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        if number == 1 or not lines[number - 2].strip():
+            paragraphs.append([])
+            numbers.append(number)
+        paragraphs[-1].append(line)
+    return Table(str(path), {"text": ["\n".join(each) for each in paragraphs]}, numbers, rows_are="paragraphs")
 
 
 def _csv(path: Path) -> Table:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Kind = Literal["classification", "regression", "causal"]
+Kind = Literal["classification", "regression", "causal", "preference"]
+LANGUAGE: tuple[Kind, ...] = ("causal", "preference")
+"""Kinds of task of a causal model."""
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,10 @@ class TaskData:
 
     Args:
         name: of the task.
-        kind: "classification", "regression" or "causal".
+        kind: "classification", "regression", "causal" or "preference".
         train: rows; columns text [, text_pair], label for the first two kinds, for "causal" those of one shape of
-            `lrlora.data.formats.rows_of`; and row, the number of the row in its file.
+            `lrlora.data.formats.rows_of`, for "preference" those of `lrlora.data.preferences.pairs_of`; and row, the
+            number of the row in its file.
         evaluation: the held-out rows, in the same columns.
         labels: names of the classes, in the order of their numbers; empty unless classification.
         metrics: names of the metrics, the first of them the one to look at.

@@ -10,18 +10,21 @@ from typing import Any
 import numpy
 import torch
 from torch import distributed
-from torch.nn.functional import cross_entropy, mse_loss
+from torch.nn.functional import cross_entropy, logsigmoid, mse_loss
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 
 from lrlora.data import TaskData
 from lrlora.data.encode import IGNORED, Say, Template, encode_rows
 from lrlora.data.length import length_of_rows
-from lrlora.data.tasks import compute_metrics
+from lrlora.data.tasks import LANGUAGE, compute_metrics
+from lrlora.errors import InputError
 from lrlora.evaluation.labelled import labelled_logits
 from lrlora.saved.tokens import settle_padding
 
 BATCH = 32
 """Rows at once, where nobody says."""
+BETA = 0.1
+"""Of the loss of preference pairs, as where trl's DPO is given none."""
 Outputs = dict[int, Any]
 """What a model gives for a row, by the row's number."""
 
@@ -44,7 +47,10 @@ def score(
 
     Returns:
         The task's metrics by name, and "loss": cross entropy in nats a row (classification), squared error (regression)
-        or nats a token (causal), as a mean over all rows or tokens, without a method's own penalty terms.
+        or nats a token (causal), as a mean over all rows or tokens, without a method's own penalty terms. Of preference
+        pairs "margin" is the mean over the pairs of m, by how many nats the adapter raises the chosen answer above the
+        rejected one over what the base says; "accuracy" is the fraction of pairs with m > 0, and "loss" the mean of
+        -log sigmoid(m / 10), as in DPO with beta 0.1.
     """
     outputs, metrics = SCORERS[task.kind]
     found: Outputs = {}
@@ -107,7 +113,7 @@ def evaluating(model: Any, is_bf16: bool = False) -> Iterator[None]:
 
 def collator_of(task: TaskData, tokenizer: Any) -> Any:
     """What makes a batch of encoded rows of a task."""
-    if task.kind == "causal":
+    if task.kind in LANGUAGE:
         return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
     return DataCollatorWithPadding(tokenizer)
 
@@ -156,9 +162,31 @@ def _of_tokens(task: TaskData, outputs: list[Any], encoded: Any) -> dict[str, fl
     return {"loss": math.fsum(nats for nats, _ in outputs) / max(sum(count for _, count in outputs), 1)}
 
 
+def _nats_and_base(model: Any, batch: dict[str, Any]) -> list[Any]:
+    """The nats of every row with the adapter, and without."""
+    if not hasattr(model, "disable_adapter"):
+        raise InputError(
+            "preference pairs are scored by an adapter against its base, got a model without one; give the adapter"
+        )
+    with_adapter = [nats for nats, _ in _nats(model, batch)]
+    with model.disable_adapter():
+        return list(zip(with_adapter, (nats for nats, _ in _nats(model, batch)), strict=True))
+
+
+def _of_pairs(task: TaskData, outputs: list[Any], encoded: Any) -> dict[str, float]:
+    gains = torch.tensor(outputs, dtype=torch.float64)
+    raised = gains[:, 1] - gains[:, 0]
+    margins = raised[0::2] - raised[1::2]
+    loss = -logsigmoid(BETA * margins)
+    return {
+        "accuracy": (margins > 0).double().mean().item(), "margin": margins.mean().item(), "loss": loss.mean().item()
+    }  # fmt: skip
+
+
 SCORERS: dict[str, tuple[Callable[[Any, Any], list[Any]], Callable[[TaskData, list[Any], Any], dict[str, float]]]] = {
     "classification": (_logits, _of_labels),
     "regression": (_logits, _of_labels),
     "causal": (_nats, _of_tokens),
+    "preference": (_nats_and_base, _of_pairs),
 }
 """By kind of task: what a model gives for the rows of a batch, and what all of it amounts to. A new kind is a line."""

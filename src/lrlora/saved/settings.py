@@ -17,7 +17,8 @@ class Settings:
     Args:
         values: by name, as they are in config.json.
         defaults: what a run means that was written before there was a setting.
-        free: names of those that do not change what is trained: a run may be resumed with others.
+        free: names of those that do not change what is trained: a run may be resumed with others; "trainer.optim" is an
+            entry of the dictionary "trainer".
         places: names of those that may be a path on this machine.
     """
 
@@ -46,7 +47,9 @@ def changes(
         for name, value in settings.values.items()
         if name not in settings.free
         and name in before
-        and not _is_same(before[name], value, is_place=name in settings.places)
+        and not _is_same(
+            *(_deciding(name, each, settings.free) for each in (before[name], value)), is_place=name in settings.places
+        )
     ]
     changed = [
         f"{_WORDS[name]} of {settings.values.get(name) or 'the demo'} changed since"
@@ -67,6 +70,12 @@ def renewed(settings: dict[str, Any], written: int) -> dict[str, Any]:
         if isinstance(found.get(name), list):
             found[name] = sorted(found[name])
     return found
+
+
+def _deciding(name: str, value: Any, free: Collection[str]) -> Any:
+    if not isinstance(value, dict):
+        return value
+    return {key: each for key, each in value.items() if f"{name}.{key}" not in free}
 
 
 def _is_same(before: Any, now: Any, is_place: bool) -> bool:

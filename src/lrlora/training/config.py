@@ -17,6 +17,8 @@ from lrlora.data import DataSource
 from lrlora.errors import InputError, meant
 from lrlora.saved.pooling import check_pooling
 from lrlora.saved.settings import Settings
+from lrlora.training.arguments import FREE as FREE_ARGUMENTS
+from lrlora.training.arguments import check_passed, passed_fields, why_not
 from lrlora.training.placement import ALL_LINEAR
 from lrlora.training.ranges import check_numbers, check_scheduler
 from lrlora.tuner import LRLoraConfig
@@ -27,7 +29,7 @@ def _flag(default: Any, help: str, is_free: bool = False, is_place: bool = False
     return field(default=default, metadata={"help": help, "is_free": is_free, "is_place": is_place})
 
 
-# HfArgumentParser reads these annotations at run time and knows Optional[X], not X | None, on Python 3.10
+# HfArgumentParser reads these annotations at run time
 @dataclass
 class TrainConfig:
     """Settings of one training run; without any, the demo on the embedded encoder and text.
@@ -49,7 +51,7 @@ class TrainConfig:
     )
     data: Optional[str] = _flag(
         None,
-        "a file or folder of jsonl(.gz), csv or parquet, or a hub dataset; the embedded BBC News titles if left out",
+        "a file or folder of jsonl(.gz), csv, txt or parquet, or a hub dataset; the embedded BBC News titles if left out",
         is_place=True,
     )
     eval_data: Optional[str] = _flag(
@@ -64,7 +66,7 @@ class TrainConfig:
         None, "name of the task: picks TASK_train.* in a folder; GLUE names bring columns and metrics"
     )
     subset: Optional[str] = _flag(None, "configuration of a hub dataset")
-    kind: Optional[Literal["classification", "regression", "causal"]] = _flag(
+    kind: Optional[Literal["classification", "regression", "causal", "preference"]] = _flag(
         None, "kind of task; read off the columns if left out"
     )
     text_columns: Optional[list[str]] = _flag(None, "one or two columns of text")
@@ -104,6 +106,12 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = _flag("auto", "auto: bf16 where the hardware has it, else fp32")
     seed: int = _flag(0, "of initialisation, order and dropout")
     save_steps: int = _flag(100, "steps between checkpoints that a killed run resumes from", is_free=True)
+    eval_steps: Optional[int] = _flag(
+        None, "steps between evaluations while training; only at the end if left out; load_best_model_at_end needs it"
+    )
+    early_stopping_patience: Optional[int] = _flag(
+        None, "stop after so many evaluations without a gain, and take the best checkpoint; needs eval_steps"
+    )
     rank_steps: Optional[int] = _flag(
         None,
         "steps between records of the learned ranks; left out: as many as fit in 2 percent of the time; 0: none",
@@ -112,6 +120,12 @@ class TrainConfig:
     report_to: list[str] = field(
         default_factory=lambda: ["none"],
         metadata={"help": "trackers that transformers knows: tensorboard, wandb, ...", "is_free": True},
+    )
+    trainer: dict[str, Any] = field(
+        default_factory=dict,
+        metadata={
+            "help": "arguments of transformers' TrainingArguments, trl's SFTConfig or DPOConfig; each is a flag by its own name"
+        },
     )
 
     def __post_init__(self) -> None:
@@ -128,8 +142,13 @@ class TrainConfig:
             raise InputError(f"epochs must be above 0, got {self.epochs}; or pass max_steps")
         if self.text_columns is not None and len(self.text_columns) not in (1, 2):
             raise InputError(f"text_columns takes one or two names, got {self.text_columns}")
-        check_scheduler(self.lr_scheduler)
+        check_scheduler(self.lr_scheduler, "lr_scheduler_kwargs" in self.trainer)
         check_pooling(self.pooling)
+        check_passed(self.trainer, OURS)
+        needing = [name for name in ("load_best_model_at_end",) if self.trainer.get(name)]
+        needing += [] if self.early_stopping_patience is None else ["early_stopping_patience"]
+        if needing and self.eval_steps is None:
+            raise InputError(f"{needing[0]} needs evaluations while training: pass eval_steps as well")
 
     @property
     def is_demo(self) -> bool:
@@ -143,7 +162,8 @@ class TrainConfig:
 
     def settings(self) -> Settings:
         """Every setting by name, and which of them decide the result."""
-        return Settings(self._flat(), TrainConfig()._flat(), FREE, PLACES)
+        free = FREE | {f"trainer.{name}" for name in FREE_ARGUMENTS}
+        return Settings(self._flat(), TrainConfig()._flat(), free, PLACES)
 
     def with_absolute_paths(self) -> TrainConfig:
         """The same settings for a process in any folder; a name of the hub stays one unless it is a path here."""
@@ -201,16 +221,22 @@ class TrainConfig:
         """The same settings with some changed, by their flat names: `r` is a field of `adapter`.
 
         Args:
-            settings: fields of TrainConfig and of LRLoraConfig. Names of modules may be a list of one word that is
-                all-linear or a regular expression.
+            settings: fields of TrainConfig and of LRLoraConfig, and arguments of transformers' and trl's trainers,
+                which are added to `trainer`. Names of modules may be a list of one word that is all-linear or a regular
+                expression.
 
         Raises:
             InputError: a name that is no setting, or a value outside its range.
         """
         names = [each.name for each in setting_fields()]
         if unknown := sorted(settings.keys() - set(names)):
-            near = meant(unknown[0], names)
-            raise InputError(f"no such setting: {unknown[0]}" + (f"; did you mean {near}?" if near else ""))
+            passed = {each.name for each in passed_fields(OURS)}
+            if other := [name for name in unknown if name not in passed]:
+                near, why = meant(other[0], [*names, *passed]), why_not(other[0])
+                more = f": {why}" if why else f"; did you mean {near}?" if near else ""
+                raise InputError(f"no such setting: {other[0]}{more}")
+            more = {name: settings.pop(name) for name in unknown}
+            settings["trainer"] = {**self.trainer, **settings.get("trainer", {}), **more}
         for name in UNORDERED:
             if name in settings:
                 settings[name] = _names(name, settings[name])
@@ -261,6 +287,8 @@ FREE = frozenset(each.name for each in dataclasses.fields(TrainConfig) if each.m
 """Settings that do not change what is trained: a run may be resumed with others."""
 PLACES = tuple(each.name for each in dataclasses.fields(TrainConfig) if each.metadata.get("is_place"))
 """Settings that may name a place on this machine, or something on the hub."""
+OURS = frozenset(each.name for each in dataclasses.fields(TrainConfig)) | {"debug"}
+"""Names that no argument of a trainer can have: settings and flags of lrlora's own."""
 UNORDERED = ("target_modules", "exclude_modules")
 """Settings that are sets of names, or one word."""
 

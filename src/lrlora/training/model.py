@@ -9,6 +9,7 @@ from peft import PeftModel, get_peft_model
 
 from lrlora.data import TaskData
 from lrlora.data.embedded import encoder_folder
+from lrlora.data.tasks import LANGUAGE
 from lrlora.errors import InputError, first_lines
 from lrlora.saved.load import load_base
 from lrlora.saved.pooling import said_of_pooling, set_pooling
@@ -25,7 +26,7 @@ def build(config: TrainConfig, task: TaskData) -> tuple[PeftModel, Any]:
         InputError: a model that is not there, or target modules that it does not have.
     """
     base, tokenizer, task_type = base_of(config, task)
-    if task.kind != "causal" and config.pooling == "auto":
+    if task.kind not in LANGUAGE and config.pooling == "auto":
         if line := said_of_pooling(base, config.model or str(encoder_folder())):
             processes.tell(line)
     return adapt(base, config, task_type), tokenizer
@@ -37,14 +38,14 @@ def base_of(config: TrainConfig, task: TaskData) -> tuple[Any, Any, str]:
     Raises:
         InputError: a model that is not there, or that cannot be read with the pooling of the config.
     """
-    if task.kind == "causal" and config.pooling != "auto":
+    if task.kind in LANGUAGE and config.pooling != "auto":
         raise InputError(
-            f"--pooling is of classification and regression, {task.name} is a causal task; leave --pooling out"
+            f"--pooling is of classification and regression, {task.name} is of {task.kind}; leave --pooling out"
         )
     name = config.model or str(encoder_folder())
-    task_type = "CAUSAL_LM" if task.kind == "causal" else "SEQ_CLS"
+    task_type = "CAUSAL_LM" if task.kind in LANGUAGE else "SEQ_CLS"
     head: dict[str, Any] = {}
-    if task.kind != "causal":
+    if task.kind not in LANGUAGE:
         head["num_labels"] = 1 if task.kind == "regression" else len(task.labels)
         head["problem_type"] = "regression" if task.kind == "regression" else "single_label_classification"
         if task.labels:

@@ -48,8 +48,8 @@ def check_numbers(settings: Any) -> None:
             raise InputError(f"{name} must be at most {_LARGEST_SEED}, got {value}")
 
 
-def check_scheduler(name: str) -> None:
-    """Refuse a schedule that transformers does not know, or that needs more than its name.
+def check_scheduler(name: str, has_arguments: bool = False) -> None:
+    """Refuse a schedule that transformers does not know, or that needs more than its name and has no arguments.
 
     Raises:
         InputError: with those that there are.
@@ -58,8 +58,12 @@ def check_scheduler(name: str) -> None:
         return
     from transformers import SchedulerType
 
-    # these follow a metric while training, and the others have settings of their own
-    needy = {"reduce_lr_on_plateau", "greedy", "cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"}
+    # the first two follow a metric while training; the others have settings of their own, lr_scheduler_kwargs
+    needy = {"reduce_lr_on_plateau", "greedy"}
+    if not has_arguments:
+        needy |= {"cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"}
     known = [kind.value for kind in SchedulerType if kind.value not in needy]
     if name not in known:
+        if name in ("cosine_with_min_lr", "cosine_warmup_with_min_lr", "warmup_stable_decay"):
+            raise InputError(f"lr_scheduler {name} has settings of its own; pass lr_scheduler_kwargs as well")
         raise InputError(f"lr_scheduler must be one of {', '.join(known)}, got {name!r}")

@@ -22,8 +22,9 @@ from lrlora.data import TaskData
 from lrlora.data.encode import encode
 from lrlora.data.formats import said_of
 from lrlora.data.length import length_of_rows
+from lrlora.data.preferences import SAID
+from lrlora.data.tasks import LANGUAGE
 from lrlora.errors import InputError
-from lrlora.evaluation.score import score
 from lrlora.files import explained
 from lrlora.ranks.measure import LayerRank, layer_ranks, rank_warnings
 from lrlora.ranks.record import RankCallback
@@ -154,8 +155,8 @@ def _train_one(
 ) -> None:
     set_seed(config.seed)
     task = load_task_for(config.model, config.data_source(), _warn)
-    if task.kind == "causal":
-        processes.tell(f"{task.files[0]}: read as {said_of(task.train)}")
+    if task.kind in LANGUAGE:
+        processes.tell(f"{task.files[0]}: read as {SAID if task.kind == 'preference' else said_of(task.train)}")
     for note in task.notes:
         _warn(note)
     model, tokenizer = build(config, task)
@@ -170,7 +171,7 @@ def _train_one(
             processes.tell(
                 f"{out.path} was begun by an earlier version: whether its rows or base have changed since is not known"
             )
-        trainer = make_trainer(config, task, model, tokenizer, train_rows, out.checkpoints)
+        trainer = make_trainer(config, task, model, tokenizer, train_rows, out.checkpoints, evaluation_rows, length)
         _add_callbacks(trainer, config, out.path, callbacks)
         # the Trainer prints its log lines on stdout, which is for the result
         goes_on = explained(out.path, "the same command goes on from the last checkpoint, if there is one")
@@ -179,8 +180,7 @@ def _train_one(
             with stop.at_the_next_step():
                 _run(trainer, checkpoint)
             wall_s = time.perf_counter() - started
-            found = score(trainer.model, tokenizer, task, evaluation_rows, config.batch_size, in_bf16)
-            trainer.log({f"eval_{name}": value for name, value in found.items()})
+            found = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
         metrics = {
             "method": config.method,
             "task": task.name,
@@ -236,7 +236,8 @@ def _run(trainer: Trainer, checkpoint: Path | None) -> None:
         state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
         if state.global_step >= state.max_steps:
             # the Trainer would train a step more
-            cast(Any, trainer.model).load_adapter(str(checkpoint), "default", is_trainable=True)
+            best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+            cast(Any, trainer.model).load_adapter(best or str(checkpoint), "default", is_trainable=True)
             trainer.state = state
             return
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

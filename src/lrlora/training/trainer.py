@@ -1,23 +1,51 @@
-"""transformers' Trainer as `lrlora train` sets it up."""
+"""The trainer as `lrlora train` sets it up: transformers' own for classes and numbers, trl's for language."""
 
 from __future__ import annotations
 
+import functools
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainingArguments
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import EarlyStoppingCallback, Trainer
 
 from lrlora.data import TaskData
-from lrlora.errors import InputError
-from lrlora.evaluation.score import collator_of
+from lrlora.data.encode import IGNORED
+from lrlora.data.tasks import LANGUAGE, Kind
+from lrlora.errors import InputError, first_lines
+from lrlora.evaluation.labelled import base_in
+from lrlora.evaluation.score import collator_of, score
 from lrlora.internals import trackers
-from lrlora.training.config import TrainConfig
+from lrlora.training.arguments import arguments_class, check_passed
+from lrlora.training.config import OURS, TrainConfig
 from lrlora.training.guard import NonFiniteGuard
-from lrlora.training.labelled import LabelledTrainer
 from lrlora.training.model import is_bf16
 from lrlora.tuner.callback import TauCallback
 from lrlora.tuner.optimize import param_groups
+
+_ENCODED = ["input_ids", "labels"]
+
+
+class _Scored:
+    """A Trainer whose evaluations are those of `lrlora evaluate`."""
+
+    scored: Callable[[Any], dict[str, float]]
+
+    def evaluate(
+        self: Any, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
+        """Measure the model on the evaluation rows of the task, log it, and tell the callbacks."""
+        found = {f"{metric_key_prefix}_{name}": value for name, value in self.scored(self.model).items()}
+        self.log(found)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        return found
+
+
+class _PlainTrainer(_Scored, Trainer):
+    pass
 
 
 def make_trainer(
@@ -27,9 +55,15 @@ def make_trainer(
     tokenizer: Any,
     train_rows: Any,
     out: Path,
+    evaluation_rows: Any = None,
+    length: int | None = None,
     saves: bool = True,
 ) -> Trainer:
-    """transformers' Trainer as `lrlora train` sets it up; also for models of other methods, and without an adapter.
+    """The trainer as `lrlora train` sets it up; also for models of other methods, and without an adapter.
+
+    transformers' own for classification and regression, trl's SFTTrainer for language modelling and
+    its DPOTrainer for preference pairs; with an adapter on the layer that makes the logits, which SFTTrainer cannot
+    train, transformers' own. Its `evaluate` is `score` on the evaluation rows.
 
     Args:
         config: the settings; those of the adapter are not read.
@@ -38,14 +72,121 @@ def make_trainer(
         tokenizer: of the model.
         train_rows: encoded rows.
         out: folder of the checkpoints.
+        evaluation_rows: encoded rows; None where nothing is evaluated while training.
+        length: tokens of a row at most, which rows are packed to.
         saves: write checkpoints.
 
     Raises:
-        InputError: a setting that transformers refuses.
+        InputError: a setting that transformers or trl refuses, or that the kind of task does not have.
     """
+    by_trl = task.kind in LANGUAGE and not (task.kind == "causal" and _is_head_adapted(model))
+    arguments = _arguments(config, task, out, length, saves, task.kind if by_trl else "classification")
     groups = param_groups(model, config.learning_rate, config.c_learning_rate, config.weight_decay)
+    given: dict[str, Any] = {
+        "model": model,
+        "args": arguments,
+        "train_dataset": train_rows,
+        "eval_dataset": evaluation_rows if config.eval_steps is not None else None,
+        "processing_class": tokenizer,
+        "optimizer_cls_and_kwargs": _optimizer(arguments, groups, config),
+        "callbacks": [TauCallback(), NonFiniteGuard()],
+    }
     try:
-        arguments = TrainingArguments(
+        if by_trl:
+            trainer = _by_trl(task.kind, given)
+        else:
+            trainer = _PlainTrainer(**given, data_collator=collator_of(task, tokenizer))
+        if task.kind not in LANGUAGE:
+            # the Trainer takes every model whose forward has **kwargs for one that divides its loss by the rows of all
+            # accumulated batches and processes. Classifiers take the mean of a batch: their loss would grow with both
+            trainer.model_accepts_loss_kwargs = False
+    except ValueError as error:
+        raise InputError(first_lines(error)) from error
+    if config.early_stopping_patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+    bf16 = is_bf16(config.precision)
+    trainer.scored = lambda trained: score(trained, tokenizer, task, evaluation_rows, config.batch_size, bf16)
+    return trainer
+
+
+@functools.cache
+def _trainers() -> dict[str, type]:
+    """trl's trainers by kind of task, on rows that are encoded already."""
+    import trl
+
+    class LanguageTrainer(_Scored, trl.SFTTrainer):
+        pass
+
+    class PreferenceTrainer(_Scored, trl.DPOTrainer):
+        """The reference is the base: a fresh adapter changes nothing, and needs no frozen copy of itself."""
+
+        def __init__(self, model: Any, optimizer_cls_and_kwargs: Any, **named: Any) -> None:
+            super().__init__(model=model, **named)
+            self.optimizer_cls_and_kwargs = optimizer_cls_and_kwargs
+            if "ref" in model.peft_config:
+                model.delete_adapter("ref")
+
+        def _prepare_dataset(self, dataset: Any, processing_class: Any, args: Any, dataset_name: Any) -> Any:
+            return dataset
+
+    return {"causal": LanguageTrainer, "preference": PreferenceTrainer}
+
+
+def _by_trl(kind: Kind, given: dict[str, Any]) -> Any:
+    precisions = {each: each.dtype for each in given["model"].parameters() if each.requires_grad}
+    rows = _pairs(given["train_dataset"]) if kind == "preference" else given["train_dataset"].select_columns(_ENCODED)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        trainer = _trainers()[kind](**{**given, "train_dataset": rows})
+    for parameter, precision in precisions.items():
+        # of a quantised base trl makes the adapter bfloat16, in which small steps of A, B and c vanish
+        parameter.data = parameter.data.to(precision)
+    return trainer
+
+
+def _pairs(encoded: Any) -> Any:
+    """Rows of trl's DPOTrainer from those of `encode`, in which a chosen answer is before the rejected one."""
+    from datasets import Dataset
+
+    made: dict[str, list[Any]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
+    for number, (ids, labels) in enumerate(zip(encoded["input_ids"], encoded["labels"], strict=True)):
+        begin = next(n for n, label in enumerate(labels) if label != IGNORED)
+        made["rejected_ids" if number % 2 else "chosen_ids"].append(ids[begin:])
+        if number % 2 == 0:
+            made["prompt_ids"].append(ids[:begin])
+    return Dataset.from_dict(made)
+
+
+def _is_head_adapted(model: Any) -> bool:
+    """Whether an adapter is on the layer that makes the logits, which trl multiplies by itself."""
+    return isinstance(base_in(model).get_output_embeddings(), BaseTunerLayer)
+
+
+def _arguments(config: TrainConfig, task: TaskData, out: Path, length: int | None, saves: bool, kind: Kind) -> Any:
+    cls = arguments_class(kind)
+    check_passed(config.trainer, OURS, cls)
+    chosen: dict[str, Any] = {
+        "optim": "adamw_torch",
+        "save_total_limit": 2,
+        "logging_steps": 20,
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "disable_tqdm": not saves,
+        **config.trainer,
+    }
+    if config.eval_steps is not None:
+        chosen |= {"eval_strategy": "steps", "eval_steps": config.eval_steps}
+        chosen.setdefault("metric_for_best_model", task.main_metric)
+        chosen.setdefault("greater_is_better", not chosen["metric_for_best_model"].endswith("loss"))
+    if config.early_stopping_patience is not None:
+        # the count of evaluations without a gain is of the run, not of the process
+        chosen |= {"load_best_model_at_end": True, "restore_callback_states_from_checkpoint": True}
+    if kind == "causal":
+        # rows are cut when they are encoded; only packing needs to know the length
+        chosen["max_length"] = length if chosen.get("packing") else None
+    if kind == "preference":
+        chosen["max_length"] = None
+    try:
+        return cls(
             output_dir=str(out),
             num_train_epochs=config.epochs,
             max_steps=config.max_steps,
@@ -63,32 +204,27 @@ def make_trainer(
             seed=config.seed,
             save_strategy="steps" if saves else "no",
             save_steps=config.save_steps,
-            save_total_limit=2,
-            logging_steps=20,
             logging_nan_inf_filter=False,
             report_to=config.report_to,
-            dataloader_pin_memory=torch.cuda.is_available(),
             remove_unused_columns=True,
             label_names=["labels"],
-            disable_tqdm=not saves,
+            **chosen,
         )
-    except ValueError as error:
-        raise InputError(str(error).splitlines()[0]) from error
-    trainer = (LabelledTrainer if task.kind == "causal" else Trainer)(
-        model=model,
-        args=arguments,
-        train_dataset=train_rows,
-        data_collator=collator_of(task, tokenizer),
-        processing_class=tokenizer,
-        # the groups travel in the optimizer's arguments: the way that the Trainer offers for its own methods
-        optimizer_cls_and_kwargs=(torch.optim.AdamW, {"params": groups, "lr": config.learning_rate}),
-        callbacks=[TauCallback(), NonFiniteGuard()],
-    )
-    if task.kind != "causal":
-        # the Trainer takes every model whose forward has **kwargs for one that divides its loss by the rows of all
-        # accumulated batches and processes. Classifiers take the mean of a batch: their loss would grow with both
-        trainer.model_accepts_loss_kwargs = False
-    return trainer
+    except (ValueError, TypeError) as error:
+        raise InputError(first_lines(error)) from error
+
+
+def _optimizer(arguments: Any, groups: list[dict[str, Any]], config: TrainConfig) -> tuple[Any, dict[str, Any]]:
+    """The optimizer of `optim`, with the groups in its arguments: the way that the Trainer offers for its own methods.
+
+    Raises:
+        InputError: an optimizer that is not installed.
+    """
+    try:
+        made, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
+    except (ImportError, ValueError) as error:
+        raise InputError(f"--optim {config.trainer['optim']}: {first_lines(error)}") from error
+    return made, {**options, "params": groups, "lr": config.learning_rate}
 
 
 def check_trackers(names: list[str]) -> None:
