@@ -8,7 +8,9 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
+from lrlora.saved import load_adapter
 from tests.export.cases import NO_LRLORA
 
 TEXT = "a good day number 3"
@@ -41,3 +43,10 @@ def logits_by_card(folder: Path, scratch: Path, has_lrlora: bool) -> torch.Tenso
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]
     return load_file(file)["logits"]
+
+
+def logits_by_lrlora(folder: Path) -> torch.Tensor:
+    """The same of an adapter folder, as lrlora loads it."""
+    tokens = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
+    with torch.no_grad():
+        return load_adapter(str(folder))(**tokens).logits

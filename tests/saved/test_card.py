@@ -6,23 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from transformers import AutoTokenizer
 
-from lrlora.saved import card, load_adapter
+from lrlora import InputError
+from lrlora.saved import card
 from lrlora.saved.card_origin import base_of
 from lrlora.saved.kept_card import may_be_replaced, signed
 from lrlora.saved.run import RunFolder
 from lrlora.training import train
 from tests.conftest import write_rows
-from tests.saved.cards import TEXT, logits_by_card
+from tests.saved.cards import logits_by_card, logits_by_lrlora
 from tests.training.test_run import config_for
-
-
-def says(folder: Path) -> torch.Tensor:
-    """The logits of an adapter folder, as lrlora loads it."""
-    tokens = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
-    with torch.no_grad():
-        return load_adapter(str(folder))(**tokens).logits
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +31,7 @@ def run(tiny_encoder, tmp_path_factory) -> Path:
 def test_the_code_of_a_card_gives_the_logits_of_its_folder(run, tmp_path):
     for name, has_lrlora in (("adapter", True), ("lora/adapter", False)):
         found = logits_by_card(run / name, tmp_path / name.replace("/", "-"), has_lrlora)
-        torch.testing.assert_close(found, says(run / name))
+        torch.testing.assert_close(found, logits_by_lrlora(run / name))
 
 
 @pytest.mark.parametrize("case", ["mean", "decoder", "causal"])
@@ -51,7 +44,7 @@ def test_the_code_says_what_else_a_base_needs(tiny_encoder, tiny_decoder, tmp_pa
     pooling = {"pooling": "mean"} if case == "mean" else {}
     train(config_for(base, data, tmp_path / "run", learning_rate=0.02, max_steps=2, **pooling))
     adapter = tmp_path / "run" / "adapter"
-    torch.testing.assert_close(logits_by_card(adapter, tmp_path / "scratch", True), says(adapter))
+    torch.testing.assert_close(logits_by_card(adapter, tmp_path / "scratch", True), logits_by_lrlora(adapter))
 
 
 def test_the_hub_reads_the_front_matter(run):
@@ -118,3 +111,13 @@ def test_a_run_that_ends_again_keeps_an_edited_card(tiny_encoder, sentences, tmp
         train(config)
         assert file.read_text() == before
         assert (f"{file} is kept as it was" in capsys.readouterr().err) == bool(note)
+
+
+def test_starting_again_does_not_delete_an_edited_card(tiny_encoder, sentences, tmp_path):
+    config = config_for(tiny_encoder, sentences, tmp_path / "run", max_steps=1)
+    train(config)
+    file = tmp_path / "run" / "adapter" / "README.md"
+    file.write_text(file.read_text() + "Mine.\n")
+    with pytest.raises(InputError, match=r"holds files that no run of lrlora wrote \(adapter/README.md\)"):
+        train(config.with_settings(r=4, overwrite=True))
+    assert file.read_text().endswith("Mine.\n")

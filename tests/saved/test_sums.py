@@ -24,7 +24,7 @@ def test_a_run_lists_what_it_ends_with(tiny_encoder, sentences, tmp_path):
     with (out / "adapter" / "adapter_config.json").open("a") as file:
         file.write(" ")
     (out / "ranks.json").unlink()
-    found = f"changed since it was written, by {out}/SHA256SUMS: adapter/adapter_config.json"
+    found = f"files that are not as they were written, by {out}/SHA256SUMS: adapter/adapter_config.json"
     assert said_of_sums(out) == f"{found}, ranks.json is missing"
     assert said_of_sums(f"{out}/adapter/") == found
     assert said_of_sums(out / "checkpoints") is None
@@ -42,10 +42,10 @@ def test_sha256sum_takes_it(tmp_path):
     )
     (tmp_path / "a.json").write_text("other")
     assert subprocess.run(command, cwd=tmp_path, capture_output=True).returncode == 1
-    assert said_of_sums(tmp_path) == f"changed since it was written, by {tmp_path}/SHA256SUMS: a.json"
+    assert said_of_sums(tmp_path) == f"files that are not as they were written, by {tmp_path}/SHA256SUMS: a.json"
 
 
 def test_no_sums_no_word_and_broken_ones_are_said(tmp_path):
     assert said_of_sums(tmp_path) is None
     (tmp_path / "SHA256SUMS").write_text("half a li")
-    assert "is not as sha256sum writes it" in (said_of_sums(tmp_path) or "")
+    assert "that is not as sha256sum writes it" in (said_of_sums(tmp_path) or "")

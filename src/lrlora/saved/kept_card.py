@@ -32,6 +32,13 @@ def may_be_replaced(text: str) -> bool:
     return "# Model Card for Model ID" in text and text.count("[More Information Needed]") > _BLANKS_OF_PEFT
 
 
+def edited_card(folder: Path) -> list[Path]:
+    """The README.md of a folder where it may not be replaced, in a list; else nothing."""
+    file = folder.expanduser() / names.CARD
+    is_kept = file.is_file() and not may_be_replaced(file.read_text(encoding="utf-8", errors="replace"))
+    return [file] if is_kept else []
+
+
 def write_card(folder: Path, text: str, target: Path, say: Callable[[str], None]) -> None:
     """Write a card into a new folder, unless the folder that it replaces has a README.md of somebody else.
 
@@ -41,9 +48,8 @@ def write_card(folder: Path, text: str, target: Path, say: Callable[[str], None]
         target: the folder whose place it takes.
         say: gets a line where the README.md that was there is kept.
     """
-    before = target.expanduser() / names.CARD
-    if before.is_file() and not may_be_replaced(before.read_text(encoding="utf-8", errors="replace")):
-        shutil.copyfile(before, folder / names.CARD)
-        say(f"{before} is kept as it was: lrlora did not write it, or it was edited since; no model card is written")
+    if kept := edited_card(target):
+        shutil.copyfile(kept[0], folder / names.CARD)
+        say(f"{kept[0]} is kept as it was: lrlora did not write it, or it was edited since; no model card is written")
     else:
         (folder / names.CARD).write_text(text, encoding="utf-8")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from lrlora.errors import InputError
 from lrlora.files import explained
+from lrlora.saved.kept_card import edited_card
 from lrlora.saved.names import ADAPTER, CHECKPOINTS, CONFIG, LOCK, LOG, LORA, METRICS, PICTURE, RANKS, RECORDS, SUMS
 
 _FILES = {CONFIG, METRICS, RANKS, RECORDS, PICTURE, LOG, SUMS}
@@ -149,7 +150,7 @@ def _foreign_to_part(path: Path) -> list[Path]:
     begun = _BEGUN.fullmatch(path.name)
     name = begun.group(1) if begun else path.name
     if name == ADAPTER:
-        return _foreign_files(path, _OF_ADAPTER)
+        return [*_foreign_files(path, _OF_ADAPTER), *edited_card(path)]
     if name == CHECKPOINTS:
         return _foreign_to_checkpoints(path)
     if name == LORA and (is_run(path) or not any(path.iterdir())):
@@ -172,6 +173,11 @@ def _foreign_to_checkpoints(folder: Path) -> list[Path]:
 
 def _foreign_files(folder: Path, is_mine: re.Pattern[str]) -> list[Path]:
     return [p for p in sorted(folder.iterdir()) if p.is_dir() or p.is_symlink() or not is_mine.fullmatch(p.name)]
+
+
+def is_of_adapter(name: str) -> bool:
+    """Whether a file of an adapter folder has a name that a run or an export writes."""
+    return name == SUMS or _OF_ADAPTER.fullmatch(name) is not None
 
 
 def _is_report(path: Path) -> bool:

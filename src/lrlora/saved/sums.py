@@ -51,14 +51,14 @@ def said_of_sums(folder: str | Path) -> str | None:
     for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
         found = _LINE.fullmatch(line)
         if found is None:
-            return f"{sums} is not as sha256sum writes it: whether {folder} was changed since is not known"
+            return f"a {SUMS} that is not as sha256sum writes it: what was changed since is not known"
         digest, name = found.groups()
         file = sums.parent / name
         if name.startswith(mine) and not file.is_file():
             wrong.append(f"{name} is missing")
         elif name.startswith(mine) and _digest(file) != digest:
             wrong.append(name)
-    return f"changed since it was written, by {sums}: {named(wrong)}" if wrong else None
+    return f"files that are not as they were written, by {sums}: {named(wrong)}" if wrong else None
 
 
 def _digest(file: Path) -> str:
