@@ -49,7 +49,8 @@ def run(arguments: list[str]) -> None:
     )
     if flags.config and is_run(flags.config) and flags.out is None:
         raise InputError(f"--config {flags.config} is a run: pass --out, the folder of the one that repeats it")
-    processes.in_first(lambda: check_push(flags.push_to_hub, flags.public))
+    if flags.push_to_hub or flags.public:
+        processes.in_first(lambda: check_push(flags.push_to_hub, flags.public))
     config = TrainConfig.of(**values_of(flags, settings))
     quiet_libraries()
     result = train(config, verbose=flags.verbose)
