@@ -1,6 +1,7 @@
 """Model cards of merged models and exported LoRAs: their code runs without lrlora, and nobody's README is lost."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -20,7 +21,12 @@ def run(request, tiny_encoder, tiny_decoder, tmp_path_factory):
     """A classifier that has moved, on either kind of base."""
     folder = tmp_path_factory.mktemp("carded")
     rows = [{"text": f"a {('good', 'bad')[n % 2]} day {n}", "label": ("up", "down")[n % 2]} for n in range(40)]
-    base = tiny_encoder if request.param == "encoder" else tiny_decoder
+    base = tiny_encoder
+    if request.param == "decoder":
+        # one that does not say what it pads with
+        base = shutil.copytree(tiny_decoder, folder / "decoder")
+        described = json.loads((base / "config.json").read_text())
+        (base / "config.json").write_text(json.dumps({**described, "pad_token_id": None}))
     train(config_for(base, write_rows(folder / "days.jsonl", rows), folder / "run", learning_rate=0.02))
     return folder / "run"
 

@@ -13,12 +13,13 @@ from transformers import AutoTokenizer
 from lrlora.saved import load_adapter
 from tests.export.cases import NO_LRLORA
 
-TEXT = "a good day number 3"
+TEXTS = ["a good day number 3", "bad"]
+"""Of two lengths: what is padded must not count."""
 SAVES = """
 import torch
 from safetensors.torch import save_file
 with torch.no_grad():
-    save_file({"logits": model(**tokenizer("%s", return_tensors="pt")).logits.contiguous()}, r"%s")
+    save_file({"logits": model(**tokenizer(%s, padding=True, return_tensors="pt")).logits.contiguous()}, r"%s")
 """
 """What is added to the code: it leaves `model` and `tokenizer`."""
 
@@ -30,7 +31,7 @@ def code_of(folder: Path) -> str:
 
 
 def logits_by_card(folder: Path, scratch: Path, has_lrlora: bool) -> torch.Tensor:
-    """What the model gives for TEXT that the code of the card loads."""
+    """What the model gives for TEXTS that the code of the card loads."""
     scratch.mkdir()
     environment = dict(os.environ)
     if not has_lrlora:
@@ -38,7 +39,7 @@ def logits_by_card(folder: Path, scratch: Path, has_lrlora: bool) -> torch.Tenso
         environment["PYTHONPATH"] = str(scratch)
     file = scratch / "logits.safetensors"
     ended = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code_of(folder) + SAVES % (TEXT, file)],
+        [sys.executable, "-W", "ignore", "-c", code_of(folder) + SAVES % (TEXTS, file)],
         capture_output=True, text=True, timeout=300, cwd=folder, env=environment,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-3000:]
@@ -47,6 +48,6 @@ def logits_by_card(folder: Path, scratch: Path, has_lrlora: bool) -> torch.Tenso
 
 def logits_by_lrlora(folder: Path) -> torch.Tensor:
     """The same of an adapter folder, as lrlora loads it."""
-    tokens = AutoTokenizer.from_pretrained(folder)(TEXT, return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(folder)(TEXTS, padding=True, return_tensors="pt")
     with torch.no_grad():
         return load_adapter(str(folder))(**tokens).logits
