@@ -113,6 +113,7 @@ def test_all_that_a_run_wrote_gives_way(again):
     assert train(again.with_settings(overwrite=True, r=4, compare=False)).metrics["steps"] == 4
     assert {path.name for path in out.iterdir()} == {
         "adapter", "checkpoints", "config.json", "log.jsonl", "metrics.json", "ranks.json", "ranks.jsonl", "ranks.png",
+        "SHA256SUMS",
     }  # fmt: skip
 
 

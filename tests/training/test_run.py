@@ -54,6 +54,7 @@ def test_a_run_folder_holds_what_it_promises(tiny_encoder, sentences, tmp_path):
         "ranks.json",
         "ranks.jsonl",
         "ranks.png",
+        "SHA256SUMS",
     }
     rows = json.loads((out / "ranks.json").read_text())
     assert len(rows) == 13

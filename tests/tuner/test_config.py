@@ -140,3 +140,11 @@ def test_a_config_without_the_newer_fields_is_read(tmp_path):
         del saved[name]
     file.write_text(json.dumps(saved))
     assert peft.PeftConfig.from_pretrained(tmp_path).to_dict() == LRLoraConfig(r=4, target_modules=["query"]).to_dict()
+
+
+def test_names_of_modules_are_written_in_order(tmp_path):
+    names = [f"module_{number}" for number in range(40)]
+    LRLoraConfig(target_modules=names, exclude_modules=names[::-1]).save_pretrained(str(tmp_path))
+    written = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert written["target_modules"] == written["exclude_modules"] == sorted(names)
+    assert LRLoraConfig.from_pretrained(str(tmp_path)).target_modules == set(names)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Optional
 
 from lrlora.cli.flags import parse, quiet_libraries
-from lrlora.cli.show import print_table
+from lrlora.cli.show import print_table, tell_of_changes
 from lrlora.errors import InputError
 from lrlora.evaluation.commonsense import Suite, load_suite
 from lrlora.export.compare import MODELS, Comparison, compare, is_model, run_config, score_model
@@ -68,6 +68,7 @@ def run(arguments: list[str]) -> None:
         "data", "task", "subset", "kind", "text_columns", "label_column", "eval_rows", "max_length", "batch_size"
     )  # fmt: skip
     config = run_config(chosen.adapter, **{name: getattr(chosen, name) for name in names})
+    tell_of_changes([chosen.adapter])
     asked, show = (_suite(chosen, config), _print_suite) if chosen.commonsense else (config, _print_task)
     if is_model(chosen.adapter):
         found = score_model(chosen.adapter, asked, processes.tell)

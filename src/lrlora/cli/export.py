@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from lrlora.cli.flags import parse, quiet_libraries
-from lrlora.cli.show import print_table
+from lrlora.cli.show import print_table, tell_of_changes
 from lrlora.errors import InputError
 from lrlora.export import LoraExport, RankChoice, export_lora
+from lrlora.saved.hub import check_push, push
 from lrlora.training import processes
 
 
@@ -27,7 +28,7 @@ class ExportArguments:
         default=None, metadata={"help": "parameters in all, spent where they reduce the error most"}
     )
     uniform: bool = field(
-        default=False, metadata={"help": "one rank for all layers out of 8 ... 512, as servers such as vLLM need it"}
+        default=False, metadata={"help": "one rank for all layers out of 8 ... 512, as some servers need it"}
     )
     model: Optional[str] = field(
         default=None, metadata={"help": "base model; the one that the adapter names if left out"}
@@ -35,6 +36,10 @@ class ExportArguments:
     overwrite: bool = field(
         default=False, metadata={"help": "replace an older export; a folder with other files is refused"}
     )
+    push_to_hub: Optional[str] = field(
+        default=None, metadata={"help": "send the LoRA to this model repository of the hub, NAME or OWNER/NAME"}
+    )
+    public: bool = field(default=False, metadata={"help": "make that repository public; a new one is private"})
     json: bool = field(default=False, metadata={"help": "print the result as JSON"})
     debug: bool = field(default=False, metadata={"help": "show a traceback on errors"})
 
@@ -46,12 +51,15 @@ def run(arguments: list[str]) -> None:
     choice = RankChoice(chosen.energy, chosen.rank, chosen.budget, chosen.uniform)
     if chosen.out is None:
         raise InputError("lrlora export needs --out, a folder to write to")
+    check_push(chosen.push_to_hub, chosen.public)
     quiet_libraries()
     made = export_lora(chosen.adapter, chosen.out, choice, chosen.model, chosen.overwrite, processes.tell)
+    tell_of_changes([chosen.adapter])
     if chosen.json:
         print(json.dumps(made.as_dict(), indent=2))
     else:
         _print(made)
+    push(made.folder, chosen.push_to_hub, chosen.public, processes.tell)
 
 
 def _print(made: LoraExport) -> None:

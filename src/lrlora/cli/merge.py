@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from lrlora.cli.flags import parse, quiet_libraries
-from lrlora.cli.show import print_table, print_warnings
+from lrlora.cli.show import print_table, print_warnings, tell_of_changes
 from lrlora.errors import InputError
 from lrlora.export.merging.merge import merge
 from lrlora.export.merging.rounding import rounding_warnings
+from lrlora.saved.hub import check_push, push
 from lrlora.training import processes
 
 
@@ -29,6 +30,10 @@ class MergeArguments:
     overwrite: bool = field(
         default=False, metadata={"help": "replace an older checkpoint; a folder with other files is refused"}
     )
+    push_to_hub: Optional[str] = field(
+        default=None, metadata={"help": "send the checkpoint to this model repository of the hub, NAME or OWNER/NAME"}
+    )
+    public: bool = field(default=False, metadata={"help": "make that repository public; a new one is private"})
     json: bool = field(default=False, metadata={"help": "print the result as JSON"})
     debug: bool = field(default=False, metadata={"help": "show a traceback on errors"})
 
@@ -38,6 +43,7 @@ def run(arguments: list[str]) -> None:
     chosen = parse(MergeArguments, "merge", arguments, "lrlora merge runs/demo --out merged", positional="adapter")
     if chosen.out is None:
         raise InputError("lrlora merge needs --out, a folder to write to")
+    check_push(chosen.push_to_hub, chosen.public)
     quiet_libraries()
     made = merge(
         chosen.adapter,
@@ -47,6 +53,7 @@ def run(arguments: list[str]) -> None:
         chosen.overwrite,
         processes.tell,
     )
+    tell_of_changes([chosen.adapter])
     if chosen.json:
         print(json.dumps(made.as_dict(), indent=2))
     else:
@@ -58,3 +65,4 @@ def run(arguments: list[str]) -> None:
         )
         print(f"{made.folder}: {made.architecture}, loads with transformers, without lrlora")
     print_warnings(rounding_warnings(made.layers))
+    push(made.folder, chosen.push_to_hub, chosen.public, processes.tell)

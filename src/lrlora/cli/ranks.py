@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from lrlora.cli.flags import parse, quiet_libraries
-from lrlora.cli.show import print_mean_ranks, print_ranks, print_warnings
+from lrlora.cli.show import print_mean_ranks, print_ranks, print_warnings, tell_of_changes
 from lrlora.errors import InputError
 from lrlora.export import RankChoice, rank_pattern
 from lrlora.files import check_file, new_file
@@ -51,9 +51,11 @@ def run(arguments: list[str]) -> None:
         if len(chosen.adapters) != 1:
             raise InputError(f"--rank_pattern takes the ranks of one adapter, got {len(chosen.adapters)}")
         rank_pattern(chosen.adapters[0], choice, chosen.model, chosen.rank_pattern)
+        tell_of_changes(chosen.adapters)
         print(f"{chosen.rank_pattern}: for peft.LoraConfig(**fields)")
         return
     runs = [read_run(folder, chosen.model) for folder in chosen.adapters]
+    tell_of_changes(chosen.adapters)
     read = [place for run in runs for place in run.sources(chosen.model)]
     for file in filter(None, (chosen.csv, chosen.html)):
         check_file(Path(file), read)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lrlora.ranks.measure import LayerRank
+from lrlora.saved.sums import said_of_sums
+from lrlora.training import processes
 
 
 def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any]], words: int = 1) -> None:
@@ -22,6 +24,16 @@ def print_table(title: str, headings: Sequence[str], rows: Iterable[Sequence[Any
         table.add_row(*(str(cell) for cell in row))
     # a pipe has no width: rich would cut the names of the layers at 80 columns
     Console(width=None if sys.stdout.isatty() else 140).print(table)
+
+
+def tell_of_changes(folders: Sequence[str]) -> None:
+    """Warn of files in run, adapter and model folders that are not those that were written.
+
+    Called once they could be read: an error about a file that was cut short needs no second line.
+    """
+    for folder in folders:
+        if line := said_of_sums(folder):
+            processes.tell(f"warning: {folder} has {line}; restore it, unless you have changed it yourself")
 
 
 def print_ranks(rows: list[LayerRank]) -> None:

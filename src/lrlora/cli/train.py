@@ -11,7 +11,8 @@ from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.settings import flags_of, is_run, values_of, words_of_file
 from lrlora.cli.show import print_ranks, print_table, print_warnings
 from lrlora.errors import InputError
-from lrlora.saved import names
+from lrlora.saved import RunFolder, names
+from lrlora.saved.hub import check_push, push
 from lrlora.training import RunResult, TrainConfig, processes, train
 from lrlora.training.arguments import passed_fields, why_not
 from lrlora.training.config import OURS, setting_fields, typed_fields
@@ -24,6 +25,12 @@ class _More:
     config: Optional[str] = dataclasses.field(
         default=None,
         metadata={"help": "a YAML or JSON file of these flags, or a run folder to repeat; what is typed overrides it"},
+    )
+    push_to_hub: Optional[str] = dataclasses.field(
+        default=None, metadata={"help": "send the adapter to this model repository of the hub, NAME or OWNER/NAME"}
+    )
+    public: bool = dataclasses.field(
+        default=False, metadata={"help": "make that repository public; a new one is private"}
     )
     verbose: bool = dataclasses.field(
         default=False, metadata={"help": "print how the adapted layers are computed, and why"}
@@ -47,6 +54,8 @@ def run(arguments: list[str]) -> None:
     )
     if flags.config and is_run(flags.config) and flags.out is None:
         raise InputError(f"--config {flags.config} is a run: pass --out, the folder of the one that repeats it")
+    if flags.push_to_hub or flags.public:
+        processes.in_first(lambda: check_push(flags.push_to_hub, flags.public))
     given = {name: value for name, value in values_of(flags, passed).items() if value is not None}
     config = TrainConfig.of(**values_of(flags, settings), trainer=given)
     result = train(config, verbose=flags.verbose)
@@ -56,6 +65,7 @@ def run(arguments: list[str]) -> None:
         print(json.dumps(_as_json(result), indent=2))
     else:
         _print_result(result)
+    push(RunFolder(result.folder).adapter, flags.push_to_hub, flags.public, processes.tell)
 
 
 def _said_of(passed: Sequence[dataclasses.Field[Any]]) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from lrlora.errors import InputError
 from lrlora.saved.local import check_local
-from lrlora.saved.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CONFIG, LABELS, POOLING
+from lrlora.saved.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, CONFIG, LABELS, POOLING, SUMS
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -21,10 +21,10 @@ _TOKENIZER_FILES = (
 _BASE_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json", "LICENSE*")
 _SENTENCE_FILES = ("modules.json", "*sentence*.json", "*_Pooling/config.json", "*_Normalize/config.json")
 MERGED_FILES = (
-    CONFIG, "model*.safetensors", INDEX, *_TOKENIZER_FILES, *_BASE_FILES, *_SENTENCE_FILES,
+    CONFIG, CARD, SUMS, "model*.safetensors", INDEX, *_TOKENIZER_FILES, *_BASE_FILES, *_SENTENCE_FILES,
 )  # fmt: skip
 """What a merge writes: `--overwrite` deletes these and no others."""
-EXPORTED_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, LABELS, POOLING, *_TOKENIZER_FILES)
+EXPORTED_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SUMS, LABELS, POOLING, *_TOKENIZER_FILES)
 """What an export writes."""
 
 

@@ -9,6 +9,10 @@ LABELS = "labels.json"
 """Next to an adapter: the names of its classes, which PEFT does not save."""
 POOLING = "pooling.json"
 """Next to an adapter: the pooling that it was trained with, where that was chosen."""
+CARD = "README.md"
+"""The model card of an adapter, a merged model or an exported LoRA."""
+SUMS = "SHA256SUMS"
+"""Digests of what was written, as sha256sum reads them: of a run, a merged model or an exported LoRA."""
 
 CONFIG = "config.json"
 """Of a run folder: settings, versions of the libraries, and what was read, as numbers."""
@@ -32,6 +36,7 @@ __all__ = [
     "ADAPTER",
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
+    "CARD",
     "CHECKPOINTS",
     "CONFIG",
     "LABELS",
@@ -43,5 +48,6 @@ __all__ = [
     "POOLING",
     "RANKS",
     "RECORDS",
+    "SUMS",
     "TRAINER_STATE",
 ]

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from lrlora.errors import InputError
 from lrlora.files import explained
-from lrlora.saved.names import ADAPTER, CHECKPOINTS, CONFIG, LOCK, LOG, LORA, METRICS, PICTURE, RANKS, RECORDS
+from lrlora.saved.kept_card import edited_card
+from lrlora.saved.names import ADAPTER, CHECKPOINTS, CONFIG, LOCK, LOG, LORA, METRICS, PICTURE, RANKS, RECORDS, SUMS
 
-_FILES = {CONFIG, METRICS, RANKS, RECORDS, PICTURE, LOG}
+_FILES = {CONFIG, METRICS, RANKS, RECORDS, PICTURE, LOG, SUMS}
 _FOLDERS = {ADAPTER, CHECKPOINTS}
 # temporary files and folders of `lrlora.files` that a killed process left
 _BEGUN = re.compile(rf"\.({'|'.join(sorted(_FILES | _FOLDERS))})\.[\w.-]*(tmp|old)")
@@ -18,7 +19,7 @@ _REPORT = "report.html"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _OF_ADAPTER = re.compile(
     # PEFT's, ours, and what the tokenizers of transformers are made of
-    r"adapter_config\.json|adapter_model\.safetensors|README\.md|labels\.json|pooling\.json|"
+    r"adapter_config\.json|adapter_model\.safetensors|README\.md|ranks\.png|labels\.json|pooling\.json|"
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|normalizer\.json|"
     r"chat_template\.(jinja|json)|vocab[\w.-]*\.(txt|json|model|bpe)|entity_vocab\.json|emoji\.json|merges\.txt|"
     r"byte_maps\.json|prophetnet\.tokenizer|bpe\.codes|dict\.txt|(source|target)\.spm|[\w.-]*(tokenizer|sentencepiece|spiece|spm|bpe)[\w.-]*\.(model|tiktoken)"
@@ -149,7 +150,7 @@ def _foreign_to_part(path: Path) -> list[Path]:
     begun = _BEGUN.fullmatch(path.name)
     name = begun.group(1) if begun else path.name
     if name == ADAPTER:
-        return _foreign_files(path, _OF_ADAPTER)
+        return [*_foreign_files(path, _OF_ADAPTER), *edited_card(path)]
     if name == CHECKPOINTS:
         return _foreign_to_checkpoints(path)
     if name == LORA and (is_run(path) or not any(path.iterdir())):
@@ -172,6 +173,11 @@ def _foreign_to_checkpoints(folder: Path) -> list[Path]:
 
 def _foreign_files(folder: Path, is_mine: re.Pattern[str]) -> list[Path]:
     return [p for p in sorted(folder.iterdir()) if p.is_dir() or p.is_symlink() or not is_mine.fullmatch(p.name)]
+
+
+def is_of_adapter(name: str) -> bool:
+    """Whether a file of an adapter folder has a name that a run or an export writes."""
+    return name == SUMS or _OF_ADAPTER.fullmatch(name) is not None
 
 
 def _is_report(path: Path) -> bool:

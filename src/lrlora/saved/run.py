@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,18 @@ from lrlora.files import explained, new_folder, read_json, write_json
 from lrlora.ranks import LayerRank, read_records
 from lrlora.saved import names, owned
 from lrlora.saved.checkpoints import last_checkpoint, whole_checkpoints
+from lrlora.saved.kept_card import write_card
 from lrlora.saved.lock import lock
 from lrlora.saved.pooling import Pooling
+from lrlora.saved.provenance import provenance, utc_now
 from lrlora.saved.settings import Settings, changes, renewed
+from lrlora.saved.sums import write_sums_of_run
+from lrlora.saved.updates import order_config
 
 FORMAT = 3
 """Of a run folder. Up to 2 tau was a text; 1, which its config.json does not say, had no `inputs` at first."""
 _ADVICE = "pass another --out"
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class RunFolder:
 
     @property
     def described(self) -> dict[str, Any]:
-        """config.json: "format", "settings", "versions", "inputs"; of a folder without one nothing."""
+        """config.json: "format", "settings", "versions", "inputs", "provenance"; of a folder without one nothing."""
         file = self.path / names.CONFIG
         if not file.exists():
             return {}
@@ -173,7 +180,9 @@ class RunFolder:
             elif self._has_results():
                 # a run of an earlier version: what it has read so far is not known, and cannot be found out any more
                 known = self.inputs
+        before = self.described.get("provenance", {})
         described = {"format": FORMAT, "settings": settings.values, "versions": versions, "inputs": known}
+        described["provenance"] = provenance(inputs["model"], before)
         write_json(self.path / names.CONFIG, described)
         return last_checkpoint(self.checkpoints)
 
@@ -199,11 +208,31 @@ class RunFolder:
             return f"{left}; the same command without --overwrite {then}, with it it starts from the beginning"
         return f"{left}; the same command {then}"
 
-    def save_adapter(self, model: Any, tokenizer: Any, pooling: Pooling = "auto") -> None:
-        """Save the adapter, as PEFT saves it, its tokenizer, classes and pooling; an older one is replaced."""
+    def save_adapter(
+        self,
+        model: Any,
+        tokenizer: Any,
+        pooling: Pooling = "auto",
+        card: str | None = None,
+        say: Say = lambda line: None,
+    ) -> None:
+        """Save the adapter, as PEFT saves it, its tokenizer, classes and pooling; an older one is replaced.
+
+        Args:
+            model: the PeftModel.
+            tokenizer: of the model.
+            pooling: that it was trained with.
+            card: text of its model card; None leaves PEFT's template.
+            say: gets a line where a README.md of somebody else is there and stays.
+        """
         with new_folder(self.adapter, overwrite=True) as beside:
             model.save_pretrained(beside)
+            order_config(beside)
             tokenizer.save_pretrained(beside)
+            if card is not None:
+                write_card(beside, card, self.adapter, say)
+                if self.picture.exists():
+                    shutil.copyfile(self.picture, beside / names.PICTURE)
             if model.peft_config["default"].task_type == "SEQ_CLS" and model.config.num_labels > 1:
                 write_json(beside / names.LABELS, list(model.config.id2label.values()))
             if pooling != "auto":
@@ -214,8 +243,12 @@ class RunFolder:
         write_json(self.path / names.RANKS, [row.as_dict() for row in rows])
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
-        """Write the results, last: a folder that has them is finished."""
+        """Write the results, last: a folder that has them is finished. Then the digests of all that it ends with."""
+        described = self.described
+        described.setdefault("provenance", {})["ended"] = utc_now()
+        write_json(self.path / names.CONFIG, described)
         write_json(self._metrics, metrics)
+        write_sums_of_run(self.path, self.adapter)
 
     @property
     def _metrics(self) -> Path:

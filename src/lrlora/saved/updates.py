@@ -34,6 +34,16 @@ def adapter_settings(folder: Path) -> dict[str, Any]:
     return saved
 
 
+def order_config(folder: Path) -> None:
+    """Write the names of modules in adapter_config.json in order: PEFT writes them as a set has them in its process."""
+    file = folder / ADAPTER_CONFIG
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    for name in ("target_modules", "exclude_modules"):
+        if isinstance(fields.get(name), list):
+            fields[name] = sorted(fields[name])
+    file.write_text(json.dumps(fields, indent=2, sort_keys=True), encoding="utf-8")
+
+
 def adapter_weights(folder: Path) -> Path:
     """adapter_model.safetensors of an adapter folder.
 

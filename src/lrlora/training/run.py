@@ -28,6 +28,7 @@ from lrlora.errors import InputError
 from lrlora.files import explained
 from lrlora.ranks.measure import LayerRank, layer_ranks, rank_warnings
 from lrlora.ranks.record import RankCallback
+from lrlora.saved.card import card_of_run
 from lrlora.saved.identity import digest_of_model, digest_of_rows
 from lrlora.saved.lock import unlock
 from lrlora.saved.names import TRAINER_STATE
@@ -264,12 +265,15 @@ def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any
     # imported here: all else works without matplotlib
     from lrlora.ranks.heatmap import rank_heatmap
 
-    out.save_adapter(trainer.model, trainer.processing_class, config.pooling)
+    rows = []
     if config.method == "lrlora":
         rows = layer_ranks(cast(torch.nn.Module, trainer.model))
         metrics["warnings"] = rank_warnings(rows, config.adapter.phi)
         out.save_ranks(rows)
         rank_heatmap(rows, out.picture)
+    model, tokenizer = trainer.model, trainer.processing_class
+    card = card_of_run(out, config.settings(), model, tokenizer, metrics, rows)
+    out.save_adapter(model, tokenizer, config.pooling, card, processes.tell)
     out.save_metrics(metrics)
 
 

@@ -183,6 +183,11 @@ class LRLoraConfig(PeftConfig):
                 )
             self.init_weights, self.init_lora_weights = self.init_lora_weights, None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, with sets of names as sorted lists: PEFT writes a set in an order of its own in every process."""
+        fields = super().to_dict()
+        return {name: sorted(value) if isinstance(value, set) else value for name, value in fields.items()}
+
     def alpha_of(self, rank: int) -> float:
         """lora_alpha, or its default for a module of this rank."""
         return 2.0 * rank if self.lora_alpha is None else self.lora_alpha

@@ -13,15 +13,18 @@ from torch import Tensor
 
 from lrlora.errors import InputError
 from lrlora.export.base import EXPORTED_FILES, copy_tokenizer
+from lrlora.export.cards import finish_exported
 from lrlora.export.lora.choose import RankChoice, choose_ranks, total_error
 from lrlora.export.lora.factor import Factors, factorise
 from lrlora.export.lora.names import pattern_keys, target_modules
+from lrlora.export.lora.vllm import said_of_vllm
 from lrlora.export.skeleton import AdaptedLayer, Skeleton, skeleton
 from lrlora.files import check_folder, new_folder, write_json
 from lrlora.method.rank import singular_values
 from lrlora.saved.adapter import AdapterFolder, base_config, read_adapter
 from lrlora.saved.names import ADAPTER_WEIGHTS, LABELS, POOLING
 from lrlora.saved.pooling import own_pooling
+from lrlora.saved.updates import adapter_settings, order_config
 from lrlora.tuner.experts import ParamWrapper
 from lrlora.tuner.types import Conv, Embedding, Linear
 
@@ -115,18 +118,22 @@ def export_lora(
         tensors.update(_trained_whole(saved))
         save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         _config(saved, built, layers, ranks).save_pretrained(str(folder))
+        order_config(folder)
         copy_tokenizer(saved.folder, folder)
         if saved.labels is not None:
             write_json(folder / LABELS, saved.labels)
         if saved.pooling != "auto":
             write_json(folder / POOLING, saved.pooling)
+        error = total_error([row.relative_error * row.norm for row in rows], [row.norm for row in rows])
+        finish_exported(folder, Path(out), saved, built.base, rows, error, say)
+        refused = said_of_vllm(adapter_settings(folder), {name: tuple(value.shape) for name, value in tensors.items()})
+    if refused:
+        say(refused)
     if saved.pooling not in ("auto", own_pooling(base_config(saved.base) or {})):
         say(
             f"warning: it was trained with --pooling {saved.pooling}, which peft does not know: lrlora reads it from "
             f"{POOLING}; elsewhere call lrlora.training.set_pooling(base, {saved.pooling!r}) before peft loads it"
         )
-    errors = [row.relative_error * row.norm for row in rows]
-    error = total_error(errors, [row.norm for row in rows])
     return LoraExport(Path(out).expanduser(), rows, error, sum(row.parameters for row in rows))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lrlora.errors import InputError
 from lrlora.export.base import MERGED_FILES, base_folder, copy_small_files, read_config
+from lrlora.export.cards import finish_merged
 from lrlora.export.merging.in_memory import merge_loaded
 from lrlora.export.merging.match import Matched, match, parts
 from lrlora.export.merging.rounding import MergedLayer, Rounding
@@ -110,6 +111,7 @@ def merge(
                 first, count = matched.dropped[0], len(matched.dropped)
                 say(f"left out what {architecture} has no place for: {first} ({count} in all)")
             rows = _Stream(built, saved, matched, target, target or _usual_dtype(layout)).write(base, layout, folder)
+        finish_merged(folder, Path(out), saved, built.base, rows, say)
     return Merge(Path(out).expanduser(), rows, architecture, not isinstance(matched, str))
 
 
