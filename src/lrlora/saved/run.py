@@ -13,6 +13,7 @@ from lrlora.errors import InputError
 from lrlora.files import explained, new_folder, read_json, write_json
 from lrlora.ranks import LayerRank, read_records
 from lrlora.saved import names, owned
+from lrlora.saved.base import AS_IT_IS, BaseOptions
 from lrlora.saved.checkpoints import last_checkpoint, whole_checkpoints
 from lrlora.saved.lock import lock
 from lrlora.saved.pooling import Pooling
@@ -199,8 +200,8 @@ class RunFolder:
             return f"{left}; the same command without --overwrite {then}, with it it starts from the beginning"
         return f"{left}; the same command {then}"
 
-    def save_adapter(self, model: Any, tokenizer: Any, pooling: Pooling = "auto") -> None:
-        """Save the adapter, as PEFT saves it, its tokenizer, classes and pooling; an older one is replaced."""
+    def save_adapter(self, model: Any, tokenizer: Any, pooling: Pooling = "auto", base: BaseOptions = AS_IT_IS) -> None:
+        """Save the adapter as PEFT does, its tokenizer, classes, pooling and base; an older one is replaced."""
         with new_folder(self.adapter, overwrite=True) as beside:
             model.save_pretrained(beside)
             tokenizer.save_pretrained(beside)
@@ -208,6 +209,8 @@ class RunFolder:
                 write_json(beside / names.LABELS, list(model.config.id2label.values()))
             if pooling != "auto":
                 write_json(beside / names.POOLING, pooling)
+            if base.measured:
+                write_json(beside / names.BASE, base.measured)
 
     def save_ranks(self, rows: list[LayerRank]) -> None:
         """Write the learned ranks at the end."""

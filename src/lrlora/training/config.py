@@ -15,6 +15,7 @@ from peft import LoraConfig, PeftConfig
 
 from lrlora.data import DataSource
 from lrlora.errors import InputError, meant
+from lrlora.saved.base import BaseOptions
 from lrlora.saved.pooling import check_pooling
 from lrlora.saved.settings import Settings
 from lrlora.training.placement import ALL_LINEAR
@@ -46,6 +47,20 @@ class TrainConfig:
         None,
         "base model: a local folder, a hub name, or embedded-decoder; the embedded encoder if left out",
         is_place=True,
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = _flag(
+        "float32",
+        "type of the base's weights; auto: of its config.json, else of its first weights; what is trained is float32",
+    )
+    quantization: Literal["none", "bnb-4bit", "bnb-8bit", "torchao-int8"] = _flag(
+        "none", "of the base's linear layers; bnb-4bit: NF4, double quantisation, products in bfloat16 (QLoRA)"
+    )
+    device_map: Optional[str] = _flag(
+        None, "devices of the base in transformers' words: auto, cpu, cuda:1, ...; one device if left out", is_free=True
+    )
+    revision: Optional[str] = _flag(None, "branch, tag or commit of a base model on the hub; main if left out")
+    trust_remote_code: bool = _flag(
+        False, "run Python files that come with the base model: code of strangers, with your rights; pin --revision"
     )
     data: Optional[str] = _flag(
         None,
@@ -130,6 +145,12 @@ class TrainConfig:
             raise InputError(f"text_columns takes one or two names, got {self.text_columns}")
         check_scheduler(self.lr_scheduler)
         check_pooling(self.pooling)
+        self.base_options.check(self.model)
+
+    @property
+    def base_options(self) -> BaseOptions:
+        """How the base is loaded."""
+        return BaseOptions.of(vars(self))
 
     @property
     def is_demo(self) -> bool:
@@ -184,7 +205,7 @@ class TrainConfig:
         Raises:
             InputError: a field outside its range.
         """
-        adapter = dataclasses.replace(self.adapter, task_type=task_type)
+        adapter = dataclasses.replace(self.adapter, task_type=task_type, revision=self.revision)
         return adapter if self.method == "lrlora" else adapter.to_lora()
 
     @classmethod

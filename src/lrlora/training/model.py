@@ -12,6 +12,7 @@ from lrlora.data.embedded import encoder_folder
 from lrlora.errors import InputError, first_lines
 from lrlora.saved.load import load_base
 from lrlora.saved.pooling import said_of_pooling, set_pooling
+from lrlora.saved.precision import keep_in_float32
 from lrlora.saved.tokens import load_tokenizer, settle_padding
 from lrlora.training import processes
 from lrlora.training.config import TrainConfig
@@ -41,7 +42,7 @@ def base_of(config: TrainConfig, task: TaskData) -> tuple[Any, Any, str]:
         raise InputError(
             f"--pooling is of classification and regression, {task.name} is a causal task; leave --pooling out"
         )
-    name = config.model or str(encoder_folder())
+    name, options = config.model or str(encoder_folder()), config.base_options
     task_type = "CAUSAL_LM" if task.kind == "causal" else "SEQ_CLS"
     head: dict[str, Any] = {}
     if task.kind != "causal":
@@ -50,9 +51,9 @@ def base_of(config: TrainConfig, task: TaskData) -> tuple[Any, Any, str]:
         if task.labels:
             head["id2label"] = dict(enumerate(task.labels))
             head["label2id"] = {label: number for number, label in enumerate(task.labels)}
-    base = load_base(name, task_type, **head)
+    base = load_base(name, task_type, None, options, **head)
     set_pooling(base, config.pooling)
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, options)
     settle_padding(base, tokenizer)
     return base, tokenizer, task_type
 
@@ -75,17 +76,20 @@ def put_on(base: Any, adapter_config: Any) -> PeftModel:
     load.
 
     Raises:
-        InputError: names of modules that match nothing, with those that there are; new weights that cannot be saved.
+        InputError: names of modules that match nothing, with those that there are; new weights that cannot be saved;
+            biases of a base that is not float32.
     """
     if whole := trained_whole(base, adapter_config):
         adapter_config.modules_to_save = [*(adapter_config.modules_to_save or ()), *whole]
     check_names(base, adapter_config)
     try:
-        return get_peft_model(base, adapter_config)
+        model = get_peft_model(base, adapter_config)
     except InputError:
         raise
     except (ValueError, TypeError) as error:
         raise InputError(f"{type(adapter_config).__name__}: {first_lines(error)}") from error
+    keep_in_float32(model)
+    return model
 
 
 def is_bf16(choice: Literal["auto", "fp32", "bf16"]) -> bool:

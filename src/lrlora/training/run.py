@@ -137,7 +137,7 @@ def _is_finished(config: TrainConfig, out: RunFolder) -> bool:
         )
         return True
     try:
-        inputs = inputs_of(config, load_task_for(config.model, config.data_source()))
+        inputs = inputs_of(config, load_task_for(config.model, config.data_source(), options=config.base_options))
     except InputError as error:
         processes.tell(f"whether what {out.path} was trained on has changed since is not known: {error}")
         return True
@@ -146,14 +146,14 @@ def _is_finished(config: TrainConfig, out: RunFolder) -> bool:
 
 def inputs_of(config: TrainConfig, task: TaskData) -> dict[str, str]:
     """What a run reads, as numbers: a changed row or weight gives another one."""
-    return {"data": digest_of_rows(task), "model": digest_of_model(config.model)}
+    return {"data": digest_of_rows(task), "model": digest_of_model(config.model, config.revision)}
 
 
 def _train_one(
     config: TrainConfig, out: RunFolder, callbacks: Sequence[TrainerCallback], stop: Stop, verbose: bool
 ) -> None:
     set_seed(config.seed)
-    task = load_task_for(config.model, config.data_source(), _warn)
+    task = load_task_for(config.model, config.data_source(), _warn, config.base_options)
     if task.kind == "causal":
         processes.tell(f"{task.files[0]}: read as {said_of(task.train)}")
     for note in task.notes:
@@ -263,7 +263,7 @@ def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any
     # imported here: all else works without matplotlib
     from lrlora.ranks.heatmap import rank_heatmap
 
-    out.save_adapter(trainer.model, trainer.processing_class, config.pooling)
+    out.save_adapter(trainer.model, trainer.processing_class, config.pooling, config.base_options)
     if config.method == "lrlora":
         rows = layer_ranks(cast(torch.nn.Module, trainer.model))
         metrics["warnings"] = rank_warnings(rows, config.adapter.phi)

@@ -20,7 +20,7 @@ from lrlora.export.skeleton import AdaptedLayer, Skeleton, skeleton
 from lrlora.files import check_folder, new_folder, write_json
 from lrlora.method.rank import singular_values
 from lrlora.saved.adapter import AdapterFolder, base_config, read_adapter
-from lrlora.saved.names import ADAPTER_WEIGHTS, LABELS, POOLING
+from lrlora.saved.names import ADAPTER_WEIGHTS, BASE, LABELS, POOLING
 from lrlora.saved.pooling import own_pooling
 from lrlora.tuner.experts import ParamWrapper
 from lrlora.tuner.types import Conv, Embedding, Linear
@@ -120,7 +120,9 @@ def export_lora(
             write_json(folder / LABELS, saved.labels)
         if saved.pooling != "auto":
             write_json(folder / POOLING, saved.pooling)
-    if saved.pooling not in ("auto", own_pooling(base_config(saved.base) or {})):
+        if saved.options.measured:
+            write_json(folder / BASE, saved.options.measured)
+    if saved.pooling not in ("auto", own_pooling(base_config(saved.base, saved.options) or {})):
         say(
             f"warning: it was trained with --pooling {saved.pooling}, which peft does not know: lrlora reads it from "
             f"{POOLING}; elsewhere call lrlora.training.set_pooling(base, {saved.pooling!r}) before peft loads it"
@@ -211,6 +213,7 @@ def common_fields(saved: AdapterFolder, built: Skeleton, layers: Sequence[Adapte
     return {
         "task_type": saved.config.get("task_type"),
         "base_model_name_or_path": saved.base,
+        "revision": saved.options.revision,
         "target_modules": target_modules([layer.name for layer in layers], built.modules),
         "modules_to_save": saved.config.get("modules_to_save"),
         "trainable_token_indices": saved.config.get("trainable_token_indices"),

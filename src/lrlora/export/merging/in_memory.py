@@ -17,7 +17,7 @@ from lrlora.tuner import deltas
 
 def merge_loaded(saved: AdapterFolder, folder: Path, dtype: torch.dtype) -> list[MergedLayer]:
     """Load the base in float32 with the adapter, merge, cast and save into `folder`."""
-    model: Any = load_adapter(str(saved.folder), saved.base)
+    model: Any = load_adapter(str(saved.folder), saved.base, saved.options.plain)
     found = deltas(model, ADAPTER)
     layers = [AdaptedLayer(name.removeprefix("base_model.model."), layer) for name, layer, _, _ in found]
     rounding = Rounding([layer.name for layer in layers])

@@ -85,7 +85,7 @@ def merge(
         )
     target: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
     saved = read_adapter(adapter, model)
-    if reason := why_not_plain(saved.pooling, base_config(saved.base) or {}):
+    if reason := why_not_plain(saved.pooling, base_config(saved.base, saved.options) or {}):
         raise InputError(
             f"cannot merge {saved.folder}: {reason}; lrlora export writes a LoRA that lrlora reads rightly"
         )
@@ -93,13 +93,13 @@ def merge(
     check_folder(Path(out), overwrite, MERGED_FILES, sources)
     built = skeleton(saved)
     built.refuse_tied()
-    base = base_folder(saved.base)
+    base = base_folder(saved.base, saved.options.revision)
     layout = read_layout(base)
     architecture = type(built.base).__name__
     is_same = read_config(base).get("architectures") == [architecture]
     matched = match(built, [entry.name for shard in layout.values() for entry in shard], is_same)
     # reads the names in the files and no weights
-    refuse_random(saved, load_base_of(saved, device_map="meta").new_parameters)
+    refuse_random(saved, load_base_of(saved, saved.options.plain, device_map="meta").new_parameters)
     with new_folder(Path(out), overwrite, MERGED_FILES, sources) as folder:
         copy_small_files(base, saved.folder, folder, is_same)
         if isinstance(matched, str):
