@@ -62,14 +62,18 @@ def load_base(
 def bare_base(name: str, auto_class: Any, options: BaseOptions, more: dict[str, Any]) -> Any:
     """A base model without weights, on torch's meta device; arguments and errors as `load_base`.
 
+    Its attribute `written_dtype` is the type of the weights that its config.json names, None where it names none.
+
     Raises:
         InputError: besides, options with a quantisation for a base whose files are quantised.
     """
+    name = absolute(model_folder(name))
     with _explained(name):
         config = AutoConfig.from_pretrained(name, **options.which, **more)
         if options.quantization != "none" and getattr(config, "quantization_config", None):
             raise InputError("its files are quantised already; leave --quantization out, or take the base that is not")
-        known = {}
+        written = None if config.dtype is None else str(config.dtype).removeprefix("torch.")
+        known: dict[str, Any] = {}
         if hasattr(auto_class, "from_config"):
             known["trust_remote_code"] = options.trust_remote_code
             if options.trust_remote_code and auto_class.__name__ in (getattr(config, "auto_map", None) or {}):
@@ -78,6 +82,8 @@ def bare_base(name: str, auto_class: Any, options: BaseOptions, more: dict[str, 
         # what a constructor draws on the CPU is not taken from the run's own random numbers
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             base = from_config(auto_class, config, dtype=torch.float32, **known)
+    # `from_config` writes its own into the config
+    base.written_dtype = written
     for module in base.modules():
         # what its constructor made elsewhere, uninitialised: XLNet's bare FloatTensors
         for parameter_name, parameter in list(module.named_parameters(recurse=False)):
