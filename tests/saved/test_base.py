@@ -98,6 +98,8 @@ def test_code_of_the_base_runs_only_where_the_user_said_so(embedded_encoder, tmp
     assert not read_adapter(str(folder), str(other)).options.trust_remote_code
 
 
+# PEFT, offline, about a base that is in the hub's cache alone
+@pytest.mark.filterwarnings("ignore:Could not find a config file:UserWarning")
 def test_a_revision_is_trained_on_and_loaded_again(embedded_encoder, tmp_path, capsys, monkeypatch):
     cache = tmp_path / "hub" / "models--some--model"
     for number, tag in enumerate(("main", "v1")):

@@ -11,6 +11,7 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoConfig
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError, first_lines
@@ -73,12 +74,11 @@ def bare_base(name: str, auto_class: Any, options: BaseOptions, more: dict[str, 
         if options.quantization != "none" and getattr(config, "quantization_config", None):
             raise InputError("its files are quantised already; leave --quantization out, or take the base that is not")
         written = None if config.dtype is None else str(config.dtype).removeprefix("torch.")
-        known: dict[str, Any] = {}
-        if hasattr(auto_class, "from_config"):
-            known["trust_remote_code"] = options.trust_remote_code
-            if options.trust_remote_code and auto_class.__name__ in (getattr(config, "auto_map", None) or {}):
-                # else the code of the main branch would run
-                known["code_revision"] = options.revision
+        own = (getattr(config, "auto_map", None) or {}).get(auto_class.__name__)
+        if own and options.trust_remote_code:
+            # `from_config` would run the code of the main branch, whatever the revision
+            auto_class = get_class_from_dynamic_module(own, name, revision=options.revision)
+        known = {"trust_remote_code": False} if hasattr(auto_class, "from_config") else {}
         # what a constructor draws on the CPU is not taken from the run's own random numbers
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             base = from_config(auto_class, config, dtype=torch.float32, **known)
