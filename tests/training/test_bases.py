@@ -162,7 +162,7 @@ def test_what_is_trained_whole_is_float32_and_biases_in_bfloat16_are_refused(bas
 
 
 @pytest.mark.parametrize("way", ["bf16", "qlora"])
-def test_a_pretrained_decoder_keeps_what_it_knows(embedded_decoder, tmp_path, capsys, way):
+def test_a_pretrained_decoder_keeps_what_it_knows(embedded_decoder, tmp_path, capsys, way, unchecked_shapes):
     need(way)
     texts = news_articles(24)
     rows = write_rows(tmp_path / "news.jsonl", [{"text": text} for text in texts])

@@ -11,11 +11,10 @@ import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoConfig
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError, first_lines
-from lrlora.internals import from_config, is_adapter
+from lrlora.internals import class_of_the_base, from_config, is_adapter
 from lrlora.saved.adapter import AUTO_CLASSES, AdapterFolder, read_adapter
 from lrlora.saved.base import AS_IT_IS, BaseOptions, left_plain
 from lrlora.saved.local import absolute, check_local
@@ -77,7 +76,7 @@ def bare_base(name: str, auto_class: Any, options: BaseOptions, more: dict[str, 
         own = (getattr(config, "auto_map", None) or {}).get(auto_class.__name__)
         if own and options.trust_remote_code:
             # `from_config` would run the code of the main branch, whatever the revision
-            auto_class = get_class_from_dynamic_module(own, name, revision=options.revision)
+            auto_class = class_of_the_base(own, name, options.revision)
         known = {"trust_remote_code": False} if hasattr(auto_class, "from_config") else {}
         # what a constructor draws on the CPU is not taken from the run's own random numbers
         with torch.random.fork_rng(devices=[]), torch.device("meta"):

@@ -27,7 +27,7 @@ def keep_in_float32(model: Any) -> None:
     """
     output = model.get_base_model().get_output_embeddings() if hasattr(model, "get_base_model") else None
     for name, module in model.named_modules():
-        held = vars(module).get("_modules", {}).get("modules_to_save")
+        held = getattr(module, "modules_to_save", None)
         for whole in held.values() if isinstance(held, nn.ModuleDict) else ():
             types = {p.dtype for p in whole.parameters() if p.dtype in _HALF}
             if types:
