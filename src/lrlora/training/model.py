@@ -33,7 +33,6 @@ def build(config: TrainConfig, task: TaskData) -> tuple[PeftModel, Any]:
         processes.tell(line)
     base, tokenizer, task_type = base_of(config, task)
     if why_not:
-        # what the run cannot work with either is refused above, in its own words
         processes.tell(f"memory: not estimated, {why_not}")
     if task.kind != "causal" and config.pooling == "auto":
         if line := said_of_pooling(base, config.model or str(encoder_folder())):
@@ -86,7 +85,10 @@ def _memory(config: TrainConfig, task: TaskData) -> tuple[list[str], str | None]
         base = bare_base(name, AUTO_CLASSES[task_type], options, _head_of(task))
         tokenizer = load_tokenizer(name, options)
         found = estimate(base, config, task, tokenizer, task_type, is_bf16(config.precision))
-    except (InputError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
+    except InputError:
+        # the run refuses the same below, in its own words
+        return [], None
+    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
         return [], first_lines(error)
     return said_of_memory(found, options, machine(options)), None
 
