@@ -23,6 +23,7 @@ from lrlora.data.encode import encode_rows
 from lrlora.data.length import length_of_rows
 from lrlora.saved.base import BaseOptions, left_plain
 from lrlora.training.config import TrainConfig
+from lrlora.training.placement import check_names
 from lrlora.tuner.layer import LRLoraLayer
 
 _SAMPLE = 64
@@ -93,8 +94,10 @@ def estimate(base: Any, config: TrainConfig, task: TaskData, tokenizer: Any, tas
     weight = _bytes_of_weight(config.dtype, base)
     weights = bytes_of_base(base, config.base_options, weight)
     per_token = _kept(base, config.gradient_checkpointing, 2 if is_bf16 else weight)
+    adapter = config.adapter_config(task_type)
+    check_names(base, adapter)
     with torch.random.fork_rng(devices=[]):
-        model: Any = get_peft_model(base, config.adapter_config(task_type), low_cpu_mem_usage=True)
+        model: Any = get_peft_model(base, adapter, low_cpu_mem_usage=True)
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     adapted = [layer for layer in model.modules() if isinstance(layer, LRLoraLayer)]
     largest = max((layer.out_features * layer.in_features for layer in adapted), default=0)

@@ -32,12 +32,13 @@ def build(config: TrainConfig, task: TaskData) -> tuple[PeftModel, Any]:
     for line in said:
         processes.tell(line)
     base, tokenizer, task_type = base_of(config, task)
-    if why_not:
-        processes.tell(f"memory: not estimated, {why_not}")
     if task.kind != "causal" and config.pooling == "auto":
         if line := said_of_pooling(base, config.model or str(encoder_folder())):
             processes.tell(line)
-    return adapt(base, config, task_type), tokenizer
+    model = adapt(base, config, task_type)
+    if why_not:
+        processes.tell(f"memory: not estimated, {why_not}")
+    return model, tokenizer
 
 
 def base_of(config: TrainConfig, task: TaskData) -> tuple[Any, Any, str]:
