@@ -63,6 +63,9 @@ ELSEWHERE = {
     "saved/lock.py": "training/test_stop.py::test_two_at_once_one_is_refused",
     "saved/names.py": "test_layering.py::test_the_files_of_runs_and_adapters_are_named_in_one_place",
     "saved/owned.py": "training/test_folder.py::test_what_no_run_wrote_is_named_and_nothing_is_deleted",
+    "saved/precision.py": (
+        "training/test_bases.py::test_what_is_trained_whole_is_float32_and_biases_in_bfloat16_are_refused"
+    ),
     "saved/results.py": "report/test_findings.py::test_planted_spectra_give_their_ranks",
     "saved/settings.py": "training/test_again.py::test_the_same_command_on_other_rows_is_refused_like_other_settings",
     "saved/tokens.py": "training/test_model.py::test_zero_is_a_token_to_pad_with",

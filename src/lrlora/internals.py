@@ -44,6 +44,7 @@ import torch
 from torch import Tensor, nn
 from torch._guards import detect_fake_mode
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -126,6 +127,14 @@ def from_config(auto_class: Any, config: Any, **options: Any) -> Any:
     Seen in transformers 5.0.0 to 5.23.0. Without it adapters on models that no Auto class knows cannot be merged.
     """
     return (getattr(auto_class, "from_config", None) or auto_class._from_config)(config, **options)
+
+
+def class_of_the_base(reference: str, name: str, revision: str | None) -> Any:
+    """The class in the Python files that come with a base model, of one version of it: it runs that code.
+
+    Seen in transformers 5.23.0. Without it the shapes of such a base would be those of the code of its main branch.
+    """
+    return get_class_from_dynamic_module(reference, name, revision=revision)
 
 
 def is_adapter(loaded: Any) -> bool:

@@ -12,7 +12,8 @@ from lrlora.cli.flags import parse
 from lrlora.cli.settings import flags_of, values_of, words_of_file
 from lrlora.errors import InputError
 from lrlora.training import TrainConfig
-from lrlora.training.config import setting_fields, typed_fields
+from lrlora.training.config import setting_fields
+from lrlora.training.fields import typed_fields
 
 OTHER = {
     "r": 3, "lora_alpha": 7.5, "use_rslora": True, "target_modules": ["key", "query"], "exclude_modules": [".*0.*"],

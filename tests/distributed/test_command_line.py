@@ -23,7 +23,8 @@ def start(*words: str) -> subprocess.Popen[str]:
 
 def ours(err: str) -> list[str]:
     """The lines that the command has said."""
-    return [line for line in err.splitlines() if line.startswith(("lrlora: ", "warning: "))]
+    said = [line for line in err.splitlines() if line.startswith(("lrlora: ", "warning: "))]
+    return [line for line in said if not line.startswith("lrlora: memory: about ")]
 
 
 def flags(model: Path, data: Path, out: Path, steps: int = 2) -> list[str]:

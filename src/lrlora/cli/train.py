@@ -15,7 +15,8 @@ from lrlora.saved import RunFolder, names
 from lrlora.saved.hub import check_push, push
 from lrlora.training import RunResult, TrainConfig, processes, train
 from lrlora.training.arguments import passed_fields, why_not
-from lrlora.training.config import OURS, setting_fields, typed_fields
+from lrlora.training.config import OURS, setting_fields
+from lrlora.training.fields import typed_fields
 
 
 @dataclasses.dataclass

@@ -9,7 +9,7 @@ from typing import Any
 
 from lrlora.errors import InputError
 from lrlora.saved.local import check_local
-from lrlora.saved.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, CONFIG, LABELS, POOLING, SUMS
+from lrlora.saved.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, CARD, CONFIG, LABELS, POOLING, SUMS
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -24,15 +24,19 @@ MERGED_FILES = (
     CONFIG, CARD, SUMS, "model*.safetensors", INDEX, *_TOKENIZER_FILES, *_BASE_FILES, *_SENTENCE_FILES,
 )  # fmt: skip
 """What a merge writes: `--overwrite` deletes these and no others."""
-EXPORTED_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SUMS, LABELS, POOLING, *_TOKENIZER_FILES)
+EXPORTED_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, CARD, SUMS, LABELS, BASE, POOLING, *_TOKENIZER_FILES)
 """What an export writes."""
 
 
-def base_folder(name: str) -> Path:
+def base_folder(name: str, revision: str | None = None) -> Path:
     """The folder that holds a base model's safetensors and config.
 
     A hub name is looked up in the hub's cache, and downloaded into it where that is allowed: safetensors and the small
     files next to them, never pickles.
+
+    Args:
+        name: a folder or a name on the hub.
+        revision: of a model on the hub; None: its main branch.
 
     Raises:
         InputError: it is not there, is an adapter, or holds weights that are not plain safetensors, named.
@@ -40,7 +44,7 @@ def base_folder(name: str) -> Path:
     check_local(name)
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        folder = _from_hub(name)
+        folder = _from_hub(name, revision)
     if not (folder / CONFIG).exists():
         raise InputError(f"{folder} is not a model folder: config.json is missing")
     quantised = read_config(folder).get("quantization_config")
@@ -54,13 +58,13 @@ def base_folder(name: str) -> Path:
     return folder
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     wanted = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
     try:
         # files in subfolders are other formats of the same weights
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as error:  # huggingface_hub raises a dozen types here, from offline to a name that is no name
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{name!r} is neither a model folder nor a readable model of the hub: {reason}") from error

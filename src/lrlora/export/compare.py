@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import set_seed
 
 from lrlora.data import Kind, TaskData, load_evaluation, load_task
@@ -108,13 +107,14 @@ def compare(
     if unknown or not models:
         raise InputError(f"models must be some of {', '.join(MODELS)}, got {', '.join(unknown) or 'none'}")
     saved = read_adapter(adapter, model)
-    reason = why_not_plain(saved.pooling, base_config(saved.base) or {})
+    reason = why_not_plain(saved.pooling, base_config(saved.base, saved.options) or {})
     # if only this one is asked for, merge refuses it below
     if reason and "merged" in models and len(models) > 1:
         say(f"merged: left out, {reason}")
         models = [name for name in models if name != "merged"]
     measure = _measure_of(asked, saved.kind, saved.class_names(), adapter, say)
-    tokenizer = load_tokenizer(str(saved.folder) if any(saved.folder.glob("tokenizer_config.json")) else saved.base)
+    is_own = any(saved.folder.glob("tokenizer_config.json"))
+    tokenizer = load_tokenizer(str(saved.folder) if is_own else saved.base, saved.options)
     results = {}
     with tempfile.TemporaryDirectory(prefix="lrlora-") as scratch:
         for name in MODELS:
@@ -201,13 +201,15 @@ def _tell_of_changes(whose: str, config: TrainConfig, task: TaskData, say: Say) 
 def _load(name: str, saved: AdapterFolder, scratch: Path, choice: RankChoice | None, say: Say) -> Any:
     if name == "merged":
         merge(str(saved.folder), scratch, model=saved.base, say=say)
-        return saved.auto_class.from_pretrained(scratch, dtype=torch.float32).eval()
+        # as the adapter's base, but in its full weights
+        options = dataclasses.replace(saved.options, quantization="none", revision=None)
+        return saved.auto_class.from_pretrained(scratch, **options.loading()).eval()
     if name == "exported":
         made = export_lora(str(saved.folder), scratch, choice, model=saved.base)
         say(f"exported: {made.parameters:,} parameters, relative error {made.relative_error:.3g}")
-        return load_adapter(str(scratch), saved.base)
+        return load_adapter(str(scratch), saved.base, saved.options)
     if name == "adapter":
-        return load_adapter(str(saved.folder), saved.base)
+        return load_adapter(str(saved.folder), saved.base, saved.options)
     # a base without a head gets a random one
     set_seed(0)
     return load_base_of(saved).eval()

@@ -13,12 +13,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import Tensor
-from transformers import AutoConfig
 
 from lrlora.errors import InputError
-from lrlora.internals import from_config
 from lrlora.saved.adapter import AdapterFolder
-from lrlora.saved.load import ADAPTER, put_saved_on, settle
+from lrlora.saved.load import ADAPTER, bare_base, put_saved_on, settle
 from lrlora.saved.updates import adapter_weights
 from lrlora.tuner import deltas
 from lrlora.tuner.experts import ParamWrapper
@@ -139,14 +137,9 @@ def skeleton(saved: AdapterFolder) -> Skeleton:
         raise InputError(f"{saved.folder} is an adapter of type {saved.method}, not LRLORA; use peft's own tools")
     saved.check_base()
     try:
-        config = AutoConfig.from_pretrained(saved.base, **saved.head_options())
-        with torch.device("meta"):
-            base = from_config(saved.auto_class, config, dtype=torch.float32)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"cannot read the base model {saved.base!r}: {reason}{saved.base_advice}") from error
-    base.eval()
-    _empty(base)
+        base = bare_base(saved.base, saved.auto_class, saved.options.plain, saved.head_options()).eval()
+    except InputError as error:
+        raise InputError(f"{error}{saved.base_advice}") from error
     settle(base, saved)
     modules = [name for name, _ in base.named_modules() if name]
     shapes = {name: tuple(value.shape) for name, value in base.state_dict().items()}
@@ -161,11 +154,3 @@ def skeleton(saved: AdapterFolder) -> Skeleton:
         if any(p.device.type == "meta" for p in layer.layer.delta(ADAPTER).parameters()):
             raise InputError(f"{saved.folder} holds no tensors for {layer.name}, which the base {saved.base} has")
     return built
-
-
-def _empty(base: torch.nn.Module) -> None:
-    """Move to the meta device what its constructor made elsewhere, uninitialised: XLNet's bare FloatTensors."""
-    for module in base.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            if parameter.device.type != "meta":
-                setattr(module, name, torch.nn.Parameter(parameter.data.to("meta")))

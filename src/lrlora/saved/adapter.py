@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError
 from lrlora.files import read_json
 from lrlora.saved import names
+from lrlora.saved.base import AS_IT_IS, BaseOptions
 from lrlora.saved.local import absolute, adapter_in, check_local, looks_local, read_for, run_around
 from lrlora.saved.pooling import Pooling, check_pooling
 from lrlora.saved.run import RunFolder
@@ -55,6 +57,7 @@ class AdapterFolder:
         labels: names of the classes; None where nobody wrote them down.
         is_base_given: whether the user named the base, and not adapter_config.json.
         pooling: that it was trained with.
+        options: how its base was loaded.
     """
 
     folder: Path
@@ -64,6 +67,7 @@ class AdapterFolder:
     labels: list[str] | None
     is_base_given: bool = False
     pooling: Pooling = "auto"
+    options: BaseOptions = AS_IT_IS
 
     @property
     def method(self) -> str:
@@ -98,7 +102,7 @@ class AdapterFolder:
         wide = self.head_options().get("num_labels")
         if self.labels is not None and wide in (None, len(self.labels)):
             return self.labels
-        described = base_config(self.base)
+        described = base_config(self.base, self.options)
         known = None if described is None else names_in_config(described)
         if known is not None and wide in (None, len(known)):
             return known
@@ -153,7 +157,8 @@ def read_adapter(folder: str, model: str | None = None) -> AdapterFolder:
     path = adapter_in(Path(folder).expanduser())
     saved = adapter_settings(path)
     shapes = _tensor_shapes(adapter_weights(path))
-    base = model or saved.get("base_model_name_or_path")
+    own = saved.get("base_model_name_or_path")
+    base = model or own
     described = path / names.ADAPTER_CONFIG
     if not base:
         raise InputError(f"{described} names no base model; pass --model")
@@ -162,8 +167,12 @@ def read_adapter(folder: str, model: str | None = None) -> AdapterFolder:
             f"{described}: task_type {saved.get('task_type')!r} is not one that lrlora loads; use peft.PeftModel"
         )
     base = absolute(model_folder(str(base)))
+    options = _options(path, saved)
+    if own is None or base != absolute(model_folder(str(own))):
+        # another base has no such version, and nobody has vouched for its code
+        options = dataclasses.replace(options, revision=None, trust_remote_code=False)
     labels = read_json(path / names.LABELS) if (path / names.LABELS).exists() else None
-    return AdapterFolder(path, saved, base, shapes, labels, model is not None, _pooling(path))
+    return AdapterFolder(path, saved, base, shapes, labels, model is not None, _pooling(path), options)
 
 
 def _pooling(folder: Path) -> Pooling:
@@ -178,10 +187,20 @@ def _pooling(folder: Path) -> Pooling:
     return pooling
 
 
-def base_config(base: str) -> dict[str, Any] | None:
+def _options(folder: Path, saved: dict[str, Any]) -> BaseOptions:
+    """How the base of an adapter was loaded: by what is saved with it, else by the settings of the run around it."""
+    runs = run_around(folder)
+    of_run = RunFolder(runs[0]).settings if runs else {}
+    beside = read_json(folder / names.BASE) if (folder / names.BASE).exists() else {}
+    # never trust_remote_code: a folder of others could switch it on
+    measured = {name: beside[name] for name in ("dtype", "quantization") if name in beside}
+    return BaseOptions.of({**of_run, **measured, "revision": saved.get("revision")})
+
+
+def base_config(base: str, options: BaseOptions = AS_IT_IS) -> dict[str, Any] | None:
     """config.json of a base model as a dictionary; None where it cannot be read."""
     try:
-        return AutoConfig.from_pretrained(model_folder(base)).to_dict()
+        return AutoConfig.from_pretrained(model_folder(base), **options.which).to_dict()
     except (OSError, ValueError, KeyError):
         return None
 

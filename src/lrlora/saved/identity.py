@@ -34,20 +34,21 @@ def digest_of_rows(task: TaskData) -> str:
     return sha.hexdigest()[:16]
 
 
-def digest_of_model(name: str | None) -> str:
+def digest_of_model(name: str | None, revision: str | None = None) -> str:
     """What names the weights of a base model: the content of its folder, or its name and revision on the hub.
 
     Every byte of the files that transformers reads is hashed, wherever the folder is: about a second per gigabyte.
 
     Args:
         name: a folder, a name on the hub, "embedded-decoder", or None for the embedded encoder.
+        revision: of a model on the hub; None: its main branch.
 
     Returns:
         16 hexadecimal digits for a folder; NAME@COMMIT for a model in the hub's cache, NAME where it is not there yet.
     """
     files = _files_of(name)
     if files is None:
-        return _revision_of(str(name))
+        return _revision_of(str(name), revision)
     sha = hashlib.sha256()
     for file in files:
         sha.update(f"{file.name} {file.stat().st_size}".encode())
@@ -78,7 +79,7 @@ def _files_of(name: str | None) -> list[Path] | None:
     return sorted(f for f in folder.iterdir() if f.is_file() and f.suffix in _READ_BY_TRANSFORMERS)
 
 
-def _revision_of(name: str) -> str:
+def _revision_of(name: str, revision: str | None = None) -> str:
     # models--OWNER--NAME/snapshots/COMMIT
-    found = cached(name, names.CONFIG)
+    found = cached(name, names.CONFIG, revision)
     return name if found is None else f"{name}@{found.name}"

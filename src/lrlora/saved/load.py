@@ -3,76 +3,149 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
+from transformers import AutoConfig
 
 from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError, first_lines
-from lrlora.internals import is_adapter
+from lrlora.internals import class_of_the_base, from_config, is_adapter
 from lrlora.saved.adapter import AUTO_CLASSES, AdapterFolder, read_adapter
+from lrlora.saved.base import AS_IT_IS, BaseOptions, left_plain
 from lrlora.saved.local import absolute, check_local
 from lrlora.saved.pooling import set_pooling
+from lrlora.saved.precision import keep_in_float32
 from lrlora.saved.tokens import load_tokenizer, settle_padding
 
 ADAPTER = "default"
 _PREFIX = "base_model.model."
 
 
-def load_base(name: str, task_type: str | None, auto_class: Any = None, **options: Any) -> Any:
-    """A base model in float32 from a local folder or the hub.
+def load_base(
+    name: str, task_type: str | None, auto_class: Any = None, options: BaseOptions = AS_IT_IS, **more: Any
+) -> Any:
+    """A base model from a local folder or the hub, in float32 unless the options say otherwise.
 
     Its attribute `new_parameters` names those that the files do not hold, which are random: see `put_on` in
     `lrlora.training.model`.
 
+    Args:
+        name: a folder, a name on the hub, or embedded-decoder.
+        task_type: PEFT's word for the kind of task.
+        auto_class: class of transformers that loads it; None: the one of the task.
+        options: how it is loaded.
+        more: of `from_pretrained`, such as `num_labels`.
+
     Raises:
-        InputError: it is not there, is an adapter, or transformers has no such model for this kind of task.
+        InputError: it is not there, is an adapter, needs code of its own or a package that is not installed, is
+            quantised twice, or transformers has no such model for this kind of task.
     """
-    name = absolute(model_folder(name))
+    name, auto_class = absolute(model_folder(name)), auto_class or AUTO_CLASSES[task_type]
     check_local(name)
-    try:
-        base, info = (auto_class or AUTO_CLASSES[task_type]).from_pretrained(
-            name, dtype=torch.float32, output_loading_info=True, **options
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = first_lines(error)
-        if "ignore_mismatched_sizes" in reason:
-            reason = "its weights do not have the shapes that are needed; has it a head for another number of classes?"
-        raise InputError(f"cannot load the model {name!r}: {reason}") from error
+    skipped = None
+    if options.quantization != "none":
+        options.check(None if options.revision is None else name)
+        skipped = left_plain(bare_base(name, auto_class, options, more))
+    with _explained(name):
+        base, info = auto_class.from_pretrained(name, output_loading_info=True, **{**options.loading(skipped), **more})
     if is_adapter(base):
         raise InputError(f"{name} is an adapter, not a base model: merge it first and pass the merged model")
     base.new_parameters = sorted(info["missing_keys"])
     return base
 
 
-def load_base_of(saved: AdapterFolder, **options: Any) -> Any:
-    """The base of a saved adapter with its head, pooling, vocabulary, padding; options and errors as `load_base`."""
+def bare_base(name: str, auto_class: Any, options: BaseOptions, more: dict[str, Any]) -> Any:
+    """A base model without weights, on torch's meta device; arguments and errors as `load_base`.
+
+    Its attribute `written_dtype` is the type of the weights that its config.json names, None where it names none.
+
+    Raises:
+        InputError: besides, options with a quantisation for a base whose files are quantised.
+    """
+    name = absolute(model_folder(name))
+    with _explained(name):
+        config = AutoConfig.from_pretrained(name, **options.which, **more)
+        if options.quantization != "none" and getattr(config, "quantization_config", None):
+            raise InputError("its files are quantised already; leave --quantization out, or take the base that is not")
+        written = None if config.dtype is None else str(config.dtype).removeprefix("torch.")
+        own = (getattr(config, "auto_map", None) or {}).get(auto_class.__name__)
+        if own and options.trust_remote_code:
+            # `from_config` would run the code of the main branch, whatever the revision
+            auto_class = class_of_the_base(own, name, options.revision)
+        known = {"trust_remote_code": False} if hasattr(auto_class, "from_config") else {}
+        # what a constructor draws on the CPU is not taken from the run's own random numbers
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            base = from_config(auto_class, config, dtype=torch.float32, **known)
+    # `from_config` writes its own into the config
+    base.written_dtype = written
+    for module in base.modules():
+        # what its constructor made elsewhere, uninitialised: XLNet's bare FloatTensors
+        for parameter_name, parameter in list(module.named_parameters(recurse=False)):
+            if parameter.device.type != "meta":
+                setattr(module, parameter_name, torch.nn.Parameter(parameter.data.to("meta")))
+    return base
+
+
+@contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+        reason = first_lines(error)
+        if "ignore_mismatched_sizes" in reason:
+            reason = "its weights do not have the shapes that are needed; has it a head for another number of classes?"
+        if "trust_remote_code" in str(error):
+            reason = (
+                "it comes with Python code of its own, which transformers would run to load it; read that code, and "
+                "pass --trust_remote_code to run it here with your rights: it is code of strangers. Pin it with "
+                "--revision COMMIT: a branch can change"
+            )
+        raise InputError(f"cannot load the model {name!r}: {reason}") from error
+
+
+def load_base_of(saved: AdapterFolder, options: BaseOptions | None = None, **more: Any) -> Any:
+    """The base of a saved adapter with its head, pooling, vocabulary and padding, loaded as its run has loaded it.
+
+    Args:
+        saved: the adapter.
+        options: how the base is loaded; None: as the adapter or its run says.
+        more: of `from_pretrained`.
+
+    Raises:
+        InputError: as `load_base`.
+    """
     saved.check_base()
     head = saved.head_options()
     try:
-        base = load_base(saved.base, saved.config.get("task_type"), saved.auto_class, **head, **options)
+        how = saved.options if options is None else options
+        base = load_base(saved.base, saved.config.get("task_type"), saved.auto_class, how, **head, **more)
     except InputError as error:
         raise InputError(f"{error}{saved.base_advice}") from error
     settle(base, saved)
     return base
 
 
-def load_adapter(folder: str, model: str | None = None) -> PeftModel:
-    """An adapter with its base model under it, in evaluation mode.
+def load_adapter(folder: str, model: str | None = None, options: BaseOptions | None = None) -> PeftModel:
+    """An adapter with its base model under it, in evaluation mode; the base is loaded as it was for the training.
 
     Args:
         folder: an adapter folder, or a run folder that holds one.
         model: base model; None means the one that the adapter names.
+        options: how the base is loaded; None: in the precision and quantisation saved with the adapter, the revision
+            in adapter_config.json, and the rest as the run around it says. `trust_remote_code` is taken from a run
+            only: an adapter folder of others cannot switch it on.
 
     Raises:
         InputError: no adapter there, a file cut short, a base of other shapes or layers, or one with weights that
             neither its files nor the adapter hold.
     """
     saved = read_adapter(folder, model)
-    base = load_base_of(saved)
+    base = load_base_of(saved, options)
     refuse_random(saved, base.new_parameters)
     return put_saved_on(base, saved).eval()
 
@@ -87,7 +160,7 @@ def settle(base: Any, saved: AdapterFolder) -> None:
     set_pooling(base, saved.pooling)
     _resize(base, saved)
     if (saved.folder / "tokenizer_config.json").exists():
-        settle_padding(base, load_tokenizer(str(saved.folder)))
+        settle_padding(base, load_tokenizer(str(saved.folder), saved.options))
 
 
 def _resize(base: Any, saved: AdapterFolder) -> None:
@@ -162,6 +235,7 @@ def put_saved_on(base: Any, saved: AdapterFolder, is_sparing: bool = False) -> P
             config = PeftConfig.from_pretrained(str(saved.folder))
             config.inference_mode, config.base_model_name_or_path = True, None
             model: Any = get_peft_model(base, config, ADAPTER, low_cpu_mem_usage=is_sparing)
+            keep_in_float32(model)
             found = model.load_adapter(str(saved.folder), ADAPTER, torch_device="cpu", low_cpu_mem_usage=is_sparing)
     except InputError:
         raise

@@ -81,12 +81,12 @@ def local_model(name: str) -> list[Path]:
     return [] if found is None else [found.parent.parent]
 
 
-def cached(name: str, file: str) -> Path | None:
-    """The folder in the hub's cache that holds a file of a model."""
+def cached(name: str, file: str, revision: str | None = None) -> Path | None:
+    """The folder in the hub's cache that holds a file of a model, of its main branch if nothing is said."""
     from huggingface_hub import try_to_load_from_cache
 
     try:
-        found = try_to_load_from_cache(name, file)
+        found = try_to_load_from_cache(name, file, revision=revision)
     except ValueError:  # no name of the hub at all; loading it says so
         return None
     return Path(found).parent if isinstance(found, str) else None

@@ -7,6 +7,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 """Of an adapter folder, as PEFT names it; its weights are in ADAPTER_WEIGHTS."""
 LABELS = "labels.json"
 """Next to an adapter: the names of its classes, which PEFT does not save."""
+BASE = "base.json"
+"""Next to an adapter: precision and quantisation of the base that it was trained on, where they are not the default."""
 POOLING = "pooling.json"
 """Next to an adapter: the pooling that it was trained with, where that was chosen."""
 CARD = "README.md"
@@ -36,6 +38,7 @@ __all__ = [
     "ADAPTER",
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
+    "BASE",
     "CARD",
     "CHECKPOINTS",
     "CONFIG",

@@ -15,6 +15,7 @@ from lrlora.errors import InputError
 from lrlora.files import explained, new_folder, read_json, write_json
 from lrlora.ranks import LayerRank, read_records
 from lrlora.saved import names, owned
+from lrlora.saved.base import AS_IT_IS, BaseOptions
 from lrlora.saved.checkpoints import last_checkpoint, whole_checkpoints
 from lrlora.saved.kept_card import write_card
 from lrlora.saved.lock import lock
@@ -215,8 +216,9 @@ class RunFolder:
         pooling: Pooling = "auto",
         card: str | None = None,
         say: Say = lambda line: None,
+        base: BaseOptions = AS_IT_IS,
     ) -> None:
-        """Save the adapter, as PEFT saves it, its tokenizer, classes and pooling; an older one is replaced.
+        """Save the adapter, as PEFT saves it, its tokenizer, classes, pooling and base; an older one is replaced.
 
         Args:
             model: the PeftModel.
@@ -224,6 +226,7 @@ class RunFolder:
             pooling: that it was trained with.
             card: text of its model card; None leaves PEFT's template.
             say: gets a line where a README.md of somebody else is there and stays.
+            base: how its base was loaded.
         """
         with new_folder(self.adapter, overwrite=True) as beside:
             model.save_pretrained(beside)
@@ -237,6 +240,8 @@ class RunFolder:
                 write_json(beside / names.LABELS, list(model.config.id2label.values()))
             if pooling != "auto":
                 write_json(beside / names.POOLING, pooling)
+            if base.measured:
+                write_json(beside / names.BASE, base.measured)
 
     def save_ranks(self, rows: list[LayerRank]) -> None:
         """Write the learned ranks at the end."""

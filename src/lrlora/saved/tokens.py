@@ -8,17 +8,22 @@ from transformers import AutoTokenizer
 
 from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError, first_lines
+from lrlora.saved.base import AS_IT_IS, BaseOptions
 from lrlora.saved.local import absolute
 
 
-def load_tokenizer(name: str) -> Any:
+def load_tokenizer(name: str, options: BaseOptions = AS_IT_IS) -> Any:
     """The tokenizer of a model or an adapter.
+
+    Args:
+        name: a folder, a name on the hub, or embedded-decoder.
+        options: of the base model: its revision, and whether its code may run.
 
     Raises:
         InputError: it is not there.
     """
     try:
-        return AutoTokenizer.from_pretrained(absolute(model_folder(name)))
+        return AutoTokenizer.from_pretrained(absolute(model_folder(name)), **options.which)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"cannot load the tokenizer of {name!r}: {first_lines(error)}") from error
 

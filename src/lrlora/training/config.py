@@ -7,26 +7,21 @@ import dataclasses
 import functools
 import os
 import re
-from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional, get_type_hints
+from typing import Any, Literal, Optional
 
 from peft import LoraConfig, PeftConfig
 
 from lrlora.data import DataSource
 from lrlora.errors import InputError, meant
+from lrlora.saved.base import BaseOptions
 from lrlora.saved.pooling import check_pooling
 from lrlora.saved.settings import Settings
 from lrlora.training.arguments import FREE as FREE_ARGUMENTS
 from lrlora.training.arguments import check_passed, passed_fields, why_not
-from lrlora.training.placement import ALL_LINEAR
+from lrlora.training.fields import UNORDERED, flag, names_of_modules, typed_fields
 from lrlora.training.ranges import check_numbers, check_scheduler
 from lrlora.tuner import LRLoraConfig
-
-
-def _flag(default: Any, help: str, is_free: bool = False, is_place: bool = False) -> Any:
-    """A setting: `is_free` does not change what is trained, `is_place` may be a path here, or a name of the hub."""
-    return field(default=default, metadata={"help": help, "is_free": is_free, "is_place": is_place})
 
 
 # HfArgumentParser reads these annotations at run time
@@ -44,75 +39,89 @@ class TrainConfig:
         TrainConfig(model="roberta-base", data="glue", task="rte", adapter=LRLoraConfig(r=4, target_modules="all-linear"))
     """
 
-    model: Optional[str] = _flag(
+    model: Optional[str] = flag(
         None,
         "base model: a local folder, a hub name, or embedded-decoder; the embedded encoder if left out",
         is_place=True,
     )
-    data: Optional[str] = _flag(
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
+        "float32",
+        "type of the base's weights; auto: of its config.json, else of its first weights; what is trained is float32",
+    )
+    quantization: Literal["none", "bnb-4bit", "bnb-8bit", "torchao-int8"] = flag(
+        "none", "of the base's linear layers; bnb-4bit: NF4, double quantisation, products in bfloat16 (QLoRA)"
+    )
+    device_map: Optional[str] = flag(
+        None, "devices of the base in transformers' words: auto, cpu, cuda:1, ...; one device if left out", is_free=True
+    )
+    revision: Optional[str] = flag(None, "branch, tag or commit of a base model on the hub; main if left out")
+    trust_remote_code: bool = flag(
+        False, "run Python files that come with the base model: code of strangers, with your rights; pin --revision"
+    )
+    data: Optional[str] = flag(
         None,
         "a file or folder of jsonl(.gz), csv, txt or parquet, or a hub dataset; the embedded BBC News titles if left out",
         is_place=True,
     )
-    eval_data: Optional[str] = _flag(
+    eval_data: Optional[str] = flag(
         None,
         "a file, folder or hub dataset to evaluate on, all of it; the evaluation rows of --data if left out",
         is_place=True,
     )
-    split_seed: int = _flag(
+    split_seed: int = flag(
         0, "of the tenth that is held out where there are no evaluation rows, and of the rows that are drawn"
     )
-    task: Optional[str] = _flag(
+    task: Optional[str] = flag(
         None, "name of the task: picks TASK_train.* in a folder; GLUE names bring columns and metrics"
     )
-    subset: Optional[str] = _flag(None, "configuration of a hub dataset")
-    kind: Optional[Literal["classification", "regression", "causal", "preference"]] = _flag(
+    subset: Optional[str] = flag(None, "configuration of a hub dataset")
+    kind: Optional[Literal["classification", "regression", "causal", "preference"]] = flag(
         None, "kind of task; read off the columns if left out"
     )
-    text_columns: Optional[list[str]] = _flag(None, "one or two columns of text")
-    label_column: str = _flag("label", "column of the label")
-    template: Literal["auto", "chat", "plain"] = _flag(
+    text_columns: Optional[list[str]] = flag(None, "one or two columns of text")
+    label_column: str = flag("label", "column of the label")
+    template: Literal["auto", "chat", "plain"] = flag(
         "auto", "how instructions are written: the tokenizer's chat template, or plain headings"
     )
-    pooling: Literal["auto", "mean", "cls"] = _flag(
+    pooling: Literal["auto", "mean", "cls"] = flag(
         "auto", "what the head of an encoder reads: the mean of the tokens, or one token; auto: the model's own"
     )
-    train_rows: Optional[int] = _flag(None, "largest number of training rows; all if left out")
-    eval_rows: Optional[int] = _flag(None, "largest number of evaluation rows; all if left out")
-    max_length: Optional[int] = _flag(None, "tokens of a row at most; as many as the model takes if left out")
+    train_rows: Optional[int] = flag(None, "largest number of training rows; all if left out")
+    eval_rows: Optional[int] = flag(None, "largest number of evaluation rows; all if left out")
+    max_length: Optional[int] = flag(None, "tokens of a row at most; as many as the model takes if left out")
 
-    out: Optional[str] = _flag(
+    out: Optional[str] = flag(
         None, "run folder; runs/demo, or runs/ and the name of the task or the data, if left out", is_free=True
     )
-    overwrite: bool = _flag(False, "start afresh in a folder that holds another run, deleting that run", is_free=True)
-    method: Literal["lrlora", "lora"] = _flag("lrlora", "adapter to train; lora is PEFT's own, for comparison")
-    compare: Optional[bool] = _flag(
+    overwrite: bool = flag(False, "start afresh in a folder that holds another run, deleting that run", is_free=True)
+    method: Literal["lrlora", "lora"] = flag("lrlora", "adapter to train; lora is PEFT's own, for comparison")
+    compare: Optional[bool] = flag(
         None, "also train plain LoRA with the same settings; on in the demo only", is_free=True
     )
 
     adapter: LRLoraConfig = field(default_factory=lambda: LRLoraConfig(target_modules="all-linear"))
 
-    learning_rate: float = _flag(2e-3, "of A, B and the head")
-    c_learning_rate: Optional[float] = _flag(None, "of the coefficients c; 10 times learning_rate if left out")
-    weight_decay: float = _flag(0.0, "of matrices; never of c")
-    epochs: float = _flag(2.0, "passes over the training rows")
-    max_steps: int = _flag(-1, "optimizer steps, instead of epochs")
-    batch_size: int = _flag(16, "rows per step and device")
-    gradient_accumulation: int = _flag(1, "steps whose gradients are added up")
-    gradient_checkpointing: bool = _flag(False, "compute activations again in the backward pass, to save memory")
-    lr_scheduler: str = _flag("linear", "schedule of the learning rates, a name that transformers knows")
-    warmup_steps: float = _flag(0.06, "warm-up of the schedule: steps, or a fraction of all steps if below 1")
-    max_grad_norm: float = _flag(1.0, "gradients are scaled down to this norm")
-    precision: Literal["auto", "fp32", "bf16"] = _flag("auto", "auto: bf16 where the hardware has it, else fp32")
-    seed: int = _flag(0, "of initialisation, order and dropout")
-    save_steps: int = _flag(100, "steps between checkpoints that a killed run resumes from", is_free=True)
-    eval_steps: Optional[int] = _flag(
+    learning_rate: float = flag(2e-3, "of A, B and the head")
+    c_learning_rate: Optional[float] = flag(None, "of the coefficients c; 10 times learning_rate if left out")
+    weight_decay: float = flag(0.0, "of matrices; never of c")
+    epochs: float = flag(2.0, "passes over the training rows")
+    max_steps: int = flag(-1, "optimizer steps, instead of epochs")
+    batch_size: int = flag(16, "rows per step and device")
+    gradient_accumulation: int = flag(1, "steps whose gradients are added up")
+    gradient_checkpointing: bool = flag(False, "compute activations again in the backward pass, to save memory")
+    lr_scheduler: str = flag("linear", "schedule of the learning rates, a name that transformers knows")
+    warmup_steps: float = flag(0.06, "warm-up of the schedule: steps, or a fraction of all steps if below 1")
+    max_grad_norm: float = flag(1.0, "gradients are scaled down to this norm")
+    precision: Literal["auto", "fp32", "bf16"] = flag("auto", "auto: bf16 where the hardware has it, else fp32")
+    seed: int = flag(0, "of initialisation, order and dropout")
+    save_steps: int = flag(100, "steps between checkpoints that a killed run resumes from", is_free=True)
+    eval_steps: Optional[int] = flag(
         None, "steps between evaluations while training; only at the end if left out; load_best_model_at_end needs it"
     )
-    early_stopping_patience: Optional[int] = _flag(
+    early_stopping_patience: Optional[int] = flag(
         None, "stop after so many evaluations without a gain, and take the best checkpoint; needs eval_steps"
     )
-    rank_steps: Optional[int] = _flag(
+    rank_steps: Optional[int] = flag(
         None,
         "steps between records of the learned ranks; left out: as many as fit in 2 percent of the time; 0: none",
         is_free=True,
@@ -144,11 +153,17 @@ class TrainConfig:
             raise InputError(f"text_columns takes one or two names, got {self.text_columns}")
         check_scheduler(self.lr_scheduler, "lr_scheduler_kwargs" in self.trainer)
         check_pooling(self.pooling)
+        self.base_options.check(self.model)
         check_passed(self.trainer, OURS)
         needing = [name for name in ("load_best_model_at_end",) if self.trainer.get(name)]
         needing += [] if self.early_stopping_patience is None else ["early_stopping_patience"]
         if needing and self.eval_steps is None:
             raise InputError(f"{needing[0]} needs evaluations while training: pass eval_steps as well")
+
+    @property
+    def base_options(self) -> BaseOptions:
+        """How the base is loaded."""
+        return BaseOptions.of(vars(self))
 
     @property
     def is_demo(self) -> bool:
@@ -204,7 +219,7 @@ class TrainConfig:
         Raises:
             InputError: a field outside its range.
         """
-        adapter = dataclasses.replace(self.adapter, task_type=task_type)
+        adapter = dataclasses.replace(self.adapter, task_type=task_type, revision=self.revision)
         return adapter if self.method == "lrlora" else adapter.to_lora()
 
     @classmethod
@@ -239,7 +254,7 @@ class TrainConfig:
             settings["trainer"] = {**self.trainer, **settings.get("trainer", {}), **more}
         for name in UNORDERED:
             if name in settings:
-                settings[name] = _names(name, settings[name])
+                settings[name] = names_of_modules(name, settings[name])
         own = {each.name for each in dataclasses.fields(self)}
         of_adapter = {name: settings.pop(name) for name in settings.keys() - own}
         adapter = dataclasses.replace(self.adapter, **of_adapter) if of_adapter else self.adapter
@@ -273,34 +288,9 @@ def setting_fields() -> tuple[dataclasses.Field[Any], ...]:
     )
 
 
-def typed_fields(cls: type, without: Collection[str] = ()) -> list[dataclasses.Field[Any]]:
-    """Copies of a dataclass's fields, each with its type instead of the name of its type."""
-    types, found = get_type_hints(cls), []
-    for each in dataclasses.fields(cls):
-        if each.name not in without:
-            found.append(copy.copy(each))
-            found[-1].type = types[each.name]
-    return found
-
-
 FREE = frozenset(each.name for each in dataclasses.fields(TrainConfig) if each.metadata.get("is_free"))
 """Settings that do not change what is trained: a run may be resumed with others."""
 PLACES = tuple(each.name for each in dataclasses.fields(TrainConfig) if each.metadata.get("is_place"))
 """Settings that may name a place on this machine, or something on the hub."""
 OURS = frozenset(each.name for each in dataclasses.fields(TrainConfig)) | {"debug"}
 """Names that no argument of a trainer can have: settings and flags of lrlora's own."""
-UNORDERED = ("target_modules", "exclude_modules")
-"""Settings that are sets of names, or one word."""
-
-
-def _names(field: str, words: list[str] | str | None) -> list[str] | str | None:
-    """Names of modules as PEFT takes them: one word may be a regular expression, or all-linear."""
-    if words is None or isinstance(words, str):
-        return words
-    alone = [word for word in words if word == ALL_LINEAR or set(word) & set("*+?[](){}|^$\\")]
-    if alone and len(words) > 1:
-        raise InputError(
-            f"{field} takes names, or one word that is {ALL_LINEAR} or a regular expression, got {alone[0]!r} among "
-            f"{len(words)} words; join expressions with | in one"
-        )
-    return alone[0] if alone else words

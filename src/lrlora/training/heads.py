@@ -7,9 +7,15 @@ from collections.abc import Callable
 from lrlora.data import DataSource, TaskData, load_task
 from lrlora.data.embedded import encoder_folder
 from lrlora.saved.adapter import base_config, names_in_config
+from lrlora.saved.base import AS_IT_IS, BaseOptions
 
 
-def load_task_for(model: str | None, source: DataSource, say: Callable[[str], None] = lambda line: None) -> TaskData:
+def load_task_for(
+    model: str | None,
+    source: DataSource,
+    say: Callable[[str], None] = lambda line: None,
+    options: BaseOptions = AS_IT_IS,
+) -> TaskData:
     """As `load_task`; the classes are numbered as the head of the base numbers them, if it knows them by name.
 
     For example, a model for natural language inference may call class 0 CONTRADICTION where the rows have entailment
@@ -19,6 +25,7 @@ def load_task_for(model: str | None, source: DataSource, say: Callable[[str], No
         model: folder or hub name of the base; None: the embedded encoder.
         source: where the rows are.
         say: gets a line where the base has a head for as many classes of other names.
+        options: how the base is loaded.
 
     Raises:
         InputError: as `load_task`.
@@ -26,7 +33,7 @@ def load_task_for(model: str | None, source: DataSource, say: Callable[[str], No
     task = load_task(source)
     if task.kind != "classification":
         return task
-    described = base_config(model or str(encoder_folder())) or {}
+    described = base_config(model or str(encoder_folder()), options) or {}
     has_head = any("ForSequenceClassification" in name for name in described.get("architectures") or ())
     known = names_in_config(described) if has_head else []
     if len(known) != len(task.labels) or all(name.isdigit() for name in known):

@@ -11,11 +11,15 @@ from lrlora.data import TaskData
 from lrlora.data.embedded import encoder_folder
 from lrlora.data.tasks import LANGUAGE
 from lrlora.errors import InputError, first_lines
-from lrlora.saved.load import load_base
+from lrlora.saved.adapter import AUTO_CLASSES
+from lrlora.saved.load import bare_base, load_base
+from lrlora.saved.local import check_local
 from lrlora.saved.pooling import said_of_pooling, set_pooling
+from lrlora.saved.precision import keep_in_float32
 from lrlora.saved.tokens import load_tokenizer, settle_padding
 from lrlora.training import processes
 from lrlora.training.config import TrainConfig
+from lrlora.training.memory import estimate, machine, said_of_memory
 from lrlora.training.placement import check_names, said_of_expressions, trained_whole
 
 
@@ -25,11 +29,17 @@ def build(config: TrainConfig, task: TaskData) -> tuple[PeftModel, Any]:
     Raises:
         InputError: a model that is not there, or target modules that it does not have.
     """
+    said, why_not = _memory(config, task)
+    for line in said:
+        processes.tell(line)
     base, tokenizer, task_type = base_of(config, task)
     if task.kind not in LANGUAGE and config.pooling == "auto":
         if line := said_of_pooling(base, config.model or str(encoder_folder())):
             processes.tell(line)
-    return adapt(base, config, task_type), tokenizer
+    model = adapt(base, config, task_type)
+    if why_not:
+        processes.tell(f"memory: not estimated, {why_not}")
+    return model, tokenizer
 
 
 def base_of(config: TrainConfig, task: TaskData) -> tuple[Any, Any, str]:
@@ -42,20 +52,47 @@ def base_of(config: TrainConfig, task: TaskData) -> tuple[Any, Any, str]:
         raise InputError(
             f"--pooling is of classification and regression, {task.name} is of {task.kind}; leave --pooling out"
         )
-    name = config.model or str(encoder_folder())
-    task_type = "CAUSAL_LM" if task.kind in LANGUAGE else "SEQ_CLS"
-    head: dict[str, Any] = {}
-    if task.kind not in LANGUAGE:
-        head["num_labels"] = 1 if task.kind == "regression" else len(task.labels)
-        head["problem_type"] = "regression" if task.kind == "regression" else "single_label_classification"
-        if task.labels:
-            head["id2label"] = dict(enumerate(task.labels))
-            head["label2id"] = {label: number for number, label in enumerate(task.labels)}
-    base = load_base(name, task_type, **head)
+    name, options = config.model or str(encoder_folder()), config.base_options
+    task_type, head = _task_type(task), _head_of(task)
+    base = load_base(name, task_type, None, options, **head)
     set_pooling(base, config.pooling)
-    tokenizer = load_tokenizer(name)
+    tokenizer = load_tokenizer(name, options)
     settle_padding(base, tokenizer)
     return base, tokenizer, task_type
+
+
+def _task_type(task: TaskData) -> str:
+    return "CAUSAL_LM" if task.kind in LANGUAGE else "SEQ_CLS"
+
+
+def _head_of(task: TaskData) -> dict[str, Any]:
+    """What of the base's config a task decides."""
+    if task.kind in LANGUAGE:
+        return {}
+    head: dict[str, Any] = {
+        "num_labels": 1 if task.kind == "regression" else len(task.labels),
+        "problem_type": "regression" if task.kind == "regression" else "single_label_classification",
+    }
+    if task.labels:
+        head["id2label"] = dict(enumerate(task.labels))
+        head["label2id"] = {label: number for number, label in enumerate(task.labels)}
+    return head
+
+
+def _memory(config: TrainConfig, task: TaskData) -> tuple[list[str], str | None]:
+    """What is said of the memory of a run before its weights are loaded; or why it cannot be estimated."""
+    name, options, task_type = config.model or str(encoder_folder()), config.base_options, _task_type(task)
+    check_local(name)
+    try:
+        base = bare_base(name, AUTO_CLASSES[task_type], options, _head_of(task))
+        tokenizer = load_tokenizer(name, options)
+        found = estimate(base, config, task, tokenizer, task_type, is_bf16(config.precision))
+    except InputError:
+        # the run refuses the same below, in its own words
+        return [], None
+    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        return [], first_lines(error)
+    return said_of_memory(found, options, machine(options)), None
 
 
 def adapt(base: Any, config: TrainConfig, task_type: str) -> PeftModel:
@@ -76,17 +113,20 @@ def put_on(base: Any, adapter_config: Any) -> PeftModel:
     load.
 
     Raises:
-        InputError: names of modules that match nothing, with those that there are; new weights that cannot be saved.
+        InputError: names of modules that match nothing, with those that there are; new weights that cannot be saved;
+            biases of a base that is not float32.
     """
     if whole := trained_whole(base, adapter_config):
         adapter_config.modules_to_save = [*(adapter_config.modules_to_save or ()), *whole]
     check_names(base, adapter_config)
     try:
-        return get_peft_model(base, adapter_config)
+        model = get_peft_model(base, adapter_config)
     except InputError:
         raise
     except (ValueError, TypeError) as error:
         raise InputError(f"{type(adapter_config).__name__}: {first_lines(error)}") from error
+    keep_in_float32(model)
+    return model
 
 
 def is_bf16(choice: Literal["auto", "fp32", "bf16"]) -> bool:

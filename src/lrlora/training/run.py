@@ -139,7 +139,7 @@ def _is_finished(config: TrainConfig, out: RunFolder) -> bool:
         )
         return True
     try:
-        inputs = inputs_of(config, load_task_for(config.model, config.data_source()))
+        inputs = inputs_of(config, load_task_for(config.model, config.data_source(), options=config.base_options))
     except InputError as error:
         processes.tell(f"whether what {out.path} was trained on has changed since is not known: {error}")
         return True
@@ -148,14 +148,14 @@ def _is_finished(config: TrainConfig, out: RunFolder) -> bool:
 
 def inputs_of(config: TrainConfig, task: TaskData) -> dict[str, str]:
     """What a run reads, as numbers: a changed row or weight gives another one."""
-    return {"data": digest_of_rows(task), "model": digest_of_model(config.model)}
+    return {"data": digest_of_rows(task), "model": digest_of_model(config.model, config.revision)}
 
 
 def _train_one(
     config: TrainConfig, out: RunFolder, callbacks: Sequence[TrainerCallback], stop: Stop, verbose: bool
 ) -> None:
     set_seed(config.seed)
-    task = load_task_for(config.model, config.data_source(), _warn)
+    task = load_task_for(config.model, config.data_source(), _warn, config.base_options)
     if task.kind in LANGUAGE:
         processes.tell(f"{task.files[0]}: read as {SAID if task.kind == 'preference' else said_of(task.train)}")
     for note in task.notes:
@@ -273,7 +273,7 @@ def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any
         rank_heatmap(rows, out.picture)
     model, tokenizer = trainer.model, trainer.processing_class
     card = card_of_run(out, config.settings(), model, tokenizer, metrics, rows)
-    out.save_adapter(model, tokenizer, config.pooling, card, processes.tell)
+    out.save_adapter(model, tokenizer, config.pooling, card, processes.tell, config.base_options)
     out.save_metrics(metrics)
 
 

@@ -22,7 +22,7 @@ from lrlora.export.skeleton import AdaptedLayer, Skeleton, skeleton
 from lrlora.files import check_folder, new_folder, write_json
 from lrlora.method.rank import singular_values
 from lrlora.saved.adapter import AdapterFolder, base_config, read_adapter
-from lrlora.saved.names import ADAPTER_WEIGHTS, LABELS, POOLING
+from lrlora.saved.names import ADAPTER_WEIGHTS, BASE, LABELS, POOLING
 from lrlora.saved.pooling import own_pooling
 from lrlora.saved.updates import adapter_settings, order_config
 from lrlora.tuner.experts import ParamWrapper
@@ -124,12 +124,14 @@ def export_lora(
             write_json(folder / LABELS, saved.labels)
         if saved.pooling != "auto":
             write_json(folder / POOLING, saved.pooling)
+        if saved.options.measured:
+            write_json(folder / BASE, saved.options.measured)
         error = total_error([row.relative_error * row.norm for row in rows], [row.norm for row in rows])
         finish_exported(folder, Path(out), saved, built.base, rows, error, say)
         refused = said_of_vllm(adapter_settings(folder), {name: tuple(value.shape) for name, value in tensors.items()})
     if refused:
         say(refused)
-    if saved.pooling not in ("auto", own_pooling(base_config(saved.base) or {})):
+    if saved.pooling not in ("auto", own_pooling(base_config(saved.base, saved.options) or {})):
         say(
             f"warning: it was trained with --pooling {saved.pooling}, which peft does not know: lrlora reads it from "
             f"{POOLING}; elsewhere call lrlora.training.set_pooling(base, {saved.pooling!r}) before peft loads it"
@@ -218,6 +220,7 @@ def common_fields(saved: AdapterFolder, built: Skeleton, layers: Sequence[Adapte
     return {
         "task_type": saved.config.get("task_type"),
         "base_model_name_or_path": saved.base,
+        "revision": saved.options.revision,
         "target_modules": target_modules([layer.name for layer in layers], built.modules),
         "modules_to_save": saved.config.get("modules_to_save"),
         "trainable_token_indices": saved.config.get("trainable_token_indices"),

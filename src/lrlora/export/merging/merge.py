@@ -16,6 +16,7 @@ from lrlora.export.base import MERGED_FILES, base_folder, copy_small_files, read
 from lrlora.export.cards import finish_merged
 from lrlora.export.merging.in_memory import merge_loaded
 from lrlora.export.merging.match import Matched, match, parts
+from lrlora.export.merging.quantised import Difference
 from lrlora.export.merging.rounding import MergedLayer, Rounding
 from lrlora.export.merging.shards import Entry, read_layout, read_tensors, write_index, write_shard
 from lrlora.export.skeleton import Skeleton, skeleton
@@ -39,12 +40,15 @@ class Merge:
         layers: its adapted layers, with what rounding lost of each update.
         architecture: class of transformers that loads it.
         was_streamed: False where the whole model had to be loaded.
+        quantization_error: how far the full weights are from the quantised ones that were trained on:
+            sqrt(sum ||Q(W0) - W0||_F^2) / sqrt(sum ||dW||_F^2) over the adapted layers; None without a quantisation.
     """
 
     folder: Path
     layers: list[MergedLayer]
     architecture: str
     was_streamed: bool
+    quantization_error: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -60,6 +64,9 @@ def merge(
     say: Say = lambda line: None,
 ) -> Merge:
     """Write W0 + dW, summed in float32, as a checkpoint of plain transformers.
+
+    An adapter that was trained on a quantised base, or in bfloat16, goes into the full weights of the base; how far
+    these are from the quantised ones is said.
 
     Works on the base's safetensors files, tensor by tensor, and keeps their division into shards. Trained heads and
     biases take the place of the base's. Where the names in the files cannot be matched with the model, the model is
@@ -86,7 +93,7 @@ def merge(
         )
     target: torch.dtype | None = None if dtype is None else getattr(torch, dtype)
     saved = read_adapter(adapter, model)
-    if reason := why_not_plain(saved.pooling, base_config(saved.base) or {}):
+    if reason := why_not_plain(saved.pooling, base_config(saved.base, saved.options) or {}):
         raise InputError(
             f"cannot merge {saved.folder}: {reason}; lrlora export writes a LoRA that lrlora reads rightly"
         )
@@ -94,37 +101,47 @@ def merge(
     check_folder(Path(out), overwrite, MERGED_FILES, sources)
     built = skeleton(saved)
     built.refuse_tied()
-    base = base_folder(saved.base)
+    base = base_folder(saved.base, saved.options.revision)
     layout = read_layout(base)
     architecture = type(built.base).__name__
     is_same = read_config(base).get("architectures") == [architecture]
     matched = match(built, [entry.name for shard in layout.values() for entry in shard], is_same)
     # reads the names in the files and no weights
-    refuse_random(saved, load_base_of(saved, device_map="meta").new_parameters)
+    refuse_random(saved, load_base_of(saved, saved.options.plain, device_map="meta").new_parameters)
+    difference = Difference(built, saved.options)
     with new_folder(Path(out), overwrite, MERGED_FILES, sources) as folder:
         copy_small_files(base, saved.folder, folder, is_same)
         if isinstance(matched, str):
             say(f"{saved.base}: {matched}; merging the loaded model instead, which needs all of it in memory")
-            rows = merge_loaded(saved, folder, target or _usual_dtype(layout))
+            rows = merge_loaded(saved, folder, target or _usual_dtype(layout), difference)
         else:
             if matched.dropped:
                 first, count = matched.dropped[0], len(matched.dropped)
                 say(f"left out what {architecture} has no place for: {first} ({count} in all)")
-            rows = _Stream(built, saved, matched, target, target or _usual_dtype(layout)).write(base, layout, folder)
+            usual = target or _usual_dtype(layout)
+            rows = _Stream(built, saved, matched, target, usual, difference).write(base, layout, folder)
         finish_merged(folder, Path(out), saved, built.base, rows, say)
-    return Merge(Path(out).expanduser(), rows, architecture, not isinstance(matched, str))
+    for line in difference.said(saved.base):
+        say(line)
+    return Merge(Path(out).expanduser(), rows, architecture, not isinstance(matched, str), difference.relative)
 
 
 class _Stream:
     """Goes through the shards of a base, one tensor at a time."""
 
     def __init__(
-        self, built: Skeleton, saved: AdapterFolder, matched: Matched, target: torch.dtype | None, usual: torch.dtype
+        self,
+        built: Skeleton,
+        saved: AdapterFolder,
+        matched: Matched,
+        target: torch.dtype | None,
+        usual: torch.dtype,
+        difference: Difference,
     ) -> None:
         self.built, self.matched, self.target, self.usual = built, matched, target, usual
         self.replaced, self.tokens = built.replaced(), built.tokens(saved)
         layers = built.layers()
-        self.rounding = Rounding([layer.name for layer in layers])
+        self.rounding = Rounding([layer.name for layer in layers], difference)
         self.place_of = {layer.name: number for number, layer in enumerate(layers)}
         # of a weight whose parts are in several tensors, the last update computed
         self.kept: tuple[str, dict[str, Tensor]] = ("", {})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lrlora.errors import InputError
+from lrlora.export.merging.quantised import Difference
 from lrlora.export.merging.shards import Entry
 
 WARN_ABOVE = 0.01
@@ -36,9 +37,10 @@ class MergedLayer:
 class Rounding:
     """Adds updates to weights, in float32, and records what their cast loses."""
 
-    def __init__(self, layers: Sequence[str]) -> None:
+    def __init__(self, layers: Sequence[str], difference: Difference) -> None:
         self._squares = {name: [0.0, 0.0] for name in layers}
         self._dtypes: dict[str, str] = {}
+        self._difference = difference
 
     def add(self, layer: str, W0: Tensor, dW: Tensor, entry: Entry) -> Tensor:
         """cast(W0 + dW) for a weight, or a part of one.
@@ -57,6 +59,7 @@ class Rounding:
         merged = total.to(entry.dtype)
         if not torch.isfinite(merged).all():
             raise InputError(f"{entry.name} + dW does not fit into {entry.dtype}; pass another --dtype")
+        self._difference.add(layer, W0, dW)
         squares = self._squares[layer]
         squares[0] += torch.linalg.vector_norm(merged.float() - total, dtype=torch.float64).item() ** 2
         squares[1] += torch.linalg.vector_norm(dW, dtype=torch.float64).item() ** 2
