@@ -135,7 +135,7 @@ def test_a_tolerance_that_cannot_be_met_is_said_with_the_number(runs, tmp_path, 
     assert not (tmp_path / "out").exists()
     # what was measured is measured no more, and a tolerance above that number is met
     assert main([*words[:-1], str(lost * 1.01)]) == 0
-    assert "holds 1 sizes, which are not measured again" in capsys.readouterr().err
+    assert "sizes measured before, and not measured again: 1" in capsys.readouterr().err
 
 
 KILLED = """
@@ -161,12 +161,10 @@ def test_a_killed_search_goes_on_where_it_was(runs, tmp_path, capsys, monkeypatc
     before = json.loads((tmp_path / "out.tolerance.json").read_text())["measured"]
     assert len(before) == 4
     scored = []
-    ranks_of = cuts.Cuts.ranks
     monkeypatch.setattr(
         cuts.Cuts, "_with", lambda self, ranks, put=cuts.Cuts._with: scored.append(ranks) or put(self, ranks)
     )
     found = searched(capsys, *words, str(tmp_path / "out"))
-    assert ranks_of is cuts.Cuts.ranks
     # all sizes but the four, and the result on the rows that report
     assert len(scored) == wanted["measured"] - 4 + 1
     for name in ("exported", "adapter", "measured", "failed_below", "passed_below"):
@@ -182,6 +180,9 @@ def test_a_curve_of_something_else_is_refused_and_overwritten_when_asked(runs, t
     assert main(["export", *other]) == 2
     assert "holds a search with other rows; pass another --out, or --overwrite" in capsys.readouterr().err
     assert searched(capsys, *other, "--overwrite")["rows"]["choose"] == 8
+    (tmp_path / "mine.tolerance.png").touch()
+    assert main(["export", str(runs / "lora-causal"), "--out", str(tmp_path / "mine"), "--tolerance", "1"]) == 2
+    assert "mine.tolerance.png is there already, and no curve next to it" in capsys.readouterr().err
 
 
 def test_other_rows_can_choose_and_the_same_rows_are_called_optimistic(runs, tmp_path, capsys):

@@ -125,9 +125,11 @@ def smallest_lora(
     rows = held_out_rows(saved, config, choose_on, seed, say)
     place = Path(out).expanduser().resolve()
     curve_file, picture = (place.with_name(f"{place.name}.tolerance.{end}") for end in ("json", "png"))
+    if picture.exists() and not curve_file.exists():
+        raise InputError(f"{picture} is there already, and no curve next to it; move it away, or pass another --out")
     curve = open_curve(curve_file, _inputs(saved, rows, rank), overwrite)
     if curve.points:
-        say(f"{curve_file} holds {len(curve.points)} sizes, which are not measured again")
+        say(f"{curve_file}: sizes measured before, and not measured again: {len(curve.points)}")
     with _told_what_is_left(curve):
         cuts = Cuts(saved, built, layers, rows, rank)
         cuts.score_adapter(curve)
@@ -175,7 +177,7 @@ def _told_what_is_left(curve: Curve) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         many = len(curve.points)
-        left = f"{curve.file} holds {many} sizes; the same command goes on" if many else "nothing was written"
+        left = f"{curve.file} is written ({many} sizes); the same command goes on" if many else "nothing was written"
         raise KeyboardInterrupt(left) from error
 
 
