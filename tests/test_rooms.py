@@ -41,6 +41,16 @@ ELSEWHERE = {
     "export/lora/names.py": "export/test_choose.py::test_every_key_of_a_pattern_matches_its_own_module_alone",
     "export/lora/pattern.py": "export/test_lora.py::test_the_rank_pattern_makes_the_lora_that_an_export_would_be",
     "export/lora/write.py": "export/test_lora.py::test_the_printed_error_is_that_of_the_adapter_that_peft_loads",
+    "export/tolerance/curve.py": "export/test_smallest.py::test_a_killed_search_goes_on_where_it_was",
+    "export/tolerance/cuts.py": (
+        "export/test_smallest.py::test_the_smallest_export_is_within_the_tolerance_and_scores_what_is_printed"
+    ),
+    "export/tolerance/picture.py": (
+        "export/test_smallest.py::test_the_smallest_export_is_within_the_tolerance_and_scores_what_is_printed"
+    ),
+    "export/tolerance/rows.py": (
+        "export/test_smallest.py::test_other_rows_can_choose_and_the_same_rows_are_called_optimistic"
+    ),
     "export/merging/in_memory.py": (
         "export/test_merge.py::test_names_that_cannot_be_matched_are_merged_in_memory_and_said"
     ),

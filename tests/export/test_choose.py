@@ -13,7 +13,7 @@ from lrlora.export.lora.choose import (
     total_error,
     uniform_rank,
 )
-from lrlora.export.lora.factor import factorise
+from lrlora.export.lora.factor import decompose, decompose_product, factorise
 from lrlora.export.lora.names import pattern_keys, target_modules
 from lrlora.method.rank import singular_values
 from lrlora.tuner.internals import get_pattern_key
@@ -112,6 +112,21 @@ def test_factors_are_the_best_of_their_rank(shape, rank):
     assert (made.A.shape, made.B.shape) == ((rank, shape[1]), (shape[0], rank))
     optimum = (singular_values(dW)[rank:] ** 2).sum().sqrt().item()
     assert made.error == pytest.approx(optimum, rel=1e-4, abs=2e-6 * made.norm)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (63, 100), (300, 40)])
+def test_a_decomposition_can_be_cut_at_any_rank(shape):
+    B, A = torch.randn(shape[0], 9), torch.randn(9, shape[1])
+    dW = B @ A
+    for made in (decompose(dW), decompose_product(B, A)):
+        sigma = singular_values(dW)
+        assert len(made.sigma) == min(9, *shape)
+        torch.testing.assert_close(made.sigma, sigma[: len(made.sigma)].double(), rtol=1e-4, atol=1e-5)
+        for rank in range(1, len(made.sigma) + 1):
+            factors = made.factors(rank, dW)
+            assert (factors.A.shape, factors.B.shape) == ((rank, shape[1]), (shape[0], rank))
+            optimum = (sigma[rank:] ** 2).sum().sqrt().item()
+            assert factors.error == pytest.approx(optimum, rel=1e-4, abs=2e-6 * factors.norm)
 
 
 def _with_spectrum(sigma: torch.Tensor) -> torch.Tensor:

@@ -165,16 +165,25 @@ def _measure_of(
     asked: TrainConfig | Measure, kind: Kind | None, labels: Sequence[str] | None, whose: str, say: Say
 ) -> Measure:
     """What a model of this kind and with these classes is measured by."""
-    measure = _held_out(asked, kind, labels, whose, say) if isinstance(asked, TrainConfig) else asked
+    measure = held_out(asked, kind, labels, whose, say) if isinstance(asked, TrainConfig) else asked
     if kind not in (None, measure.kind):
         raise InputError(f"{measure.task} needs a {measure.kind} model; {whose} is one of {kind}")
     return measure
 
 
-def _held_out(
-    config: TrainConfig, kind: Kind | None, labels: Sequence[str] | None, whose: str, say: Say
-) -> TaskMeasure:
-    """The evaluation rows of the task that a config names."""
+def held_out(config: TrainConfig, kind: Kind | None, labels: Sequence[str] | None, whose: str, say: Say) -> TaskMeasure:
+    """The evaluation rows of the task that a config names.
+
+    Args:
+        config: settings that name a task, see `run_config`.
+        kind: of the model; None where it is not known.
+        labels: names of the model's classes.
+        whose: the adapter or model.
+        say: gets a line for what the user should know.
+
+    Raises:
+        InputError: a model of another kind than the config says; all that `load_task` refuses.
+    """
     if kind is not None and config.kind not in (None, kind):
         raise InputError(f"{whose} is a model of {kind}, got --kind {config.kind}; leave --kind out")
     source = dataclasses.replace(config.data_source(), kind=kind)

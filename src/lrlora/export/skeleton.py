@@ -7,6 +7,7 @@ meta device, and only the adapter's file is read.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,7 @@ class Skeleton:
     ties: list[list[str]]
 
     def layers(self) -> list[AdaptedLayer]:
-        """Every adapted layer, in the order of the model."""
+        """Every layer with LR-LoRA, in the order of the model."""
         found = []
         for name, layer, _, _ in deltas(self.model, ADAPTER):
             name = name.removeprefix("base_model.model.")
@@ -106,6 +107,11 @@ class AdaptedLayer:
     layer: LRLoraLayer
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of dW."""
+        return self.layer.out_features, self.layer.in_features
+
+    @property
     def weight_name(self) -> str:
         """Name of the parameter that dW is added to."""
         return self.name if isinstance(self.layer, ParamWrapper) else f"{self.name}.weight"
@@ -127,14 +133,19 @@ class AdaptedLayer:
         return self.layer.to_layout(self.matrix())
 
 
-def skeleton(saved: AdapterFolder) -> Skeleton:
+def skeleton(saved: AdapterFolder, methods: Sequence[str] = ("LRLORA",)) -> Skeleton:
     """Build the base without weights and put the adapter on it.
+
+    Args:
+        saved: the adapter.
+        methods: PEFT's names of those that are taken.
 
     Raises:
         InputError: an adapter of another method, a base that is missing, is an adapter itself, or does not fit.
     """
-    if saved.method != "LRLORA":
-        raise InputError(f"{saved.folder} is an adapter of type {saved.method}, not LRLORA; use peft's own tools")
+    if saved.method not in methods:
+        needed = " or ".join(methods)
+        raise InputError(f"{saved.folder} is an adapter of type {saved.method}, not {needed}; use peft's own tools")
     saved.check_base()
     try:
         base = bare_base(saved.base, saved.auto_class, saved.options.plain, saved.head_options()).eval()

@@ -108,16 +108,26 @@ def ranks_by_budget(spectra: Sequence[Tensor], costs: Sequence[int], budget: int
             f"budget must be at least {sum(costs)}, which is rank 1 in all {len(costs)} layers, got {budget}"
         )
     ranks = [1] * len(costs)
+    for number in by_worth(spectra, costs):
+        if costs[number] <= left:
+            ranks[number] += 1
+            left -= costs[number]
+    return ranks
+
+
+def by_worth(spectra: Sequence[Tensor], costs: Sequence[int]) -> list[int]:
+    """The layers of all singular values but the first of each and those that are 0, by sigma^2 / cost, falling.
+
+    Example:
+        >>> by_worth([torch.tensor([3.0, 2.0]), torch.tensor([4.0, 2.5, 0.0])], [10, 10])
+        [1, 0]
+    """
     items = [
-        (value / cost, number, cost)
+        (value / cost, number)
         for number, (sigma, cost) in enumerate(zip(spectra, costs, strict=True))
         for value in (sigma.double() ** 2).tolist()[1:]
     ]
-    for gain, number, cost in sorted(items, key=lambda item: -item[0]):
-        if gain > 0 and cost <= left:
-            ranks[number] += 1
-            left -= cost
-    return ranks
+    return [number for gain, number in sorted(items, key=lambda item: -item[0]) if gain > 0]
 
 
 def uniform_rank(needed: int) -> int:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lrlora.export.lora.choose import ranks_by_energy
+
 OVERSAMPLING = 10
 POWER_STEPS = 4
 CHEAP_BELOW = 8
@@ -65,6 +67,61 @@ def factorise(dW: Tensor, rank: int) -> Factors:
     norm = torch.linalg.vector_norm(dW, dtype=torch.float64).item()
     error = torch.linalg.vector_norm(dW - B @ A, dtype=torch.float64).item()
     return Factors(A, B, error, norm, found is not None)
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """All of the singular value decomposition that is above the rounding of float32, to be cut at any rank.
+
+    Args:
+        A: sqrt(S) V^T, [n, in], float32.
+        B: U sqrt(S), [out, n], float32.
+        sigma: S [n], falling, float64; n is at least 1.
+    """
+
+    A: Tensor
+    B: Tensor
+    sigma: Tensor
+
+    def cut(self, rank: int) -> tuple[Tensor, Tensor]:
+        """A [rank, in] and B [out, rank] of the best approximation of a rank in [1, n]."""
+        return self.A[:rank], self.B[:, :rank]
+
+    def factors(self, rank: int, dW: Tensor) -> Factors:
+        """The cut, with its error as it is against dW [out, in]."""
+        A, B = (part.contiguous() for part in self.cut(rank))
+        norm = torch.linalg.vector_norm(dW, dtype=torch.float64).item()
+        return Factors(A, B, torch.linalg.vector_norm(dW - B @ A, dtype=torch.float64).item(), norm)
+
+
+def decompose(dW: Tensor) -> Decomposition:
+    """The decomposition of dW [out, in], which is finite.
+
+    Example:
+        >>> decompose(torch.diag(torch.tensor([2.0, 1.0, 0.0]))).sigma.tolist()
+        [2.0, 1.0]
+    """
+    return _above_rounding(*_exact(dW, min(dW.shape)))
+
+
+def decompose_product(B: Tensor, A: Tensor) -> Decomposition:
+    """The decomposition of B A, through matrices of its rank: B = Q R, A^T = P T, and that of R T^T.
+
+    Args:
+        B: [out, r], finite.
+        A: [r, in], finite.
+    """
+    Q, R = torch.linalg.qr(B.double())
+    P, T = torch.linalg.qr(A.double().T)
+    U, S, Vh = torch.linalg.svd(R @ T.T, full_matrices=False)
+    return _above_rounding(Q @ U, S, Vh @ P.T)
+
+
+def _above_rounding(U: Tensor, S: Tensor, Vh: Tensor) -> Decomposition:
+    S = S.double()
+    kept = ranks_by_energy([S], 1.0)[0]
+    root = S[:kept].sqrt()
+    return Decomposition((root[:, None] * Vh[:kept]).float(), (U[:, :kept] * root).float(), S[:kept])
 
 
 def _exact(dW: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from lrlora.export.lora.choose import RankChoice
 from lrlora.export.lora.names import pattern_keys
-from lrlora.export.lora.write import common_fields, matrix_shape, ranks_of, refuse_what_lora_cannot_hold
+from lrlora.export.lora.plain import layers_of
+from lrlora.export.lora.write import common_fields, ranks_of
 from lrlora.export.skeleton import ADAPTER, skeleton
 from lrlora.files import check_file, write_json
 from lrlora.saved.adapter import read_adapter
@@ -40,8 +41,7 @@ def rank_pattern(
     if file is not None:
         check_file(Path(file), saved.sources())
     built = skeleton(saved)
-    layers = built.layers()
-    refuse_what_lora_cannot_hold(layers)
+    layers = layers_of(built, saved)
     ranks = ranks_of(layers, RankChoice() if choice is None else choice)
     scales = [layer.layer.scaling[ADAPTER] for layer in layers]
     (r, scale), _ = Counter(zip(ranks, scales, strict=True)).most_common(1)[0]
@@ -64,7 +64,7 @@ def rank_pattern(
 
 def parameters_of(layers: Any, ranks: list[int]) -> int:
     """Parameters of LoRA factors of these ranks."""
-    return sum(rank * sum(matrix_shape(layer)) for layer, rank in zip(layers, ranks, strict=True))
+    return sum(rank * sum(layer.shape) for layer, rank in zip(layers, ranks, strict=True))
 
 
 def _whole(alpha: float) -> int | float:

@@ -1,32 +1,31 @@
-"""Write an LR-LoRA adapter as a plain LoRA adapter of PEFT, and say what that loses."""
+"""Write an adapter as a plain LoRA adapter of PEFT, and say what that loses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
-from lrlora.errors import InputError
 from lrlora.export.base import EXPORTED_FILES, copy_tokenizer
 from lrlora.export.cards import finish_exported
 from lrlora.export.lora.choose import RankChoice, choose_ranks, total_error
 from lrlora.export.lora.factor import Factors, factorise
 from lrlora.export.lora.names import pattern_keys, target_modules
+from lrlora.export.lora.plain import CONVOLUTIONS, METHODS, AnyLayer, layers_of, refuse_what_changes_the_base
 from lrlora.export.lora.vllm import said_of_vllm
-from lrlora.export.skeleton import AdaptedLayer, Skeleton, skeleton
+from lrlora.export.skeleton import Skeleton, skeleton
 from lrlora.files import check_folder, new_folder, write_json
 from lrlora.method.rank import singular_values
 from lrlora.saved.adapter import AdapterFolder, base_config, read_adapter
 from lrlora.saved.names import ADAPTER_WEIGHTS, BASE, LABELS, POOLING
 from lrlora.saved.pooling import own_pooling
 from lrlora.saved.updates import adapter_settings, order_config
-from lrlora.tuner.experts import ParamWrapper
-from lrlora.tuner.types import Conv, Embedding, Linear
 
 
 @dataclass(frozen=True)
@@ -103,18 +102,42 @@ def export_lora(
     """
     choice = RankChoice() if choice is None else choice
     saved = read_adapter(adapter, model)
-    sources = saved.sources()
-    check_folder(Path(out), overwrite, EXPORTED_FILES, sources)
-    built = skeleton(saved)
-    layers = built.layers()
-    refuse_what_lora_cannot_hold(layers)
-    with new_folder(Path(out), overwrite, EXPORTED_FILES, sources) as folder:
-        ranks = ranks_of(layers, choice)
-        tensors, rows = {}, []
-        for layer, rank in zip(layers, ranks, strict=True):
-            factors = factorise(layer.matrix(), rank)
-            tensors.update(_as_peft_names_them(layer, factors))
-            rows.append(_row(layer, rank, factors))
+    check_folder(Path(out), overwrite, EXPORTED_FILES, saved.sources())
+    refuse_what_changes_the_base(saved)
+    built = skeleton(saved, METHODS)
+    layers = layers_of(built, saved)
+    ranks = ranks_of(layers, choice)
+    made = (factorise(layer.matrix(), rank) for layer, rank in zip(layers, ranks, strict=True))
+    return write_lora(saved, built, made, out, overwrite, say)
+
+
+def write_lora(
+    saved: AdapterFolder,
+    built: Skeleton,
+    made: Iterable[Factors],
+    out: str | Path,
+    overwrite: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> LoraExport:
+    """Write factors as a plain LoRA adapter, with the heads and biases of the adapter that they are from.
+
+    Args:
+        saved: that adapter.
+        built: the same on a base without weights.
+        made: the factors of its layers, in their order.
+        out: as in `export_lora`.
+        overwrite: as in `export_lora`.
+        say: as in `export_lora`.
+
+    Raises:
+        InputError: a folder that cannot be written.
+    """
+    layers, tensors, rows = layers_of(built, saved), {}, []
+    with new_folder(Path(out), overwrite, EXPORTED_FILES, saved.sources()) as folder:
+        for layer, factors in zip(layers, made, strict=True):
+            tensors.update(as_peft_names_them(layer, factors.A, factors.B))
+            rows.append(_row(layer, len(factors.A), factors))
+        ranks = [row.rank for row in rows]
         tensors.update(_trained_whole(saved))
         save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
         _config(saved, built, layers, ranks).save_pretrained(str(folder))
@@ -139,37 +162,15 @@ def export_lora(
     return LoraExport(Path(out).expanduser(), rows, error, sum(row.parameters for row in rows))
 
 
-def refuse_what_lora_cannot_hold(layers: Sequence[AdaptedLayer]) -> None:
-    """Refuse layers that plain LoRA of PEFT has no form for.
-
-    Raises:
-        InputError: naming the first of them.
-    """
-    for layer in layers:
-        module: Any = layer.layer.get_base_layer()
-        reason = None
-        if isinstance(layer.layer, ParamWrapper):
-            reason = "parameters chosen by target_parameters (experts)"
-        elif isinstance(layer.layer, Conv) and module.groups > 1:
-            reason = f"convolutions with groups={module.groups}"
-        if reason:
-            raise InputError(f"cannot export {layer.name}: {reason} have no plain LoRA form here; use `lrlora merge`")
-
-
-def ranks_of(layers: Sequence[AdaptedLayer], choice: RankChoice) -> list[int]:
+def ranks_of(layers: Sequence[AnyLayer], choice: RankChoice) -> list[int]:
     """The rank that each layer gets."""
-    shapes = [matrix_shape(layer) for layer in layers]
+    shapes = [layer.shape for layer in layers]
     spectra = [singular_values(layer.matrix()) for layer in layers] if choice.needs_spectra else []
     return choose_ranks(choice, spectra, shapes)
 
 
-def matrix_shape(layer: AdaptedLayer) -> tuple[int, int]:
-    """(out, in) of a layer's dW."""
-    return layer.layer.out_features, layer.layer.in_features
-
-
-def _row(layer: AdaptedLayer, rank: int, factors: Factors) -> ExportedLayer:
-    shape = matrix_shape(layer)
+def _row(layer: AnyLayer, rank: int, factors: Factors) -> ExportedLayer:
+    shape = layer.shape
     return ExportedLayer(
         layer=layer.name,
         shape=shape,
@@ -181,28 +182,28 @@ def _row(layer: AdaptedLayer, rank: int, factors: Factors) -> ExportedLayer:
     )
 
 
-def _as_peft_names_them(layer: AdaptedLayer, factors: Factors) -> dict[str, Tensor]:
-    A, B = factors.A, factors.B
+def as_peft_names_them(layer: AnyLayer, A: Tensor, B: Tensor) -> dict[str, Tensor]:
+    """The factors A [r, in] and B [out, r] of a layer as the tensors of a file of PEFT, by name."""
     prefix = f"base_model.model.{layer.name}"
-    if isinstance(layer.layer, Embedding):
+    module: Any = layer.layer.get_base_layer()
+    if isinstance(module, nn.Embedding):
         # rows of the table are inputs to PEFT: its update is (B A)^T
         return {
             f"{prefix}.lora_embedding_A": B.T.contiguous(),
             f"{prefix}.lora_embedding_B": A.T.contiguous(),
         }
-    if isinstance(layer.layer, Conv):
-        weight: Any = layer.layer.get_base_layer().weight
-        A = A.reshape(len(A), *weight.shape[1:])
-        B = B.reshape(*B.shape, *(1 for _ in weight.shape[2:]))
+    if isinstance(module, CONVOLUTIONS):
+        A = A.reshape(len(A), *module.weight.shape[1:])
+        B = B.reshape(*B.shape, *(1 for _ in module.weight.shape[2:]))
     return {f"{prefix}.lora_A.weight": A.contiguous(), f"{prefix}.lora_B.weight": B.contiguous()}
 
 
 def _trained_whole(saved: AdapterFolder) -> dict[str, Tensor]:
     tensors = load_file(saved.folder / ADAPTER_WEIGHTS)
-    return {name: value for name, value in tensors.items() if ".lrlora_" not in name}
+    return {name: value for name, value in tensors.items() if ".lrlora_" not in name and ".lora_" not in name}
 
 
-def _config(saved: AdapterFolder, built: Skeleton, layers: Sequence[AdaptedLayer], ranks: Sequence[int]) -> LoraConfig:
+def _config(saved: AdapterFolder, built: Skeleton, layers: Sequence[AnyLayer], ranks: Sequence[int]) -> LoraConfig:
     # the largest rank is the config's: servers reserve memory by it
     r = max(ranks)
     keys = pattern_keys([layer.name for layer in layers])
@@ -214,7 +215,7 @@ def _ranks(r: int, pattern: dict[str, int]) -> dict[str, Any]:
     return {"r": r, "lora_alpha": r, "rank_pattern": pattern, "alpha_pattern": dict(pattern)}
 
 
-def common_fields(saved: AdapterFolder, built: Skeleton, layers: Sequence[AdaptedLayer]) -> dict[str, Any]:
+def common_fields(saved: AdapterFolder, built: Skeleton, layers: Sequence[AnyLayer]) -> dict[str, Any]:
     """The fields of LoraConfig that say where its layers are and what else is trained."""
     bias = saved.config.get("bias", "none")
     return {
@@ -225,9 +226,5 @@ def common_fields(saved: AdapterFolder, built: Skeleton, layers: Sequence[Adapte
         "modules_to_save": saved.config.get("modules_to_save"),
         "trainable_token_indices": saved.config.get("trainable_token_indices"),
         "bias": "lora_only" if bias == "lrlora_only" else bias,
-        "fan_in_fan_out": any(_is_conv1d(layer.layer) for layer in layers),
+        "fan_in_fan_out": any(isinstance(layer.layer.get_base_layer(), Conv1D) for layer in layers),
     }
-
-
-def _is_conv1d(layer: Any) -> bool:
-    return isinstance(layer, Linear) and layer.is_transposed
