@@ -19,7 +19,7 @@ from tests.training.test_run import config_for, weights
 CHILD = """
 import os, signal, sys, time
 import lrlora.cli.train as verb
-import lrlora.training.run as run
+import lrlora.training.run as run, lrlora.training.trainer as trainer
 from lrlora.cli import main
 from transformers import Trainer, TrainerCallback
 
@@ -51,7 +51,7 @@ def after(function):
 if phase == "loading":
     run.load_task_for = after(run.load_task_for)
 if phase == "evaluating":
-    run.score = after(run.score)
+    trainer.score = after(trainer.score)
 if phase == "writing":
     run.RunFolder.save_adapter = after(run.RunFolder.save_adapter)
 trained = run.train

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import importlib.util
 import io
-import logging
 import os
 import signal
 import sys
@@ -113,9 +112,6 @@ def _status_of(arguments: list[str]) -> int:
         if verb not in VERBS:
             raise InputError(f"no verb {verb!r}; there are: {', '.join(VERBS)}")
         _check_surroundings(verb, arguments)
-        # transformers imports these where they are installed; what this machine has no kernels for is no news
-        for library in ("torchao", "bitsandbytes", "torch.utils._pytree"):
-            logging.getLogger(library).setLevel(logging.ERROR)
         # a verb is imported when it is asked for: another one's extras need not be installed
         return verbs.module_of(verb).run(arguments[1:]) or 0
     except InputError as error:

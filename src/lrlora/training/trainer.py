@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import EarlyStoppingCallback, Trainer
 
 from lrlora.data import TaskData
@@ -24,6 +23,7 @@ from lrlora.training.config import OURS, TrainConfig
 from lrlora.training.guard import NonFiniteGuard
 from lrlora.training.model import is_bf16
 from lrlora.tuner.callback import TauCallback
+from lrlora.tuner.internals import BaseTunerLayer
 from lrlora.tuner.optimize import param_groups
 
 _ENCODED = ["input_ids", "labels"]
@@ -109,15 +109,22 @@ def make_trainer(
     return trainer
 
 
+class _WithoutCard:
+    """Leaves out the model card that trl writes next to the checkpoints: a run's card is that of its adapter."""
+
+    def create_model_card(self, *given: Any, **named: Any) -> None:
+        """Write nothing."""
+
+
 @functools.cache
 def _trainers() -> dict[str, type]:
     """trl's trainers by kind of task, on rows that are encoded already."""
     import trl
 
-    class LanguageTrainer(_Scored, trl.SFTTrainer):
+    class LanguageTrainer(_Scored, _WithoutCard, trl.SFTTrainer):
         pass
 
-    class PreferenceTrainer(_Scored, trl.DPOTrainer):
+    class PreferenceTrainer(_Scored, _WithoutCard, trl.DPOTrainer):
         """The reference is the base: a fresh adapter changes nothing, and needs no frozen copy of itself."""
 
         def __init__(self, model: Any, optimizer_cls_and_kwargs: Any, **named: Any) -> None:
