@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from lrlora import InputError
 from lrlora.cli import main
@@ -168,3 +170,24 @@ def test_between_checkpoints_a_loss_is_a_mean(finished, tmp_path):
     every = [json.loads(line) for line in (Path(finished.out or "") / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [3, 4]
     assert lines[0]["loss"] == pytest.approx(sum(line["loss"] for line in every[:3]) / 3, rel=1e-5)
+
+
+def test_a_finished_run_is_extended(again):
+    longer = replace(again, max_steps=7, compare=False, lr_scheduler="constant", extend=True)
+    constant = replace(longer, max_steps=4, extend=False, out=f"{again.out}-constant")
+    train(constant)
+    here = replace(longer, out=constant.out)
+    with pytest.raises(InputError, match=r"other settings \(max_steps 4 -> 7\)"):
+        train(replace(here, extend=False))
+    result = train(here)
+    assert result.metrics["steps"] == 7 and result.metrics["was_resumed"]
+    whole = replace(longer, out=f"{again.out}-whole", extend=False)
+    train(whole)
+    kept = [load_file(Path(each.out or "") / "adapter" / "adapter_model.safetensors") for each in (here, whole)]
+    assert all(torch.equal(kept[0][name], kept[1][name]) for name in kept[1])
+    # finished: shown again, extended or not, and never made shorter
+    assert train(replace(here, extend=False)).metrics == result.metrics == train(here).metrics
+    with pytest.raises(InputError, match="other settings"):
+        train(replace(here, max_steps=5))
+    with pytest.raises(InputError, match="pass one of them"):
+        replace(here, overwrite=True)

@@ -131,7 +131,7 @@ class RunFolder:
         return read_records(self.path)
 
     def check(self, settings: Settings, overwrite: bool, inputs: dict[str, str] | None = None) -> bool:
-        """Whether the folder holds this very run, finished. Changes nothing.
+        """Whether the folder holds this very run, finished, and not to be extended. Changes nothing.
 
         Args:
             settings: of the run.
@@ -159,7 +159,7 @@ class RunFolder:
             self._refuse_what_is_read(settings)
             return False
         if self.is_finished:
-            return True
+            return not settings.is_longer(self.settings)
         owned.refuse(folder, owned.foreign_in_the_way(folder), overwrite)
         return False
 
@@ -181,6 +181,9 @@ class RunFolder:
             elif self._has_results():
                 # a run of an earlier version: what it has read so far is not known, and cannot be found out any more
                 known = self.inputs
+                if settings.is_longer(self.settings):
+                    # the results of the shorter run would be taken for those of the longer one
+                    self._metrics.unlink(missing_ok=True)
         before = self.described.get("provenance", {})
         described = {"format": FORMAT, "settings": settings.values, "versions": versions, "inputs": known}
         described["provenance"] = provenance(inputs["model"], before)

@@ -20,12 +20,18 @@ class Settings:
         free: names of those that do not change what is trained: a run may be resumed with others; "trainer.optim" is an
             entry of the dictionary "trainer".
         places: names of those that may be a path on this machine.
+        longer: names of numbers that may be larger than those of a finished run, which then goes on.
     """
 
     values: dict[str, Any]
     defaults: dict[str, Any]
     free: Collection[str]
     places: Collection[str]
+    longer: Collection[str] = ()
+
+    def is_longer(self, before: dict[str, Any]) -> bool:
+        """Whether a run of these settings goes on where one of the settings `before` ended."""
+        return any(_is_more(before.get(name), self.values[name]) for name in self.longer)
 
 
 def changes(
@@ -47,6 +53,7 @@ def changes(
         for name, value in settings.values.items()
         if name not in settings.free
         and name in before
+        and not (name in settings.longer and _is_more(before[name], value))
         and not _is_same(
             *(_deciding(name, each, settings.free) for each in (before[name], value)), is_place=name in settings.places
         )
@@ -70,6 +77,10 @@ def renewed(settings: dict[str, Any], written: int) -> dict[str, Any]:
         if isinstance(found.get(name), list):
             found[name] = sorted(found[name])
     return found
+
+
+def _is_more(before: Any, now: Any) -> bool:
+    return isinstance(before, int | float) and before > 0 and now > before
 
 
 def _deciding(name: str, value: Any, free: Collection[str]) -> Any:

@@ -94,6 +94,9 @@ class TrainConfig:
         None, "run folder; runs/demo, or runs/ and the name of the task or the data, if left out", is_free=True
     )
     overwrite: bool = flag(False, "start afresh in a folder that holds another run, deleting that run", is_free=True)
+    extend: bool = flag(
+        False, "go on with a finished run: --epochs or --max_steps may be larger than its", is_free=True
+    )
     method: Literal["lrlora", "lora"] = flag("lrlora", "adapter to train; lora is PEFT's own, for comparison")
     compare: Optional[bool] = flag(
         None, "also train plain LoRA with the same settings; on in the demo only", is_free=True
@@ -159,6 +162,8 @@ class TrainConfig:
         needing += [] if self.early_stopping_patience is None else ["early_stopping_patience"]
         if needing and self.eval_steps is None:
             raise InputError(f"{needing[0]} needs evaluations while training: pass eval_steps as well")
+        if self.extend and self.overwrite:
+            raise InputError("extend goes on with a run and overwrite deletes it; pass one of them")
 
     @property
     def base_options(self) -> BaseOptions:
@@ -178,7 +183,8 @@ class TrainConfig:
     def settings(self) -> Settings:
         """Every setting by name, and which of them decide the result."""
         free = FREE | {f"trainer.{name}" for name in FREE_ARGUMENTS}
-        return Settings(self._flat(), TrainConfig()._flat(), free, PLACES)
+        longer = ("epochs", "max_steps") if self.extend else ()
+        return Settings(self._flat(), TrainConfig()._flat(), free, PLACES, longer)
 
     def with_absolute_paths(self) -> TrainConfig:
         """The same settings for a process in any folder; a name of the hub stays one unless it is a path here."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerState, set_seed
+from transformers import Trainer, TrainerCallback, set_seed
 
 import lrlora
 from lrlora.data import TaskData
@@ -31,13 +31,13 @@ from lrlora.ranks.record import RankCallback
 from lrlora.saved.card import card_of_run
 from lrlora.saved.identity import digest_of_model, digest_of_rows
 from lrlora.saved.lock import unlock
-from lrlora.saved.names import TRAINER_STATE
 from lrlora.saved.run import RunFolder
 from lrlora.training import processes
 from lrlora.training.config import TrainConfig
 from lrlora.training.heads import load_task_for
 from lrlora.training.log import LogFile, mean_loss
 from lrlora.training.model import build, is_bf16
+from lrlora.training.resume import ended_bars, run_trainer
 from lrlora.training.stop import Interrupted, Stop
 from lrlora.training.trainer import check_trackers, make_trainer
 from lrlora.tuner.explain import computation_of
@@ -176,10 +176,10 @@ def _train_one(
         _add_callbacks(trainer, config, out.path, callbacks)
         # the Trainer prints its log lines on stdout, which is for the result
         goes_on = explained(out.path, "the same command goes on from the last checkpoint, if there is one")
-        with contextlib.redirect_stdout(sys.stderr), _ended_bars(trainer), goes_on:
+        with contextlib.redirect_stdout(sys.stderr), ended_bars(trainer), goes_on:
             started = time.perf_counter()
             with stop.at_the_next_step():
-                _run(trainer, checkpoint)
+                run_trainer(trainer, checkpoint)
             wall_s = time.perf_counter() - started
             found = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
         metrics = {
@@ -229,32 +229,6 @@ def _add_callbacks(trainer: Trainer, config: TrainConfig, out: Path, callbacks: 
     # LogFile is the last: a checkpoint that another callback asks for then has a line in the log
     for callback in (*callbacks, LogFile(out, factor if config.method == "lrlora" else None)):
         trainer.add_callback(callback)
-
-
-def _run(trainer: Trainer, checkpoint: Path | None) -> None:
-    """Train from the start or from a checkpoint to the end."""
-    if checkpoint is not None:
-        state = TrainerState.load_from_json(str(checkpoint / TRAINER_STATE))
-        if state.global_step >= state.max_steps:
-            # the Trainer would train a step more
-            best = state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-            cast(Any, trainer.model).load_adapter(best or str(checkpoint), "default", is_trainable=True)
-            trainer.state = state
-            return
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-
-
-@contextlib.contextmanager
-def _ended_bars(trainer: Trainer) -> Iterator[None]:
-    """End the line of a progress bar that an error has left open: what is said next has a line of its own."""
-    try:
-        yield
-    finally:
-        for callback in trainer.callback_handler.callbacks:
-            if isinstance(callback, ProgressCallback):
-                for bar in (callback.training_bar, callback.prediction_bar):
-                    if bar is not None:
-                        bar.close()
 
 
 def _warn(line: str) -> None:
