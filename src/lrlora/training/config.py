@@ -20,7 +20,7 @@ from lrlora.saved.settings import Settings
 from lrlora.training.arguments import FREE as FREE_ARGUMENTS
 from lrlora.training.arguments import check_passed, passed_fields, why_not
 from lrlora.training.fields import UNORDERED, flag, names_of_modules, typed_fields
-from lrlora.training.ranges import check_numbers, check_scheduler
+from lrlora.training.ranges import check_evaluations, check_numbers, check_scheduler
 from lrlora.tuner import LRLoraConfig
 
 
@@ -158,10 +158,7 @@ class TrainConfig:
         check_pooling(self.pooling)
         self.base_options.check(self.model)
         check_passed(self.trainer, OURS)
-        needing = [name for name in ("load_best_model_at_end",) if self.trainer.get(name)]
-        needing += [] if self.early_stopping_patience is None else ["early_stopping_patience"]
-        if needing and self.eval_steps is None:
-            raise InputError(f"{needing[0]} needs evaluations while training: pass eval_steps as well")
+        check_evaluations(self)
         if self.extend and self.overwrite:
             raise InputError("extend goes on with a run and overwrite deletes it; pass one of them")
 

@@ -48,6 +48,18 @@ def check_numbers(settings: Any) -> None:
             raise InputError(f"{name} must be at most {_LARGEST_SEED}, got {value}")
 
 
+def check_evaluations(settings: Any) -> None:
+    """Refuse what needs evaluations while training, where there are none.
+
+    Raises:
+        InputError: the best checkpoint, or an early end, without `eval_steps`.
+    """
+    needing = ["load_best_model_at_end"] if settings.trainer.get("load_best_model_at_end") else []
+    needing += [] if settings.early_stopping_patience is None else ["early_stopping_patience"]
+    if needing and settings.eval_steps is None:
+        raise InputError(f"{needing[0]} needs evaluations while training: pass eval_steps as well")
+
+
 def check_scheduler(name: str, has_arguments: bool = False) -> None:
     """Refuse a schedule that transformers does not know, or that needs more than its name and has no arguments.
 
