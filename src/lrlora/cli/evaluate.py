@@ -10,8 +10,9 @@ from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.show import print_table, tell_of_changes
 from lrlora.errors import InputError
 from lrlora.evaluation.commonsense import Suite, load_suite
-from lrlora.export.compare import MODELS, Comparison, compare, is_model, run_config, score_model
+from lrlora.export.compare import MODELS, Comparison, compare, run_config, score_model
 from lrlora.export.lora.choose import RankChoice
+from lrlora.saved.local import is_model
 from lrlora.training import processes
 from lrlora.training.config import TrainConfig
 from lrlora.training.model import is_bf16
