@@ -16,7 +16,7 @@ from tests.circles import circles, graph, modules
 SOURCE, STUDY = (Path(package.__path__[0]) for package in (lrlora, peft_study))
 ROOMS = [
     "errors", "files", "statistics", "method", "ops", "internals", "tuner", "ranks", "data", "saved", "evaluation",
-    "training", "export", "report", "cli",
+    "training", "generation", "export", "report", "cli",
 ]  # fmt: skip
 """From the top down: a room may import those that stand before it."""
 PEFT_ROOMS = ("tuner", "saved", "training", "export")

@@ -10,10 +10,11 @@ import peft_study
 
 SOURCE, STUDY = (Path(package.__path__[0]) for package in (lrlora, peft_study))
 TESTS = Path(__file__).parent
-ROOMS = ("ops", "tuner", "ranks", "data", "saved", "evaluation", "export", "report", "statistics", "cli")
+ROOMS = ("ops", "tuner", "ranks", "data", "saved", "evaluation", "generation", "export", "report", "statistics", "cli")
 ELSEWHERE = {
     "cli/evaluate.py": "export/test_compare.py::test_all_models_of_a_run_are_scored_as_the_run_was",
     "cli/export.py": "export/test_lora.py::test_the_commands_print_and_write",
+    "cli/generation.py": "cli/test_generate.py::test_what_cannot_be_generated_is_refused_by_name",
     "cli/merge.py": "export/test_merge.py::test_the_command_prints_every_layer_and_warns",
     "cli/report.py": "report/test_page.py::test_a_study_is_read_from_its_results",
     "cli/verbs.py": "test_layering.py::test_the_door_is_opened_only_when_a_study_is_asked_for",

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Optional
+from typing import Any, Optional
 
 from lrlora.cli.flags import parse, quiet_libraries
+from lrlora.cli.settings import flags_of
 from lrlora.cli.show import print_table, tell_of_changes
+from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError
 from lrlora.evaluation.commonsense import Suite, load_suite
-from lrlora.export.compare import MODELS, Comparison, compare, is_model, run_config, score_model
+from lrlora.evaluation.harness import Harness, HarnessOptions, load_harness
+from lrlora.export.compare import MODELS, Comparison, compare, run_config, score_model
 from lrlora.export.lora.choose import RankChoice
+from lrlora.saved.adapter import read_adapter
+from lrlora.saved.local import is_model, run_around
+from lrlora.saved.run import RunFolder
 from lrlora.training import processes
 from lrlora.training.config import TrainConfig
+from lrlora.training.fields import typed_fields
 from lrlora.training.model import is_bf16
 
 
@@ -44,6 +51,10 @@ class EvaluateArguments:
         default_factory=list, metadata={"help": "commonsense tasks to score instead, such as arc_c obqa: --data is the "
                                         "folder of their TASK_test.jsonl(.gz), or hub; --eval_rows of each"}
     )  # fmt: skip
+    lm_eval: list[str] = field(
+        default_factory=list, metadata={"help": "tasks of lm-eval to score instead, such as hellaswag arc_easy, with "
+                                        "its own num_fewshot, limit and so on; needs the hub or --include_path"}
+    )  # fmt: skip
     how: str = field(default="likelihood", metadata={"help": "of commonsense tasks: likelihood or generation"})
     prompt: str = field(
         default="instruction",
@@ -61,15 +72,26 @@ class EvaluateArguments:
 
 def run(arguments: list[str]) -> None:
     """Score, and print the table."""
-    chosen = parse(EvaluateArguments, "evaluate", arguments, "lrlora evaluate runs/demo", positional="adapter")
+    fields = typed_fields(EvaluateArguments), typed_fields(HarnessOptions)
+    flags = flags_of("Arguments", *fields)
+    chosen: Any = parse(flags, "evaluate", arguments, "lrlora evaluate runs/demo", positional="adapter")
+    chosen.adapter = model_folder(chosen.adapter)
+    harness = HarnessOptions(**{each.name: getattr(chosen, each.name) for each in fields[1]})
+    if harness.given and not chosen.lm_eval:
+        raise InputError(f"--{next(iter(harness.given))} is of --lm_eval TASK ..., which is not there; leave it out")
+    if chosen.lm_eval and (chosen.commonsense or chosen.data or chosen.eval_rows):
+        raise InputError("--lm_eval has its own rows; leave --commonsense, --data and --eval_rows out")
     choice = RankChoice(chosen.energy, chosen.rank, chosen.budget)
     quiet_libraries()
     names = (
         "data", "task", "subset", "kind", "text_columns", "label_column", "eval_rows", "max_length", "batch_size"
     )  # fmt: skip
-    config = run_config(chosen.adapter, **{name: getattr(chosen, name) for name in names})
+    if chosen.lm_eval:
+        asked, show = _harness(chosen, harness), _print_harness
+    else:
+        config = run_config(chosen.adapter, **{name: getattr(chosen, name) for name in names})
+        asked, show = (_suite(chosen, config), _print_suite) if chosen.commonsense else (config, _print_task)
     tell_of_changes([chosen.adapter])
-    asked, show = (_suite(chosen, config), _print_suite) if chosen.commonsense else (config, _print_task)
     if is_model(chosen.adapter):
         found = score_model(chosen.adapter, asked, processes.tell)
     else:
@@ -80,7 +102,14 @@ def run(arguments: list[str]) -> None:
         show(found)
 
 
-def _suite(chosen: EvaluateArguments, config: TrainConfig) -> Suite:
+def _harness(chosen: Any, options: HarnessOptions) -> Harness:
+    runs = [] if is_model(chosen.adapter) else run_around(read_adapter(chosen.adapter, chosen.model).folder)
+    settings = RunFolder(runs[0]).settings if runs else {}
+    batch_size = chosen.batch_size or settings.get("batch_size", 8)
+    return load_harness(chosen.lm_eval, options, batch_size, is_bf16(settings.get("precision", "auto")), processes.tell)
+
+
+def _suite(chosen: Any, config: TrainConfig) -> Suite:
     fields = {
         "how": chosen.how, "prompt": chosen.prompt, "template": config.template, "batch_size": config.batch_size,
         "is_bf16": is_bf16(config.precision),
@@ -102,9 +131,17 @@ def _print_task(found: Comparison) -> None:
 
 
 def _print_suite(found: Comparison) -> None:
-    """A line per task, a column per model."""
+    _print_metrics(found, f"{found.task}: accuracy by {found.source}, {found.rows} test rows")
+
+
+def _print_harness(found: Comparison) -> None:
+    _print_metrics(found, f"{found.task}: {found.source}, {found.rows} rows")
+
+
+def _print_metrics(found: Comparison, title: str) -> None:
+    """A line per metric of each task, a column per model."""
     print_table(
-        f"{found.task}: accuracy by {found.source}, {found.rows} test rows",
+        title,
         ("", *found.results),
         (
             (metric, *(f"{scores[metric]:.4f}" for scores in found.results.values()))

@@ -20,6 +20,7 @@ def parse(
     words_of_file: Callable[[str], list[str]] | None = None,
     why_not: Callable[[str], str | None] = lambda name: None,
     more: str = "",
+    heading: str = "arguments of the trainer",
 ) -> Arguments:
     """Read the flags of a verb.
 
@@ -32,6 +33,7 @@ def parse(
         words_of_file: gives the flags that a file passed as --config stands for; those that are typed override them.
         why_not: says of a name why it is no flag.
         more: a paragraph of the help, about the flags that it does not list one by one.
+        heading: of that paragraph.
 
     Raises:
         InputError: a flag or a value that does not exist, or a flag that is there twice.
@@ -48,7 +50,7 @@ def parse(
     )
 
     if more:
-        parser.add_argument_group("arguments of the trainer", more)
+        parser.add_argument_group(heading, more)
 
     def refuse(message: str) -> NoReturn:
         if positional is not None and f"required: --{positional}" in message:

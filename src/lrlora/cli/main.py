@@ -19,6 +19,8 @@ VERBS = {
     "train": "train an adapter: a run folder with adapter, metrics and learned ranks",
     "ranks": "the learned rank of every layer of a saved adapter",
     "evaluate": "the task metric of the base, the adapter, and what it is merged or exported to",
+    "generate": "what a run, an adapter or a model writes after a prompt, or after every prompt of a file",
+    "chat": "a conversation with a run, an adapter or a model, on stdin and stdout",
     "merge": "a checkpoint of plain transformers: the update added to the base's weights",
     "export": "a plain LoRA adapter, and what it loses",
     "report": "one HTML page: the learned ranks of runs, their baselines, and how sure they are",
@@ -44,6 +46,8 @@ _NEEDS = {
     "train": (*_TASKS, "matplotlib"),
     "ranks": ("rich", "scipy"),
     "evaluate": _TASKS,
+    "generate": ("datasets",),
+    "chat": (),
     "merge": ("rich",),
     "export": ("rich",),
     "report": ("scipy", "jinja2", "plotly"),
@@ -58,6 +62,8 @@ _OUT_OF_MEMORY = {
     "train": "lower --batch_size (and raise --gradient_accumulation by as much), or --max_length, or pass "
     "--gradient_checkpointing",
     "evaluate": "lower --batch_size",
+    "generate": "lower --batch_size or --max_new_tokens, or pass --dtype bfloat16",
+    "chat": "/reset earlier, or pass --dtype bfloat16",
     "study": "lower batch_size in the study file, or --workers",
 }
 

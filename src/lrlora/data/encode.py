@@ -182,6 +182,12 @@ def prompt_ids(request: str, tokenizer: Any, is_chat: bool) -> list[int]:
     return _tokens(prompt_text(request, tokenizer, is_chat), not is_chat, tokenizer)[0]
 
 
+def encode_prompt(row: dict[str, Any], renderer: Renderer, tokenizer: Any) -> tuple[str, list[int]]:
+    """A row of `lrlora.data.prompts` as the text before its answer, and in tokens; errors as `Renderer.asked`."""
+    text, adds_special_tokens = renderer.asked(row)
+    return text, _tokens(text, adds_special_tokens, tokenizer)[0]
+
+
 @dataclass(frozen=True)
 class EncodedRow:
     """A row in tokens.

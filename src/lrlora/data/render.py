@@ -13,6 +13,9 @@ from lrlora.internals import rendered_with_answers
 
 _HEADINGS = {"system": "System", "developer": "System", "user": "Instruction", "assistant": "Response"}
 
+_ANSWER = {"role": "assistant", "content": "Yes.", "weight": 1}
+"""Stands for the answer where only what is before or behind it is looked for."""
+
 
 class Rendered(NamedTuple):
     """A row as text.
@@ -74,6 +77,30 @@ class Renderer:
     def prompt(self, request: str) -> str:
         """The text before the answer to a request."""
         return self._write([{"role": "user", "content": request}], None, True)
+
+    def asked(self, row: dict[str, Any]) -> tuple[str, bool]:
+        """The text before the answer of a row of `lrlora.data.prompts`, as training has it before a learned answer.
+
+        Returns:
+            The text, and whether the tokenizer puts its own special tokens around it.
+
+        Raises:
+            InputError: as `of`.
+        """
+        if "text" in row or "prompt" in row:
+            return row["text"] if "text" in row else row["prompt"], True
+        if "messages" in row:
+            messages, tools = json.loads(row["messages"]), json.loads(row["tools"]) if row.get("tools") else None
+            rendered = self._chat([*messages, _ANSWER], tools)
+        else:
+            rendered = self.of({**row, "answer": _ANSWER["content"]})
+        return rendered.text[: rendered.spans[-1][0]], rendered.adds_special_tokens
+
+    def end(self) -> str:
+        """What ends an answer in training, such as "<|im_end|>"; "" where nothing does."""
+        text = self.of({"instruction": "Is it so?", "input": "", "answer": _ANSWER["content"]})
+        first, last = text.spans[-1]
+        return text.text[first:last].rpartition(_ANSWER["content"])[2].strip()
 
     @property
     def said(self) -> list[str]:

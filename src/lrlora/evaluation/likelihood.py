@@ -137,7 +137,7 @@ def _run(harness: dict[str, Any], asked: list[Asked], has_norm: bool, is_gap: bo
         "num_fewshot": 0,
         "metric_list": [{"metric": name, "aggregation": "mean", "higher_is_better": True} for name in metrics],
     }
-    with _quiet(), _left_as_it_was(harness["pretrained"], harness["tokenizer"]):
+    with quiet(), left_as_it_was(harness["pretrained"], harness["tokenizer"]):
         # `evaluate`, not `simple_evaluate`: the latter sets the seeds of the whole process
         return evaluator.evaluate(  # pyright: ignore[reportReturnType]
             HFLM(**harness),
@@ -148,7 +148,8 @@ def _run(harness: dict[str, Any], asked: list[Asked], has_norm: bool, is_gap: bo
 
 
 @contextlib.contextmanager
-def _left_as_it_was(model: Any, tokenizer: Any) -> Iterator[None]:
+def left_as_it_was(model: Any, tokenizer: Any) -> Iterator[None]:
+    """Give a model and a tokenizer back what lm-eval changes of them: the mode, and how is padded."""
     was_training, pad_token, side = model.training, tokenizer.pad_token, tokenizer.padding_side
     try:
         yield
@@ -158,7 +159,8 @@ def _left_as_it_was(model: Any, tokenizer: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
+    """Keep what lm-eval says of itself off the terminal."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

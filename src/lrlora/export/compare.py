@@ -21,8 +21,8 @@ from lrlora.files import read_json
 from lrlora.saved import names
 from lrlora.saved.adapter import AdapterFolder, base_config, names_in_config, read_adapter
 from lrlora.saved.identity import digest_of_rows
-from lrlora.saved.load import load_adapter, load_base, load_base_of
-from lrlora.saved.local import run_around
+from lrlora.saved.load import load_adapter, load_base, load_base_of, tokenizer_of
+from lrlora.saved.local import is_model, run_around
 from lrlora.saved.pooling import why_not_plain
 from lrlora.saved.run import RunFolder
 from lrlora.saved.tokens import load_tokenizer
@@ -113,8 +113,7 @@ def compare(
         say(f"merged: left out, {reason}")
         models = [name for name in models if name != "merged"]
     measure = _measure_of(asked, saved.kind, saved.class_names(), adapter, say)
-    is_own = any(saved.folder.glob("tokenizer_config.json"))
-    tokenizer = load_tokenizer(str(saved.folder) if is_own else saved.base, saved.options)
+    tokenizer = tokenizer_of(saved)
     results = {}
     with tempfile.TemporaryDirectory(prefix="lrlora-") as scratch:
         for name in MODELS:
@@ -122,15 +121,6 @@ def compare(
                 loaded = _load(name, saved, Path(scratch) / name, choice, say)
                 results[name] = measure.score(loaded, tokenizer)
     return Comparison(measure.task, measure.source, measure.metric, measure.count, results)
-
-
-def is_model(folder: str) -> bool:
-    """Whether a folder holds a model of transformers, such as `merge` writes, and no adapter."""
-    path = Path(folder).expanduser()
-    described = path / names.CONFIG
-    if not described.is_file() or (path / names.ADAPTER_CONFIG).exists():
-        return False
-    return "model_type" in read_json(described)
 
 
 def score_model(folder: str, asked: TrainConfig | Measure, say: Say = lambda line: None) -> Comparison:

@@ -150,6 +150,12 @@ def load_adapter(folder: str, model: str | None = None, options: BaseOptions | N
     return put_saved_on(base, saved).eval()
 
 
+def tokenizer_of(saved: AdapterFolder) -> Any:
+    """The tokenizer that was saved with an adapter, else that of its base; errors as `load_tokenizer`."""
+    is_own = (saved.folder / "tokenizer_config.json").exists()
+    return load_tokenizer(str(saved.folder) if is_own else saved.base, saved.options)
+
+
 def settle(base: Any, saved: AdapterFolder) -> None:
     """Give a base what the run changed of it: its pooling, the length of its vocabulary, the token to pad with.
 

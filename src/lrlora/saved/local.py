@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrlora.errors import InputError
+from lrlora.files import read_json
 from lrlora.saved import names
 
 
@@ -48,6 +49,15 @@ def check_local(name: str) -> None:
         f"{name} is an adapter{' of a run' if place == inside else ''}, not a base model: what it has learned would be "
         f"lost; merge it first ({how}) and pass the merged model as --model, or pass its own base"
     )
+
+
+def is_model(folder: str) -> bool:
+    """Whether a folder holds a model of transformers, such as `lrlora merge` writes, and no adapter."""
+    path = Path(folder).expanduser()
+    described = path / names.CONFIG
+    if not described.is_file() or (path / names.ADAPTER_CONFIG).exists():
+        return False
+    return "model_type" in read_json(described)
 
 
 def holds_adapter(folder: Path) -> bool:
