@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lrlora.data.formats import rows_of
-from lrlora.data.preferences import is_of_pairs, pairs_of
+from lrlora.data.preferences import pairs_of
 from lrlora.data.shape import (
     classes_of,
     kind_of,
@@ -80,8 +80,6 @@ def load_evaluation(source: DataSource, kind: Kind | None, labels: Sequence[str]
     """
     notes: list[str] = []
     table = evaluation_table(source, notes)
-    if kind == "causal" and source.text_columns is None and is_of_pairs(table):
-        kind = "preference"
     kind = kind or kind_of(table, source)
     rows, classes = _shaped([table], kind, source, labels, notes)
     used = _at_most(rows[0], source.eval_rows, source.seed)

@@ -12,6 +12,7 @@ from typing import Any
 from transformers import set_seed
 
 from lrlora.data import Kind, TaskData, load_evaluation, load_task
+from lrlora.data.tasks import LANGUAGE
 from lrlora.errors import InputError
 from lrlora.evaluation.measure import Measure, TaskMeasure
 from lrlora.export.lora.choose import RankChoice
@@ -113,6 +114,11 @@ def compare(
         say(f"merged: left out, {reason}")
         models = [name for name in models if name != "merged"]
     measure = _measure_of(asked, saved.kind, saved.class_names(), adapter, say)
+    if measure.kind == "preference" and (without := [name for name in models if name in ("base", "merged")]):
+        # if only these are asked for, scoring refuses them below
+        if len(without) < len(models):
+            say(f"{', '.join(without)}: left out, preference pairs are scored by an adapter against its base")
+            models = [name for name in models if name not in without]
     tokenizer = tokenizer_of(saved)
     results = {}
     with tempfile.TemporaryDirectory(prefix="lrlora-") as scratch:
@@ -141,7 +147,7 @@ def score_model(folder: str, asked: TrainConfig | Measure, say: Say = lambda lin
     is_number = classes is not None and len(classes) == 1
     kind: Kind = "causal" if is_causal else "regression" if is_number else "classification"
     measure = _measure_of(asked, kind, classes, folder, say)
-    loaded = load_base(folder, "CAUSAL_LM" if measure.kind == "causal" else "SEQ_CLS").eval()
+    loaded = load_base(folder, "CAUSAL_LM" if measure.kind in LANGUAGE else "SEQ_CLS").eval()
     if loaded.new_parameters:
         raise InputError(
             f"{folder} lacks {loaded.new_parameters[0]} ({len(loaded.new_parameters)} such tensors), which would be "
@@ -156,9 +162,14 @@ def _measure_of(
 ) -> Measure:
     """What a model of this kind and with these classes is measured by."""
     measure = held_out(asked, kind, labels, whose, say) if isinstance(asked, TrainConfig) else asked
-    if kind not in (None, measure.kind):
+    if kind is not None and not _is_for(kind, measure.kind):
         raise InputError(f"{measure.task} needs a {measure.kind} model; {whose} is one of {kind}")
     return measure
+
+
+def _is_for(kind: Kind, other: Kind) -> bool:
+    """Whether a model of one kind can be measured by rows of the other: a causal model by preference pairs."""
+    return kind == other or (kind == "causal" and other in LANGUAGE)
 
 
 def held_out(config: TrainConfig, kind: Kind | None, labels: Sequence[str] | None, whose: str, say: Say) -> TaskMeasure:
@@ -174,8 +185,10 @@ def held_out(config: TrainConfig, kind: Kind | None, labels: Sequence[str] | Non
     Raises:
         InputError: a model of another kind than the config says; all that `load_task` refuses.
     """
-    if kind is not None and config.kind not in (None, kind):
+    if kind is not None and config.kind is not None and not _is_for(kind, config.kind):
         raise InputError(f"{whose} is a model of {kind}, got --kind {config.kind}; leave --kind out")
+    # the rows say whether a causal model is measured by chats or by pairs
+    kind = config.kind if kind == "causal" else kind
     source = dataclasses.replace(config.data_source(), kind=kind)
     if config.eval_data is not None:
         task = load_evaluation(dataclasses.replace(source, data=config.eval_data), kind, labels)
