@@ -45,5 +45,37 @@ class Sharers:
     def take(self, theta: nn.Parameter) -> None:
         """Register this theta in every module that has one."""
         for member in list(self.members):
-            if member._parameters.get("theta") is not None:
+            if "theta" in vars(member):
+                vars(member)["theta"] = theta
+            elif member._parameters.get("theta") is not None:
                 member._parameters["theta"] = theta
+
+    def leave(self) -> nn.Parameter:
+        """Take theta out of the parameters of every module; each still has it, as an attribute."""
+        for member in list(self.members):
+            theta = member._parameters.pop("theta")
+            vars(member)["theta"] = theta
+        return theta
+
+
+class RootPhi(nn.Module):
+    """One theta, as a parameter of FSDP2's root unit alone; the layers that share it are in other units.
+
+    FSDP2 registers the whole theta here when the forward pass of the root begins, and a shard when it ends: the layers
+    get each as well.
+    """
+
+    def __init__(self, sharers: Sharers) -> None:
+        super().__init__()
+        self._sharers = sharers
+        self.theta = sharers.leave()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # FSDP2 writes past register_parameter in modules that have no __setattr__ of their own
+        super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register theta, and give it to the layers."""
+        super().register_parameter(name, param)
+        if param is not None:
+            self._sharers.take(param)
