@@ -42,7 +42,7 @@ from lrlora.training.sharding import check_environment
 from lrlora.training.stop import Interrupted, Stop
 from lrlora.training.trainer import check_trackers, make_trainer
 from lrlora.tuner.explain import computation_of
-from lrlora.tuner.sharded import is_sharded, size_of, whole_state
+from lrlora.tuner.sharded import is_sharded, put_phi_in_root, size_of, whole_state
 
 
 @dataclass
@@ -243,6 +243,8 @@ def _run(trainer: Trainer, checkpoint: Path | None) -> None:
             cast(Any, trainer.model).load_adapter(best or str(checkpoint), "default", is_trainable=True)
             trainer.state = state
             return
+    if trainer.is_fsdp_enabled:
+        put_phi_in_root(cast(torch.nn.Module, trainer.model))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 

@@ -9,7 +9,6 @@ import torch
 from transformers import Trainer
 
 from lrlora.errors import InputError
-from lrlora.tuner.sharded import put_phi_in_root
 
 
 def check_environment() -> None:
@@ -57,7 +56,6 @@ def settle(trainer: Trainer) -> None:
     model: Any = trainer.model
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = _units(model)
-    put_phi_in_root(model)
 
 
 def _units(model: Any) -> list[str]:
