@@ -28,7 +28,7 @@ _OF_CHECKPOINT = re.compile(
     rf"{_OF_ADAPTER.pattern}|"
     r"trainer_state\.json|training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|"
     # of FSDP, and of DeepSpeed
-    r"pytorch_model_fsdp\.bin|latest|zero_to_fp32\.py"
+    r"pytorch_model_fsdp\.bin|latest|zero_to_(fp32|torch)\.py"
 )
 _SHARDS = re.compile(r"global_step\d+")
 _OF_SHARDS = re.compile(r"\w+_states\.pt")
