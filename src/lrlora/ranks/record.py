@@ -86,8 +86,8 @@ class RankCallback(TrainerCallback):
     Without `every`, it measures what a record costs and keeps all records together within 2 % of the training time:
     quick ones (see `layer_ranks`), full ones where time allows, 50 at most, and always one at the end. With `every`,
     it records every so many steps and at the end, at any cost. A resumed training goes on in the same file, without a
-    step twice. Of several processes the first one measures and writes. A model that FSDP2 or ZeRO-3 has cut into shards is
-    gathered for it layer by layer, in which all processes take part. For FSDP1 it says once that it records nothing.
+    step twice. Of several processes the first one measures and writes. A model that FSDP2 or ZeRO-3 has cut into shards
+    is gathered for it layer by layer, in which all processes take part. Under FSDP1 it says that it records none.
 
     Args:
         folder: where ranks.jsonl is written; None means the Trainer's output_dir.
@@ -159,7 +159,7 @@ class RankCallback(TrainerCallback):
             self._record(kwargs["model"], state, control, is_quick=not is_whole)
 
     def _is_quick(self, model: nn.Module, at_end: bool = False) -> bool | None:
-        """Which record time allows: a full one (False), a quick one (True), or none (None); to all processes the same."""
+        """Which record time allows: a full one (False), a quick one (True), or none (None); in all the same."""
         found = self._is_quick_here(model, at_end)
         return agreed(found) if self._is_sharded else found
 

@@ -26,7 +26,7 @@ from lrlora.data.preferences import SAID
 from lrlora.data.tasks import LANGUAGE
 from lrlora.errors import InputError
 from lrlora.files import explained
-from lrlora.ranks.measure import LayerRank, layer_ranks, rank_warnings
+from lrlora.ranks.measure import LayerRank, rank_warnings
 from lrlora.ranks.record import RankCallback
 from lrlora.saved.card import card_of_run
 from lrlora.saved.identity import digest_of_model, digest_of_rows
@@ -38,11 +38,11 @@ from lrlora.training.config import TrainConfig
 from lrlora.training.heads import load_task_for
 from lrlora.training.log import LogFile, mean_loss
 from lrlora.training.model import build, is_bf16
-from lrlora.training.sharding import check_environment
+from lrlora.training.sharding import Held, check_environment, held_at_the_end
 from lrlora.training.stop import Interrupted, Stop
 from lrlora.training.trainer import check_trackers, make_trainer
 from lrlora.tuner.explain import computation_of
-from lrlora.tuner.sharded import is_sharded, put_phi_in_root, size_of, whole_state
+from lrlora.tuner.sharded import put_phi_in_root, size_of
 
 
 @dataclass
@@ -199,11 +199,8 @@ def _train_one(
             "was_resumed": checkpoint is not None,
             "trainable_parameters": sum(size_of(p) for p in model.parameters() if p.requires_grad),
         }
-        trained = cast(torch.nn.Module, trainer.model)
-        together = is_sharded(trained)
-        rows = layer_ranks(trained) if config.method == "lrlora" and (together or processes.is_first()) else []
-        state = whole_state(trained) if together else None
-        processes.in_first(lambda: _write_results(config, trainer, metrics, out, rows, state))
+        held = held_at_the_end(trainer, config.method == "lrlora")
+        processes.in_first(lambda: _write_results(config, trainer, metrics, out, held))
 
 
 @contextlib.contextmanager
@@ -265,24 +262,18 @@ def _warn(line: str) -> None:
     processes.tell(f"warning: {line}")
 
 
-def _write_results(
-    config: TrainConfig,
-    trainer: Trainer,
-    metrics: dict[str, Any],
-    out: RunFolder,
-    rows: list[LayerRank],
-    state: dict[str, torch.Tensor] | None,
-) -> None:
+def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any], out: RunFolder, held: Held) -> None:
     # imported here: all else works without matplotlib
     from lrlora.ranks.heatmap import rank_heatmap
 
+    rows = held.rows
     if config.method == "lrlora":
         metrics["warnings"] = rank_warnings(rows, config.adapter.phi)
         out.save_ranks(rows)
         rank_heatmap(rows, out.picture)
     model, tokenizer = trainer.model, trainer.processing_class
     card = card_of_run(out, config.settings(), model, tokenizer, metrics, rows)
-    out.save_adapter(model, tokenizer, config.pooling, card, processes.tell, config.base_options, state)
+    out.save_adapter(model, tokenizer, config.pooling, card, processes.tell, config.base_options, held.state)
     out.save_metrics(metrics)
 
 

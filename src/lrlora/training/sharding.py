@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import Trainer
 
 from lrlora.errors import InputError
+from lrlora.ranks.measure import LayerRank, layer_ranks
+from lrlora.training import processes
+from lrlora.tuner.sharded import is_sharded, whole_state
 
 
 def check_environment() -> None:
@@ -22,8 +25,8 @@ def check_environment() -> None:
         # as accelerate does itself, which then trains under DDP and does not say so
         if asked[name] and not torch.accelerator.is_available() and "ACCELERATE_TORCH_DEVICE" not in os.environ:
             raise InputError(
-                f"accelerate uses {which} only where each process has a device, such as a GPU, and there is none; on CPUs "
-                "train under DDP: torchrun --nproc-per-node N -m lrlora train"
+                f"accelerate uses {which} only where each process has a device, such as a GPU, and there is none; on "
+                "CPUs train under DDP: torchrun --nproc-per-node N -m lrlora train"
             )
     if asked["ACCELERATE_USE_FSDP"] and os.environ.get("FSDP_CPU_RAM_EFFICIENT_LOADING", "").lower() in ("1", "true"):
         raise InputError(
@@ -56,6 +59,26 @@ def settle(trainer: Trainer) -> None:
     model: Any = trainer.model
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = _units(model)
+
+
+class Held(NamedTuple):
+    """What a model holds at the end of a training.
+
+    Args:
+        rows: its learned ranks; none in processes that did not measure them.
+        state: the tensors of its adapter, gathered; None where the model holds them whole.
+    """
+
+    rows: list[LayerRank]
+    state: dict[str, torch.Tensor] | None
+
+
+def held_at_the_end(trainer: Trainer, has_ranks: bool) -> Held:
+    """What is written at the end; of a model in shards every process takes part, else the first one measures."""
+    model: Any = trainer.model
+    together = is_sharded(model)
+    rows = layer_ranks(model) if has_ranks and (together or processes.is_first()) else []
+    return Held(rows, whole_state(model) if together else None)
 
 
 def _units(model: Any) -> list[str]:

@@ -21,7 +21,7 @@ from lrlora.tuner.internals import (
 from lrlora.tuner.layer import LRLoraLayer
 from lrlora.tuner.mixed import adapters_by_row
 from lrlora.tuner.names import block_of, type_of
-from lrlora.tuner.theta import RootPhi
+from lrlora.tuner.theta import from_root
 from lrlora.tuner.types import wrap
 
 
@@ -178,7 +178,7 @@ class LRLoraModel(BaseTuner):
     ) -> dict[str, Tensor]:
         prefixes = tuner_key_prefixes(model)
         selected = {key: value for key, value in state_dict.items() if _is_under(key, prefixes)}
-        selected |= _from_root(model, adapter_name, state_dict)
+        selected |= from_root(model, adapter_name, state_dict)
         if config.share in _SHARING:
             # safetensors, as transformers calls it, refuses tensors that share their memory
             selected = {key: value.clone() if key.endswith(".theta") else value for key, value in selected.items()}
@@ -258,19 +258,6 @@ _OF_PHI = (
 def _saved_key(key: str, config: Any) -> str:
     """The name of a tensor in a file: an adapter of config_version 1 saves c itself, and as such."""
     return f"{key.removesuffix('.theta')}.c" if config.config_version == 1 and key.endswith(".theta") else key
-
-
-def _from_root(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
-    """theta of every layer whose theta is a parameter of the model itself, under the name of the layer."""
-    of_root = {id(m.theta): state_dict[f"{name}.theta"] for name, m in model.named_modules() if isinstance(m, RootPhi)}
-    if not of_root:
-        return {}
-    placed = {id(delta): name for name, delta in model.named_modules()}
-    return {
-        f"{placed[id(delta)]}.theta": of_root[id(delta.theta)]
-        for *_, delta in deltas(model, adapter_name)
-        if delta.is_phi_in_root
-    }
 
 
 def _have_one_phi(tuner: LRLoraModel, name: str, config: Any) -> bool:

@@ -16,7 +16,6 @@ from torch import Tensor, distributed, nn
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form
 from lrlora.tuner.delta import LRLoraDelta
-from lrlora.tuner.internals import BaseTunerLayer
 from lrlora.tuner.layer import LRLoraLayer
 from lrlora.tuner.model import deltas
 from lrlora.tuner.theta import RootPhi
@@ -44,8 +43,9 @@ def whole(*tensors: Tensor | None) -> Iterator[list[Tensor | None]]:
         from deepspeed import zero  # pyright: ignore[reportMissingImports]
 
         context = zero.GatheredParameters(of_zero)
+    held: tuple[Any, ...] = tensors
     with context, torch.no_grad():
-        yield [tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for tensor in tensors]
+        yield [tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor for tensor in held]
 
 
 class WholeDelta(NamedTuple):
@@ -80,12 +80,13 @@ def whole_layer(layer: LRLoraLayer, delta: LRLoraDelta) -> Iterator[tuple[Any, T
 
 
 def whole_state(model: Any) -> dict[str, Tensor]:
-    """What PEFT saves of an adapter, out of the model's state: whole tensors on the CPU, of trained parameters and buffers.
+    """What PEFT saves of an adapter, out of the model's state: trained parameters and buffers, whole, on the CPU.
 
     Embeddings that are adapted are in it as well, since PEFT saves them. No frozen weight besides is gathered.
     """
-    embeddings = [getattr(model, f"get_{which}_embeddings")() for which in ("input", "output")]
-    saved = {id(p) for layer in embeddings if isinstance(layer, BaseTunerLayer) for p in layer.parameters()}
+    embeddings: list[Any] = [getattr(model, f"get_{which}_embeddings")() for which in ("input", "output")]
+    adapted = [layer for layer in embeddings if hasattr(layer, "base_layer")]
+    saved = {id(parameter) for layer in adapted for parameter in layer.parameters()}
     held = dict(model.named_parameters(remove_duplicate=False))
     found = {}
     for name, value in model.state_dict(keep_vars=True).items():
