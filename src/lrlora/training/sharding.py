@@ -54,8 +54,6 @@ def settle(trainer: Trainer) -> None:
             f"checkpoints hold whole tensors of the adapter, got fsdp_state_dict_type {plugin.state_dict_type}; set "
             "FULL_STATE_DICT"
         )
-    # else A, B and theta would be bfloat16 in the forward pass; autocast leaves them float32, as in one process
-    plugin.mixed_precision_policy = None
     model: Any = trainer.model
     if plugin.transformer_cls_names_to_wrap is None:
         plugin.transformer_cls_names_to_wrap = _units(model)
