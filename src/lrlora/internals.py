@@ -12,6 +12,8 @@ fails on a name that is not in it.
     cli/flags.py           _group_actions               argparse: the same
     export/skeleton.py     _check_merge_allowed         PEFT: its check of tied weights, which our tuner overrides
     ops/linear.py          _base                        torch: whether an output is a view; ops/ is above this file
+    training/sharding.py   _no_split_modules            transformers: the classes of a model's blocks
+    training/trainer.py    _save                        transformers: writes a checkpoint's adapter, of tensors given
     tuner/delta.py         _apply                       torch: overridden, to keep the adapter in float32 under .half()
     tuner/delta.py         _parameters                  torch: whether a theta is registered, and was not sharded away
     tuner/theta.py         _parameters                  torch: a shared theta is exchanged without registering it again
@@ -30,6 +32,7 @@ Attributes without an underscore that no documentation promises, found by readin
     saved/pooling.py         pooler                     transformers: bypassed by --pooling mean
     training/trainer.py      model_accepts_loss_kwargs  transformers: set, so that classifiers divide their loss
     tuner/experts.py         is_transposed              transformers: a stack of experts kept as [experts, in, out]
+    tuner/sharded.py         ds_id, ds_numel            DeepSpeed: a parameter that ZeRO-3 has cut, and its size
     tuner/snapshot.py        quant_state                bitsandbytes: the scales of a 4-bit weight
     tuner/snapshot.py        packing_format_for_cpu     bitsandbytes: whether a 4-bit weight is packed for the CPU
     tuner/types.py           embed_scale                transformers: an embedding that multiplies

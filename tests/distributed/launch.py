@@ -22,3 +22,18 @@ def launch(*arguments: str, processes: int = 2, **environment: str) -> str:
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     return ended.stdout + ended.stderr
+
+
+def accelerate(layout: str, *words: str) -> list[str]:
+    """The command that starts `lrlora` in two processes, by a config of examples/accelerate; on CPUs."""
+    config = ROOT / "examples" / "accelerate" / f"{layout}.yaml"
+    # DDP needs no help on CPUs
+    what = ["-m", "lrlora"] if layout == "ddp" else [str(Path(__file__).with_name("on_cpus.py"))]
+    return [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), *what, *words]
+
+
+def environment() -> dict[str, str]:
+    """Of these processes: one thread each, no hub."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    more = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": path}
+    return {**os.environ, **more}

@@ -70,7 +70,7 @@ def test_two_processes_equal_one(tmp_path, layout, share):
     [
         ("ddp", "matrix"),
         ("fsdp2", "matrix"),
-        ("fsdp2", "block"),
+        ("fsdp2", "global"),
         ("zero3", "matrix"),
         ("zero3", "block"),
         ("zero3", "type"),

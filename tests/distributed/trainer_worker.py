@@ -20,6 +20,7 @@ from torch import nn
 from lrlora import LRLoraConfig, TauCallback, param_groups
 from lrlora.training.guard import NonFiniteGuard
 from lrlora.tuner import deltas
+from lrlora.tuner.sharded import put_phi_in_root
 
 STEPS, ROWS = 4, 4
 _ZERO3 = {
@@ -73,13 +74,16 @@ def main(layout: str, share: str, folder: Path) -> None:
         remove_unused_columns=False,
         **{"per_device_train_batch_size": ROWS // 2, **LAYOUTS[layout]},
     )
-    if layout.startswith("fsdp"):
+    is_fsdp = layout.startswith("fsdp")
+    if is_fsdp:
         _let_accelerate_shard_on_cpus()
     config = LRLoraConfig(
         r=2, task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj", "down_proj"], share=share, tau="auto",
         tau_warmup_steps=1,
     )  # fmt: skip
     model = get_peft_model(base_model(), config)
+    if is_fsdp:
+        put_phi_in_root(model)
     torch.manual_seed(1)
     for *_, delta in deltas(model):
         nn.init.normal_(delta.B, std=0.05)

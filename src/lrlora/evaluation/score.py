@@ -56,11 +56,8 @@ def score(
     found: Outputs = {}
     rank, many = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     with evaluating(model, is_bf16):
-        for number, (rows, batch) in enumerate(
-            batches(encoded, collator_of(task, tokenizer), batch_size, model.device)
-        ):
-            if number % many == rank:
-                found |= zip(rows, outputs(model, batch), strict=True)
+        for rows, batch in batches(encoded, collator_of(task, tokenizer), batch_size, model.device, rank, many):
+            found |= zip(rows, outputs(model, batch), strict=True)
     if many > 1:
         parts: list[Any] = [None] * many
         distributed.all_gather_object(parts, found)
@@ -118,12 +115,18 @@ def collator_of(task: TaskData, tokenizer: Any) -> Any:
     return DataCollatorWithPadding(tokenizer)
 
 
-def batches(encoded: Any, collate: Any, batch_size: int, device: torch.device):
-    """Batches of rows of like length, the longest first, with the rows' numbers: padding costs as much as text."""
+def batches(encoded: Any, collate: Any, batch_size: int, device: torch.device, rank: int = 0, many: int = 1):
+    """Batches of rows of like length, the longest first, with the rows' numbers: padding costs as much as text.
+
+    Of `many` processes each gets every many-th batch, and all get as many, because a model in shards takes the forward
+    passes of all processes: where the last round has too few batches, the others score the last one again.
+    """
     columns = [name for name in encoded.column_names if name not in ("text", "text_pair")]
     lengths = [len(tokens) for tokens in encoded["input_ids"]]
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
-    for start in range(0, len(order), batch_size):
+    starts = range(0, len(order), batch_size)
+    for first in range(0, len(starts), many):
+        start = starts[min(first + rank, len(starts) - 1)]
         numbers = order[start : start + batch_size]
         part = encoded[numbers]
         rows = [{name: part[name][i] for name in columns} for i in range(len(numbers))]

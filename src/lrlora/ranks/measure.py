@@ -16,6 +16,7 @@ from lrlora.method.nonlinearity import Form
 from lrlora.method.update import at_least_float32
 from lrlora.tuner.model import deltas
 from lrlora.tuner.names import Kind, block_of, kind_of, type_of
+from lrlora.tuner.sharded import whole_layer
 
 UNMOVED = 1e-3
 """c lives on a scale of 1; where no coefficient changed by more than this, phi was not learned."""
@@ -94,6 +95,9 @@ def layer_ranks(model: nn.Module, adapter_name: str = "default", is_quick: bool 
         is_quick: leave out what needs a whole spectrum, and the second null; ||dW||_2 comes from Lanczos steps (to
             1e-6). About a sixth of the time, for a look while training.
 
+    Of a model that FSDP2 or ZeRO-3 has cut into shards every process must call this, outside the forward pass: layers
+    are gathered one after the other, and every process returns all rows.
+
     Returns:
         One row per adapted layer, and per expert of a stack, in the order of the model.
 
@@ -109,10 +113,12 @@ def layer_ranks(model: nn.Module, adapter_name: str = "default", is_quick: bool 
         raise ValueError(f"the model has no LR-LoRA layer with an adapter named {adapter_name!r}")
     rows = []
     for name, layer, _, delta in found:
-        name, weight = name.removeprefix("base_model.model."), layer.float_weight() if layer.is_readable else None
-        for update in updates_of(name, delta, layer.scaling[adapter_name] * delta.gain):
-            W0 = weight if update.expert is None or weight is None else weight[update.expert]
-            rows.append(measure(update, W0, is_quick))
+        with whole_layer(layer, delta) as (held, weight):
+            for update in updates_of(
+                name.removeprefix("base_model.model."), held, layer.scaling[adapter_name] * delta.gain
+            ):
+                W0 = weight if update.expert is None or weight is None else weight[update.expert]
+                rows.append(measure(update, W0, is_quick))
     return rows
 
 

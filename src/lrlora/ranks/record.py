@@ -18,6 +18,7 @@ from lrlora.errors import InputError
 from lrlora.files import append_line, drop_lines_after, read_json_lines
 from lrlora.ranks.measure import LayerRank, layer_ranks, measure, updates_of
 from lrlora.tuner.model import deltas
+from lrlora.tuner.sharded import agreed, is_sharded, whole_layer
 
 FILE = "ranks.jsonl"
 SHARE = 0.02
@@ -85,8 +86,8 @@ class RankCallback(TrainerCallback):
     Without `every`, it measures what a record costs and keeps all records together within 2 % of the training time:
     quick ones (see `layer_ranks`), full ones where time allows, 50 at most, and always one at the end. With `every`,
     it records every so many steps and at the end, at any cost. A resumed training goes on in the same file, without a
-    step twice. Of several processes (DDP) the first one measures and writes. Parameters that FSDP has sharded are not
-    gathered for it: there it says so once, and records nothing.
+    step twice. Of several processes the first one measures and writes. A model that FSDP2 or ZeRO-3 has cut into shards
+    is gathered for it layer by layer, in which all processes take part. Under FSDP1 it says that it records none.
 
     Args:
         folder: where ranks.jsonl is written; None means the Trainer's output_dir.
@@ -119,7 +120,7 @@ class RankCallback(TrainerCallback):
         self._costs: dict[bool, float] = {}
         self._timed: set[bool] = set()
         self._last_step: int | None = None
-        self._is_off = False
+        self._is_off = self._is_writer = self._is_sharded = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -128,11 +129,14 @@ class RankCallback(TrainerCallback):
         if self.folder is None:
             self.folder = args.output_dir
         self.seconds_spent, self._costs, self._timed = 0.0, {}, set()
-        self._is_off = not state.is_world_process_zero or self._why_not(kwargs["model"]) is not None
+        self._is_writer, self._is_sharded = state.is_world_process_zero, is_sharded(kwargs["model"])
+        takes_part = self._is_writer or self._is_sharded
+        self._is_off = not takes_part or self._why_not(kwargs["model"]) is not None
         if self._is_off:
             return
         self._started = _now(kwargs["model"])
-        self._last_step = drop_records_after(self.folder or ".", state.global_step)
+        last = drop_records_after(self.folder or ".", state.global_step) if self._is_writer else None
+        self._last_step = agreed(last) if self._is_sharded else last
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Record, if this step is one to record and time allows."""
@@ -155,7 +159,11 @@ class RankCallback(TrainerCallback):
             self._record(kwargs["model"], state, control, is_quick=not is_whole)
 
     def _is_quick(self, model: nn.Module, at_end: bool = False) -> bool | None:
-        """Which record time allows: a full one (False), a quick one (True), or none (None)."""
+        """Which record time allows: a full one (False), a quick one (True), or none (None); in all the same."""
+        found = self._is_quick_here(model, at_end)
+        return agreed(found) if self._is_sharded else found
+
+    def _is_quick_here(self, model: nn.Module, at_end: bool) -> bool | None:
         left = SHARE * (_now(model) - self._started) - self.seconds_spent
         if not self._costs:
             self._estimate_costs(model)
@@ -169,15 +177,18 @@ class RankCallback(TrainerCallback):
     def _estimate_costs(self, model: nn.Module) -> None:
         """Estimate the cost of a quick record from the largest layer; a full one counts as eight until one is timed."""
         before = _now(model)
-        updates = [u for name, _, _, d in deltas(model, self.adapter_name) for u in updates_of(name, d, 1.0)]
-        sizes = [len(update.B) * update.A.shape[1] for update in updates]
-        largest = updates[sizes.index(max(sizes))]
+        found = deltas(model, self.adapter_name)
+        # entries of one update, and how many there are, also where A and B are shards
+        sizes = [(layer.out_features * layer.in_features, layer.experts or 1) for _, layer, _, _ in found]
+        most = max(size for size, _ in sizes)
+        name, layer, _, delta = found[[size for size, _ in sizes].index(most)]
         # the first run includes one-time set-up, and other work on the machine may slow any of them
         times = [_now(model)]
-        for _ in range(4):
-            measure(largest, None, is_quick=True)
-            times.append(_now(model))
-        quick = min(b - a for a, b in pairwise(times)) * sum(sizes) / max(sizes)
+        with whole_layer(layer, delta) as (held, _):
+            for _ in range(4):
+                measure(updates_of(name, held, 1.0)[0], None, is_quick=True)
+                times.append(_now(model))
+        quick = min(b - a for a, b in pairwise(times)) * sum(size * many for size, many in sizes) / most
         self._costs = {True: quick, False: WHOLE * quick}
         self.seconds_spent += _now(model) - before
 
@@ -185,16 +196,18 @@ class RankCallback(TrainerCallback):
         started = _now(model)
         notes = {"elapsed_s": round(started - self._started, 3)}
         try:
-            rows = record_ranks(
-                model, state.global_step, self.folder or ".", self.adapter_name, is_quick=is_quick, **notes
-            )
+            if self._is_writer:
+                where = (self.folder or ".", self.adapter_name)
+                rows = record_ranks(model, state.global_step, *where, is_quick=is_quick, **notes)
+            else:
+                rows = layer_ranks(model, self.adapter_name, is_quick)
         except InputError:
             raise
         except ValueError as error:  # an update that holds NaN: whether training stops is not decided here
             _log.warning("no ranks recorded at step %d: %s", state.global_step, error)
             return
         self._last_step = state.global_step
-        if self.log is not None:
+        if self.log is not None and self._is_writer:
             # logging resets the Trainer's flag to log the loss of this step, which it reads after the callbacks
             is_loss_due = control.should_log
             self.log(means(rows, self.log_layers))
@@ -210,8 +223,8 @@ class RankCallback(TrainerCallback):
         reason = None
         if not found:
             reason = f"the model has no LR-LoRA layer with an adapter named {self.adapter_name!r}"
-        elif any(delta.A.ndim < 2 or hasattr(delta.A, "placements") for *_, delta in found):
-            reason = "FSDP has cut the adapter in parts; measure it after training: lrlora ranks ADAPTER"
+        elif any(delta.A.ndim < 2 and not hasattr(delta.A, "ds_id") for *_, delta in found):
+            reason = "FSDP1 has cut the adapter in parts; measure it after training: lrlora ranks ADAPTER"
         if reason is not None:
             _log.warning("no ranks are recorded: %s", reason)
         return reason

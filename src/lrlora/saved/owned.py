@@ -26,8 +26,12 @@ _OF_ADAPTER = re.compile(
 )
 _OF_CHECKPOINT = re.compile(
     rf"{_OF_ADAPTER.pattern}|"
-    r"trainer_state\.json|training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth"
+    r"trainer_state\.json|training_args\.bin|optimizer\.(pt|bin)|scheduler\.pt|scaler\.pt|rng_state(_\d+)?\.pth|"
+    # of FSDP, and of DeepSpeed
+    r"pytorch_model_fsdp\.bin|latest|zero_to_(fp32|torch)\.py"
 )
+_SHARDS = re.compile(r"global_step\d+")
+_OF_SHARDS = re.compile(r"\w+_states\.pt")
 _TRACKED = re.compile(r"events\.out\.tfevents\..*")
 
 
@@ -172,7 +176,13 @@ def _foreign_to_checkpoints(folder: Path) -> list[Path]:
 
 
 def _foreign_files(folder: Path, is_mine: re.Pattern[str]) -> list[Path]:
-    return [p for p in sorted(folder.iterdir()) if p.is_dir() or p.is_symlink() or not is_mine.fullmatch(p.name)]
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if is_mine is _OF_CHECKPOINT and path.is_dir() and not path.is_symlink() and _SHARDS.fullmatch(path.name):
+            found += _foreign_files(path, _OF_SHARDS)
+        elif path.is_dir() or path.is_symlink() or not is_mine.fullmatch(path.name):
+            found.append(path)
+    return found
 
 
 def is_of_adapter(name: str) -> bool:

@@ -220,6 +220,7 @@ class RunFolder:
         card: str | None = None,
         say: Say = lambda line: None,
         base: BaseOptions = AS_IT_IS,
+        state: dict[str, Any] | None = None,
     ) -> None:
         """Save the adapter, as PEFT saves it, its tokenizer, classes, pooling and base; an older one is replaced.
 
@@ -230,9 +231,10 @@ class RunFolder:
             card: text of its model card; None leaves PEFT's template.
             say: gets a line where a README.md of somebody else is there and stays.
             base: how its base was loaded.
+            state: its tensors by name, where the model is in shards; None: as they are in the model.
         """
         with new_folder(self.adapter, overwrite=True) as beside:
-            model.save_pretrained(beside)
+            model.save_pretrained(beside, **({} if state is None else {"state_dict": state}))
             order_config(beside)
             tokenizer.save_pretrained(beside)
             if card is not None:

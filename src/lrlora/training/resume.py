@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from transformers import ProgressCallback, Trainer, TrainerState
 
 from lrlora.saved.names import TRAINER_STATE
+from lrlora.tuner.sharded import put_phi_in_root
 
 
 def run_trainer(trainer: Trainer, checkpoint: Path | None) -> None:
@@ -22,6 +24,8 @@ def run_trainer(trainer: Trainer, checkpoint: Path | None) -> None:
             cast(Any, trainer.model).load_adapter(best or str(checkpoint), "default", is_trainable=True)
             trainer.state = state
             return
+    if trainer.is_fsdp_enabled:
+        put_phi_in_root(cast(torch.nn.Module, trainer.model))
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from transformers import Trainer, TrainerCallback, set_seed
@@ -26,7 +26,7 @@ from lrlora.data.preferences import SAID
 from lrlora.data.tasks import LANGUAGE
 from lrlora.errors import InputError
 from lrlora.files import explained
-from lrlora.ranks.measure import LayerRank, layer_ranks, rank_warnings
+from lrlora.ranks.measure import LayerRank, rank_warnings
 from lrlora.ranks.record import RankCallback
 from lrlora.saved.card import card_of_run
 from lrlora.saved.identity import digest_of_model, digest_of_rows
@@ -38,9 +38,11 @@ from lrlora.training.heads import load_task_for
 from lrlora.training.log import LogFile, mean_loss
 from lrlora.training.model import build, is_bf16
 from lrlora.training.resume import ended_bars, run_trainer
+from lrlora.training.sharding import Held, check_environment, held_at_the_end
 from lrlora.training.stop import Interrupted, Stop
 from lrlora.training.trainer import check_trackers, make_trainer
 from lrlora.tuner.explain import computation_of
+from lrlora.tuner.sharded import size_of
 
 
 @dataclass
@@ -83,6 +85,7 @@ def train(config: TrainConfig, callbacks: Sequence[TrainerCallback] = (), verbos
         Interrupted: a KeyboardInterrupt that says what is left; on SIGTERM and on Ctrl-C.
     """
     check_trackers(config.report_to)
+    check_environment()
     stop = Stop()
     with stop.listening():
         result = _train(config, [*callbacks, stop], stop, config.overwrite, verbose)
@@ -194,9 +197,10 @@ def _train_one(
             "steps": trainer.state.global_step,
             "wall_s": wall_s,
             "was_resumed": checkpoint is not None,
-            "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "trainable_parameters": sum(size_of(p) for p in model.parameters() if p.requires_grad),
         }
-        processes.in_first(lambda: _write_results(config, trainer, metrics, out))
+        held = held_at_the_end(trainer, config.method == "lrlora")
+        processes.in_first(lambda: _write_results(config, trainer, metrics, out, held))
 
 
 @contextlib.contextmanager
@@ -218,11 +222,6 @@ def _begun(config: TrainConfig, out: RunFolder, task: TaskData) -> Iterator[Path
 
 
 def _add_callbacks(trainer: Trainer, config: TrainConfig, out: Path, callbacks: Sequence[TrainerCallback]) -> None:
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        raise InputError(
-            "lrlora train runs in one process or under DDP, got FSDP or DeepSpeed; give transformers.Trainer the model "
-            "instead, see docs/peft.md"
-        )
     if config.method == "lrlora" and config.rank_steps != 0:
         trainer.add_callback(RankCallback(out, config.rank_steps, log=_tracked(trainer, config)))
     factor = 10.0 if config.c_learning_rate is None else config.c_learning_rate / config.learning_rate
@@ -235,19 +234,18 @@ def _warn(line: str) -> None:
     processes.tell(f"warning: {line}")
 
 
-def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any], out: RunFolder) -> None:
+def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any], out: RunFolder, held: Held) -> None:
     # imported here: all else works without matplotlib
     from lrlora.ranks.heatmap import rank_heatmap
 
-    rows = []
+    rows = held.rows
     if config.method == "lrlora":
-        rows = layer_ranks(cast(torch.nn.Module, trainer.model))
         metrics["warnings"] = rank_warnings(rows, config.adapter.phi)
         out.save_ranks(rows)
         rank_heatmap(rows, out.picture)
     model, tokenizer = trainer.model, trainer.processing_class
     card = card_of_run(out, config.settings(), model, tokenizer, metrics, rows)
-    out.save_adapter(model, tokenizer, config.pooling, card, processes.tell, config.base_options)
+    out.save_adapter(model, tokenizer, config.pooling, card, processes.tell, config.base_options, held.state)
     out.save_metrics(metrics)
 
 

@@ -22,9 +22,11 @@ from lrlora.training.arguments import arguments_class, check_passed
 from lrlora.training.config import OURS, TrainConfig
 from lrlora.training.guard import NonFiniteGuard
 from lrlora.training.model import is_bf16
+from lrlora.training.sharding import settle
 from lrlora.tuner.callback import TauCallback
 from lrlora.tuner.internals import BaseTunerLayer
 from lrlora.tuner.optimize import param_groups
+from lrlora.tuner.sharded import is_sharded, whole_state
 
 _ENCODED = ["input_ids", "labels"]
 
@@ -33,6 +35,15 @@ class _Scored:
     """A Trainer whose evaluations are those of `lrlora evaluate`."""
 
     scored: Callable[[Any], dict[str, float]]
+
+    def save_model(self: Any, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the adapter; of a model in shards it alone is gathered, without the base."""
+        if not is_sharded(self.model):
+            super().save_model(output_dir, _internal_call)  # pyright: ignore[reportAttributeAccessIssue]
+            return
+        state = whole_state(self.model)
+        if self.args.should_save:
+            self._save(output_dir, state_dict=state)
 
     def evaluate(
         self: Any, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval"
@@ -104,6 +115,7 @@ def make_trainer(
         raise InputError(first_lines(error)) from error
     if config.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
+    settle(trainer)
     bf16 = is_bf16(config.precision)
     trainer.scored = lambda trained: score(trained, tokenizer, task, evaluation_rows, config.batch_size, bf16)
     return trainer

@@ -69,8 +69,8 @@ class LRLoraDelta(nn.Module):
         self._kappa: float | None = None
         self.is_in_base_precision = False
         self._kept = KeptUpdate()
-        self._sharers = Sharers()
-        self._sharers.members.add(self)
+        self.sharers = Sharers()
+        self.sharers.members.add(self)
         stack = () if experts is None else (experts,)
         self.A = nn.Parameter(torch.empty(*stack, rank, in_features))
         self.B = nn.Parameter(torch.empty(*stack, out_features, rank))
@@ -109,14 +109,20 @@ class LRLoraDelta(nn.Module):
     @property
     def c(self) -> Tensor | None:
         """The coefficients of phi, [K] or [experts, K], differentiable in theta; None for phi = "sine"."""
-        return self._coefficients(self.theta)
+        return self.coefficients_of(self.theta)
+
+    @property
+    def is_phi_in_root(self) -> bool:
+        """Whether theta is a parameter of the model itself, see `put_phi_in_root`."""
+        return "theta" in vars(self)
 
     @property
     def c_start(self) -> Tensor | None:
         """The coefficients at which training started, [K]; None for phi = "sine"."""
         return None if self.theta is None else start_on(self._start, self.theta.device)
 
-    def _coefficients(self, theta: Tensor | None) -> Tensor | None:
+    def coefficients_of(self, theta: Tensor | None) -> Tensor | None:
+        """The coefficients that a theta stands for."""
         if theta is None or self.config_version == 1:
             return theta
         return coefficients(theta, self._start)
@@ -195,16 +201,16 @@ class LRLoraDelta(nn.Module):
             carrier = None if self._carrier is None or seed is None else self._carrier._replace(seed=seed)
             make_weight = ops.experts_weight if A.ndim == 3 else ops.adapted_weight
             how: Any = dict(phi=self.phi, carrier=carrier, dtype=dtype)
-            return make_weight(None, A, B, self._coefficients(theta), tau, scale, **how)
+            return make_weight(None, A, B, self.coefficients_of(theta), tau, scale, **how)
 
         seed = None if self._carrier is None else self.seed
         return self._kept.get([self.A, self.B, self.theta, self.tau, seed], scale, dtype, make)
 
     def share_phi_with(self, other: LRLoraDelta) -> None:
         """Hold the same parameter theta as another delta from now on."""
-        self._sharers.members.discard(self)
-        self._sharers = other._sharers
-        self._sharers.members.add(self)
+        self.sharers.members.discard(self)
+        self.sharers = other.sharers
+        self.sharers.members.add(self)
         self._parameters["theta"] = other._parameters["theta"]
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
@@ -215,7 +221,7 @@ class LRLoraDelta(nn.Module):
 
     def _spread_theta(self) -> None:
         # absent until __init__ has come to it
-        sharers: Sharers | None = self.__dict__.get("_sharers")
+        sharers: Sharers | None = vars(self).get("sharers")
         theta = self._parameters["theta"]
         if sharers is not None and theta is not None:
             sharers.take(theta)
@@ -223,7 +229,7 @@ class LRLoraDelta(nn.Module):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Join the copies of those that shared theta with the original."""
         super().__setstate__(state)
-        self._sharers.members.add(self)
+        self.sharers.members.add(self)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LRLoraDelta:
         # what .to(), .half(), .cuda() and to_empty() call

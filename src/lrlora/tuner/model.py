@@ -21,6 +21,7 @@ from lrlora.tuner.internals import (
 from lrlora.tuner.layer import LRLoraLayer
 from lrlora.tuner.mixed import adapters_by_row
 from lrlora.tuner.names import block_of, type_of
+from lrlora.tuner.theta import from_root
 from lrlora.tuner.types import wrap
 
 
@@ -177,6 +178,7 @@ class LRLoraModel(BaseTuner):
     ) -> dict[str, Tensor]:
         prefixes = tuner_key_prefixes(model)
         selected = {key: value for key, value in state_dict.items() if _is_under(key, prefixes)}
+        selected |= from_root(model, adapter_name, state_dict)
         if config.share in _SHARING:
             # safetensors, as transformers calls it, refuses tensors that share their memory
             selected = {key: value.clone() if key.endswith(".theta") else value for key, value in selected.items()}

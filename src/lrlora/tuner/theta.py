@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import weakref
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,5 +46,50 @@ class Sharers:
     def take(self, theta: nn.Parameter) -> None:
         """Register this theta in every module that has one."""
         for member in list(self.members):
-            if member._parameters.get("theta") is not None:
+            if "theta" in vars(member):
+                vars(member)["theta"] = theta
+            elif member._parameters.get("theta") is not None:
                 member._parameters["theta"] = theta
+
+    def leave(self) -> nn.Parameter:
+        """Take theta out of the parameters of every module; each still has it, as an attribute."""
+        thetas = [member._parameters.pop("theta") for member in list(self.members)]
+        theta = thetas[0]
+        assert theta is not None and all(other is theta for other in thetas)
+        for member in list(self.members):
+            vars(member)["theta"] = theta
+        return theta
+
+
+class RootPhi(nn.Module):
+    """One theta, as a parameter of FSDP2's root unit alone; the layers that share it are in other units.
+
+    FSDP2 registers the whole theta here when the forward pass of the root begins, and a shard when it ends: the layers
+    get each as well.
+    """
+
+    def __init__(self, sharers: Sharers) -> None:
+        super().__init__()
+        self._sharers = sharers
+        self.theta = sharers.leave()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # FSDP2 writes past register_parameter in modules that have no __setattr__ of their own
+        super().__setattr__(name, value)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register theta, and give it to the layers."""
+        super().register_parameter(name, param)
+        if param is not None:
+            self._sharers.take(param)
+
+
+def from_root(model: nn.Module, adapter_name: str, state_dict: dict[str, Tensor]) -> dict[str, Tensor]:
+    """theta of every layer that has it from a `RootPhi`, under the name of the layer, out of a model's state."""
+    named = list(model.named_modules())
+    of_root = {id(m.theta): state_dict[f"{name}.theta"] for name, m in named if isinstance(m, RootPhi)}
+    return {
+        f"{name}.theta": of_root[id(vars(module)["theta"])]
+        for name, module in named
+        if of_root and name.endswith(f".lrlora_delta.{adapter_name}") and "theta" in vars(module)
+    }
