@@ -99,7 +99,7 @@ def test_columns_that_are_not_read_are_said(tmp_path):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"chosen": [ANSWER], "rejected": [ANSWER], "prompt": [USER]}, "preference pairs .* trl's DPOTrainer"),
+        ({"chosen": [ANSWER], "rejected": [ANSWER], "prompt": [USER]}, "preference pairs .* are no chats"),
         ({"messages": [USER, ANSWER], "label": False}, "chats with a verdict .* trl's KTOTrainer"),
         ({"messages": [USER]}, "row 1 of 10 has no message of the assistant that could be learned"),
         ({"messages": [USER, {**ANSWER, "weight": 0}]}, "no message of the assistant that could be learned"),

@@ -130,8 +130,8 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="no data file"):
         load_task(DataSource(data=str(tmp_path / "empty")))
-    (tmp_path / "notes.txt").write_text("hello")
+    (tmp_path / "notes.md").write_text("hello")
     with pytest.raises(InputError, match=r"needed \.jsonl"):
-        load_task(DataSource(data=str(tmp_path / "notes.txt")))
+        load_task(DataSource(data=str(tmp_path / "notes.md")))
     with pytest.raises(InputError, match="neither a local file nor a readable hub dataset"):
         load_task(DataSource(data="someone/something"))

@@ -124,7 +124,7 @@ def test_forgetting_is_measured_from_one_number(tiny_decoder):
     before = {row.metrics["unrelated_nats_before"] for row in rows}
     assert len(before) == 1
     # the same model would be scored the same to the tenth digit
-    assert all(abs(row.metrics["unrelated_nats_after"] - next(iter(before))) > 1e-4 for row in rows)
+    assert all(abs(row.metrics["unrelated_nats_after"] - next(iter(before))) > 1e-5 for row in rows)
     # the same number as without any of it
     tokenizer, model = AutoTokenizer.from_pretrained(tiny_decoder), AutoModelForCausalLM.from_pretrained(tiny_decoder)
     texts = load_parts(study, study.tasks[0]).further["final"]["unrelated"]

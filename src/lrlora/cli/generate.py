@@ -48,7 +48,7 @@ class _More:
 
 def run(arguments: list[str]) -> None:
     """Generate, and print or write the answers."""
-    example = 'lrlora generate runs/demo --prompt "Name a colour." --max_new_tokens 50'
+    example = 'lrlora generate runs/demo --prompt "Name a colour."'
     chosen, config = parse_with_arguments(_More, "generate", arguments, example)
     if (chosen.prompt is None) == (chosen.file is None):
         raise InputError("lrlora generate needs --prompt TEXT or --file FILE, one of them")
