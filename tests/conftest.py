@@ -180,17 +180,22 @@ def tiny_decoder(tmp_path_factory: pytest.TempPathFactory, embedded_encoder: Pat
     return folder
 
 
-@pytest.fixture
-def sentences(tmp_path: Path) -> Path:
-    """A folder with train.jsonl and validation.jsonl: sentences of two kinds."""
+def sentence_rows() -> list[dict]:
+    """48 sentences of two kinds."""
     words = ("good", "bright", "kind", "warm"), ("bad", "dark", "cruel", "cold")
-    rows = [
+    return [
         {"sentence": f"a {word} and {other} day number {n}", "label": label}
         for n in range(3)
         for label, group in enumerate(words)
         for word in group
         for other in group[:2]
     ]
+
+
+@pytest.fixture
+def sentences(tmp_path: Path) -> Path:
+    """A folder with train.jsonl and validation.jsonl: sentences of two kinds."""
+    rows = sentence_rows()
     folder = tmp_path / "sentences"
     folder.mkdir()
     write_rows(folder / "train.jsonl", rows[:36])

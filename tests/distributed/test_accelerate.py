@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import write_rows
+from tests.conftest import sentence_rows, write_rows
 from tests.distributed.launch import accelerate, environment
 
 STEPS = {"max_steps": 8, "save_steps": 3, "rank_steps": 4}
@@ -34,14 +34,7 @@ def places(tmp_path_factory: pytest.TempPathFactory, tiny_encoder: Path) -> dict
     config = json.loads((encoder / "config.json").read_text())
     config.update(hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     (encoder / "config.json").write_text(json.dumps(config))
-    words = ("good", "bright", "kind", "warm"), ("bad", "dark", "cruel", "cold")
-    rows = [
-        {"sentence": f"a {word} and {other} day number {n}", "label": label}
-        for n in range(3)
-        for label, group in enumerate(words)
-        for word in group
-        for other in group[:2]
-    ]
+    rows = sentence_rows()
     (folder / "rows").mkdir()
     write_rows(folder / "rows" / "train.jsonl", rows[:36])
     write_rows(folder / "rows" / "validation.jsonl", rows[36:45])

@@ -9,7 +9,7 @@ from typing import Optional
 
 from transformers import GenerationConfig, TextStreamer, set_seed
 
-from lrlora.cli.generation import load_model, parse_with_arguments
+from lrlora.cli.generation import load_model, parse_with_arguments, streamer_of, tell_if_cut
 from lrlora.errors import InputError
 from lrlora.generation.chat import Chat, interruptible
 from lrlora.training import processes
@@ -33,7 +33,7 @@ def run(arguments: list[str]) -> None:
     model = load_model(chosen)
     set_seed(chosen.seed)
     chat, is_terminal = Chat(model, config, chosen.system), sys.stdin.isatty()
-    streamer = TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = streamer_of(model)
     if is_terminal:
         processes.tell(f"{_COMMANDS}; Ctrl-C stops an answer")
     for line in _lines(is_terminal):
@@ -79,6 +79,5 @@ def _say(chat: Chat, line: str, streamer: TextStreamer, config: GenerationConfig
     else:
         with interruptible() as stop:
             answer = chat.ask(line, streamer, stop)
-        if answer.finish == "length":
-            processes.tell(f"cut at {answer.tokens} tokens; --max_new_tokens allows more")
+        tell_if_cut(answer)
     return True

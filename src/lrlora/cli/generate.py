@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Optional
 
-from transformers import GenerationConfig, TextStreamer, set_seed
+from transformers import GenerationConfig, set_seed
 
-from lrlora.cli.generation import load_model, parse_with_arguments
+from lrlora.cli.generation import load_model, parse_with_arguments, streamer_of, tell_if_cut
 from lrlora.data.prompts import Prompt, prompts_of, request
 from lrlora.data.tables import read_table
 from lrlora.errors import InputError
@@ -88,11 +88,8 @@ def _prompts(
 
 def _stream(model: LanguageModel, prompt: Prompt, config: GenerationConfig) -> None:
     """Print an answer as it is written; of several beams only the end is known."""
-    streamer = None
-    if (config.num_beams or 1) == 1:
-        streamer = TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer = streamer_of(model) if (config.num_beams or 1) == 1 else None
     (answer,) = model.generate([model.prompt(prompt)[1]], config, streamer)
     if streamer is None:
         print(answer.text)
-    if answer.finish == "length":
-        processes.tell(f"cut at {answer.tokens} tokens; --max_new_tokens allows more")
+    tell_if_cut(answer)

@@ -6,13 +6,13 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, TextStreamer
 
 from lrlora.cli.flags import parse, quiet_libraries
 from lrlora.cli.settings import flags_of, values_of
 from lrlora.cli.show import tell_of_changes
 from lrlora.data.embedded import model_folder
-from lrlora.generation import LanguageModel, generation_config, load
+from lrlora.generation import Answer, LanguageModel, generation_config, load
 from lrlora.generation.options import generation_fields, names_of_arguments, why_not
 from lrlora.saved.base import BaseOptions
 from lrlora.training import processes
@@ -72,6 +72,17 @@ def parse_with_arguments(cls: type, verb: str, arguments: list[str], example: st
         heading="arguments of the generation",
     )
     return flags, generation_config({name: v for name, v in values_of(flags, passed).items() if v is not None})
+
+
+def streamer_of(model: LanguageModel) -> TextStreamer:
+    """Prints an answer as it is written, without the prompt and the token that ends it."""
+    return TextStreamer(model.tokenizer, skip_prompt=True, skip_special_tokens=True)
+
+
+def tell_if_cut(answer: Answer) -> None:
+    """Say it where an answer did not come to its end."""
+    if answer.finish == "length":
+        processes.tell(f"cut at {answer.tokens} tokens; --max_new_tokens allows more")
 
 
 def load_model(flags: Any) -> LanguageModel:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -148,7 +148,8 @@ def _language(
             if encoded.length > max_length:
                 cut.add(encoded.length, number)
             cut.empty += encoded.is_empty
-            cut.continued += "text" in row and len(encoded.pieces) - 1
+            if "text" in row:
+                cut.continued += len(encoded.pieces) - 1
             for ids, labels in encoded.pieces:
                 made["input_ids"].append(ids)
                 made["labels"].append(labels)
@@ -251,8 +252,8 @@ def encode_pair(row: dict[str, Any], renderer: Renderer, tokenizer: Any, max_len
     (chosen, learned), (rejected, other) = (each.pieces[0] for each in whole)
     same = same_beginning(chosen, rejected)
     # where tokens of the request merge with those of an answer, they belong to the answer
-    begin = min(same, _first(learned), _first(other))
-    ends = [len(labels) - _first(labels[::-1]) for labels in (learned, other)]
+    begin = min(same, first_label(learned), first_label(other))
+    ends = [len(labels) - first_label(labels[::-1]) for labels in (learned, other)]
     longest = max(ends)
     if longest - begin >= max_length:
         raise InputError(
@@ -267,7 +268,8 @@ def encode_pair(row: dict[str, Any], renderer: Renderer, tokenizer: Any, max_len
     return EncodedRow(pieces, longest, any(each.is_empty for each in whole))
 
 
-def _first(labels: list[int]) -> int:
+def first_label(labels: Sequence[int]) -> int:
+    """The place of the first token that is learned."""
     return next(n for n, label in enumerate(labels) if label != IGNORED)
 
 

@@ -58,6 +58,7 @@ _SHAPES = {
     "prompt": "prompts and completions; the completions are learned",
     "instruction": "instructions; the outputs are learned",
     "text": "plain text; all of it is learned",
+    "chosen": "preference pairs; the chosen answers are preferred to the rejected ones",
 }
 
 ROLES = {
@@ -128,7 +129,7 @@ def rows_of(table: Table, columns: tuple[str, ...] | None, notes: list[str]) -> 
 
 
 def said_of(rows: Dataset) -> str:
-    """What rows from `rows_of` were read as, and what of them is learned."""
+    """What rows from `rows_of` or `lrlora.data.preferences.pairs_of` were read as, and what of them is learned."""
     return next(said for column, said in _SHAPES.items() if column in rows.column_names)
 
 
@@ -151,10 +152,7 @@ def _chats(table: Table, notes: list[str]) -> dict[str, list[Any]]:
     column = "messages" if "messages" in table.columns else "conversations"
     messages = []
     for position, value in enumerate(table.columns[column]):
-        found = messages_of(table, position, value)
-        system = table.columns["system"][position] if "system" in table.columns else None
-        if isinstance(system, str) and system.strip():
-            found = [{"role": "system", "content": system, "weight": 0}, *found]
+        found = with_system(table, position, messages_of(table, position, value))
         if not any(each["role"] == "assistant" and each["weight"] for each in found):
             raise table.error(position, "has no message of the assistant that could be learned")
         messages.append(json.dumps(found, ensure_ascii=False))
@@ -205,6 +203,14 @@ def messages_of(table: Table, position: int, value: Any) -> list[Message]:
     if not is_of_messages(value):
         raise table.error(position, "needs a list of messages with role and content (or from and value)")
     return [_message(table, position, number, each) for number, each in enumerate(value, 1)]
+
+
+def with_system(table: Table, position: int, messages: list[Message]) -> list[Message]:
+    """A chat behind the message of the column system, where a row has one."""
+    system = table.columns["system"][position] if "system" in table.columns else None
+    if isinstance(system, str) and system.strip():
+        return [{"role": "system", "content": system, "weight": 0}, *messages]
+    return messages
 
 
 def _message(table: Table, position: int, number: int, given: dict[str, Any]) -> Message:

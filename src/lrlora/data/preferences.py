@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from lrlora.data.formats import messages_of, tools_of
-from lrlora.data.render import same_beginning
+from lrlora.data.formats import messages_of, tools_of, with_system
+from lrlora.data.render import request_text, same_beginning
 from lrlora.data.tables import Table
 from lrlora.errors import InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SAID = "preference pairs; the chosen answers are preferred to the rejected ones"
 _REQUESTS = ("prompt", "messages", "conversations", "instruction")
 _READ = ("chosen", "rejected", "system", "tools", "input")
 
@@ -75,10 +74,8 @@ def _pair(table: Table, position: int, given: dict[str, Any], request: str | Non
             raise table.error(position, "has a prompt that is a text, and answers that are none")
         return [{"prompt": asked, "completion": answer} for answer in answers]
     if request == "instruction":
-        asked = [{"role": "user", "content": asked + (f"\n\n{given['input']}" if given.get("input") else "")}]
-    before = messages_of(table, position, asked)
-    if isinstance(system := given.get("system"), str) and system.strip():
-        before = [{"role": "system", "content": system, "weight": 0}, *before]
+        asked = [{"role": "user", "content": request_text(asked, given.get("input"))}]
+    before = with_system(table, position, messages_of(table, position, asked))
     return [_chat(table, position, before, _answer(table, position, answer)) for answer in answers]
 
 

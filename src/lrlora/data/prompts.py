@@ -6,14 +6,12 @@ import json
 from collections.abc import Callable
 from typing import Any, Literal
 
-from lrlora.data.formats import is_of_messages, messages_of, tools_of
+from lrlora.data.formats import FORMATS, is_of_messages, messages_of, tools_of, with_system
 from lrlora.data.tables import Table, texts
 from lrlora.errors import InputError
 
 Written = Literal["auto", "request", "text"]
 Prompt = dict[str, Any]
-_FORMATS = ("messages", "conversations", "prompt", "instruction", "text")
-"""Columns that say the format, in the order in which they are looked for, as in `lrlora.data.formats`."""
 _ANSWERS = ("completion", "output", "chosen", "rejected", "label")
 
 
@@ -43,11 +41,11 @@ def prompts_of(table: Table, column: str | None, written: Written, notes: list[s
     Raises:
         InputError: none of the formats, or a row that is not of its format, by number.
     """
-    found = column or next((name for name in _FORMATS if name in table.columns), None)
+    found = column or next((name for name in FORMATS if name in table.columns), None)
     if found is None or found not in table.columns:
         raise InputError(
             f"{table.where}: no column {column or 'of prompts'}, got columns {', '.join(table.columns)}; needed one of "
-            f"{', '.join(_FORMATS)}, or pass text_column"
+            f"{', '.join(FORMATS)}, or pass text_column"
         )
     read, also, said = _READERS[found] if column is None else _READERS["text"]
     made, how = read(table, found, notes), said
@@ -65,9 +63,8 @@ def _chats(table: Table, column: str, notes: list[str]) -> list[Prompt]:
     made = []
     for position, (value, tools) in enumerate(zip(table.columns[column], tools_of(table), strict=True)):
         messages = messages_of(table, position, value)
-        system = table.columns["system"][position] if "system" in table.columns else None
-        if isinstance(system, str) and system.strip() and column != "prompt":
-            messages = [{"role": "system", "content": system, "weight": 0}, *messages]
+        if column != "prompt":
+            messages = with_system(table, position, messages)
         if messages[-1]["role"] == "assistant":
             messages = messages[:-1]
         if not messages:

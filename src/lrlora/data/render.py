@@ -70,8 +70,7 @@ class Renderer:
         if "messages" in row:
             tools = json.loads(row["tools"]) if row.get("tools") else None
             return self._chat(json.loads(row["messages"]), tools)
-        request = row["instruction"] + (f"\n\n{row['input']}" if row["input"] else "")
-        asked = [{"role": "user", "content": request, "weight": 0}]
+        asked = [{"role": "user", "content": request_text(row["instruction"], row["input"]), "weight": 0}]
         return self._chat([*asked, {"role": "assistant", "content": row["answer"], "weight": 1}], None)
 
     def prompt(self, request: str) -> str:
@@ -236,6 +235,11 @@ class Renderer:
             return get_training_chat_template(self._tokenizer)
         except (ImportError, ValueError):
             return None
+
+
+def request_text(instruction: str, given: str | None) -> str:
+    """An instruction of Alpaca and its input, as the message of the user."""
+    return instruction + (f"\n\n{given}" if given else "")
 
 
 def same_beginning(one: Sequence[Any], other: Sequence[Any]) -> int:

@@ -12,9 +12,10 @@ from lrlora.ranks import LayerRank
 from lrlora.saved import names
 from lrlora.saved.adapter import AUTO_CLASSES
 from lrlora.saved.card_code import Loading
-from lrlora.saved.card_origin import Origin, is_dataset_of_hub, origin_of_run, versions_here
+from lrlora.saved.card_origin import Origin, is_dataset_of_hub, origin_of_run
 from lrlora.saved.card_text import Rows, cell, listed, table
 from lrlora.saved.kept_card import signed
+from lrlora.saved.provenance import library_versions
 from lrlora.saved.run import RunFolder
 from lrlora.saved.settings import Settings
 from lrlora.tuner.names import type_of
@@ -94,7 +95,7 @@ class Card:
             ("Learned ranks", rank_table(origin.ranks) + picture + warned),
             ("Results", origin.results_text()),
             *self.numbers,
-            ("Versions", listed({**origin.versions, **({} if origin.versions else versions_here())})),
+            ("Versions", listed({**origin.versions, **({} if origin.versions else library_versions())})),
         ]
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lrlora
 from lrlora.data.embedded import DECODER, encoder_folder, model_folder
 from lrlora.errors import InputError
 from lrlora.ranks import LayerRank
@@ -173,16 +172,6 @@ def origin_of_adapter(folder: Path, base: str, known: Settings, is_base_given: b
         return found
     return Origin(base_of(base), *(getattr(found, name) for name in ("settings", "known", "metrics", "ranks")),
                   versions=found.versions, data=found.data)  # fmt: skip
-
-
-def versions_here() -> dict[str, str]:
-    """The versions of the libraries that write, where those that trained are not known."""
-    import peft
-    import torch
-    import transformers
-
-    found = {"lrlora": lrlora, "peft": peft, "transformers": transformers, "torch": torch}
-    return {name: str(module.__version__) for name, module in found.items()}
 
 
 def is_dataset_of_hub(data: Any) -> bool:

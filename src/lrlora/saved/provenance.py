@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import lrlora
+
 _TIMEOUT_S = 5.0
 _GIT = (
     # neither hooks nor the programs that a repository may name as a file monitor
@@ -47,6 +49,16 @@ def utc_now() -> str:
         ('T', 'Z')
     """
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def library_versions() -> dict[str, str]:
+    """The versions of the libraries that a result depends on, by name."""
+    import peft
+    import torch
+    import transformers
+
+    found = {"lrlora": lrlora, "peft": peft, "transformers": transformers, "torch": torch}
+    return {name: str(module.__version__) for name, module in found.items()}
 
 
 def git_state(folder: Path | None = None) -> dict[str, Any] | None:

@@ -62,8 +62,5 @@ def said_of_sums(folder: str | Path) -> str | None:
 
 
 def _digest(file: Path) -> str:
-    sha = hashlib.sha256()
     with file.open("rb") as stream:
-        while part := stream.read(1 << 22):
-            sha.update(part)
-    return sha.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -127,19 +127,22 @@ def check_passed(names: Collection[str], ours: Collection[str], cls: type | None
     Raises:
         InputError: a name that no trainer has, one that lrlora sets itself, or one of another kind of task.
     """
+    known = [each.name for each in passed_fields(frozenset(ours))] if names else []
     for name in names:
         if name in ours or name in _INSTEAD:
             raise InputError(f"{name} is set by {_INSTEAD.get(name, name)}; leave it out of trainer")
         if name in _DECIDED:
             raise InputError(f"{name} cannot be chosen: {_DECIDED[name]}; leave it out")
-        known = [each.name for each in passed_fields(frozenset(ours))]
         if name not in known:
             near = meant(name, known)
             raise InputError(
                 f"no argument of transformers' or trl's trainers: {name}" + (f"; did you mean {near}?" if near else "")
             )
-        if cls is not None and name not in {each.name for each in dataclasses.fields(cls)}:
-            raise InputError(f"{name} is no argument of {cls.__name__}, of which this task is trained; leave it out")
+    if cls is None:
+        return
+    own = {each.name for each in dataclasses.fields(cls)}
+    if other := [name for name in names if name not in own]:
+        raise InputError(f"{other[0]} is no argument of {cls.__name__}, of which this task is trained; leave it out")
 
 
 def why_not(name: str) -> str | None:

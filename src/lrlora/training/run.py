@@ -17,12 +17,10 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback, set_seed
 
-import lrlora
 from lrlora.data import TaskData
 from lrlora.data.encode import encode
 from lrlora.data.formats import said_of
 from lrlora.data.length import length_of_rows
-from lrlora.data.preferences import SAID
 from lrlora.data.tasks import LANGUAGE
 from lrlora.errors import InputError
 from lrlora.files import explained
@@ -31,6 +29,7 @@ from lrlora.ranks.record import RankCallback
 from lrlora.saved.card import card_of_run
 from lrlora.saved.identity import digest_of_model, digest_of_rows
 from lrlora.saved.lock import unlock
+from lrlora.saved.provenance import library_versions
 from lrlora.saved.run import RunFolder
 from lrlora.training import processes
 from lrlora.training.config import TrainConfig
@@ -160,7 +159,7 @@ def _train_one(
     set_seed(config.seed)
     task = load_task_for(config.model, config.data_source(), _warn, config.base_options)
     if task.kind in LANGUAGE:
-        processes.tell(f"{task.files[0]}: read as {SAID if task.kind == 'preference' else said_of(task.train)}")
+        processes.tell(f"{task.files[0]}: read as {said_of(task.train)}")
     for note in task.notes:
         _warn(note)
     model, tokenizer = build(config, task)
@@ -256,14 +255,8 @@ def _tracked(trainer: Trainer, config: TrainConfig) -> Any:
 
 def versions() -> dict[str, str]:
     """What a number depends on besides the settings: versions, threads, device."""
-    import peft
-    import transformers
-
     return {
-        "lrlora": lrlora.__version__,
-        "peft": peft.__version__,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
+        **library_versions(),
         "python": platform.python_version(),
         "threads": str(torch.get_num_threads()),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),

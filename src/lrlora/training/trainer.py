@@ -12,7 +12,7 @@ import torch
 from transformers import EarlyStoppingCallback, Trainer
 
 from lrlora.data import TaskData
-from lrlora.data.encode import IGNORED
+from lrlora.data.encode import first_label
 from lrlora.data.tasks import LANGUAGE, Kind
 from lrlora.errors import InputError, first_lines
 from lrlora.evaluation.labelled import base_in
@@ -31,8 +31,8 @@ from lrlora.tuner.sharded import is_sharded, whole_state
 _ENCODED = ["input_ids", "labels"]
 
 
-class _Scored:
-    """A Trainer whose evaluations are those of `lrlora evaluate`."""
+class _OfRun:
+    """A Trainer whose evaluations are those of `lrlora evaluate`, and whose checkpoints hold the adapter alone."""
 
     scored: Callable[[Any], dict[str, float]]
 
@@ -54,8 +54,11 @@ class _Scored:
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
         return found
 
+    def create_model_card(self, *given: Any, **named: Any) -> None:
+        """Leave out the card that trl writes next to the checkpoints: a run's card is that of its adapter."""
 
-class _PlainTrainer(_Scored, Trainer):
+
+class _PlainTrainer(_OfRun, Trainer):
     pass
 
 
@@ -121,22 +124,15 @@ def make_trainer(
     return trainer
 
 
-class _WithoutCard:
-    """Leaves out the model card that trl writes next to the checkpoints: a run's card is that of its adapter."""
-
-    def create_model_card(self, *given: Any, **named: Any) -> None:
-        """Write nothing."""
-
-
 @functools.cache
 def _trainers() -> dict[str, type]:
     """trl's trainers by kind of task, on rows that are encoded already."""
     import trl
 
-    class LanguageTrainer(_Scored, _WithoutCard, trl.SFTTrainer):
+    class LanguageTrainer(_OfRun, trl.SFTTrainer):
         pass
 
-    class PreferenceTrainer(_Scored, _WithoutCard, trl.DPOTrainer):
+    class PreferenceTrainer(_OfRun, trl.DPOTrainer):
         """The reference is the base: a fresh adapter changes nothing, and needs no frozen copy of itself."""
 
         def __init__(self, model: Any, optimizer_cls_and_kwargs: Any, **named: Any) -> None:
@@ -169,7 +165,7 @@ def _pairs(encoded: Any) -> Any:
 
     made: dict[str, list[Any]] = {"prompt_ids": [], "chosen_ids": [], "rejected_ids": []}
     for number, (ids, labels) in enumerate(zip(encoded["input_ids"], encoded["labels"], strict=True)):
-        begin = next(n for n, label in enumerate(labels) if label != IGNORED)
+        begin = first_label(labels)
         made["rejected_ids" if number % 2 else "chosen_ids"].append(ids[begin:])
         if number % 2 == 0:
             made["prompt_ids"].append(ids[:begin])
@@ -199,11 +195,9 @@ def _arguments(config: TrainConfig, task: TaskData, out: Path, length: int | Non
     if config.early_stopping_patience is not None:
         # the count of evaluations without a gain is of the run, not of the process
         chosen |= {"load_best_model_at_end": True, "restore_callback_states_from_checkpoint": True}
-    if kind == "causal":
+    if kind in LANGUAGE:
         # rows are cut when they are encoded; only packing needs to know the length
         chosen["max_length"] = length if chosen.get("packing") else None
-    if kind == "preference":
-        chosen["max_length"] = None
     try:
         return cls(
             output_dir=str(out),

@@ -24,8 +24,7 @@ from lrlora.export.skeleton import ADAPTER, Skeleton
 from lrlora.export.tolerance.curve import Curve, Point
 from lrlora.export.tolerance.rows import HeldOut
 from lrlora.saved.adapter import AdapterFolder, read_adapter
-from lrlora.saved.load import load_adapter, put_saved_on
-from lrlora.saved.tokens import load_tokenizer
+from lrlora.saved.load import load_adapter, put_saved_on, tokenizer_of
 
 
 class Cuts:
@@ -50,8 +49,7 @@ class Cuts:
         self.sizes: list[int] = list(itertools.accumulate(spent, initial=sum(self._costs)))
         """The parameters of every size there is, from rank 1 in all layers on, one singular value more each."""
         self._model: Any = load_adapter(str(saved.folder), saved.base)
-        has_own = any(saved.folder.glob("tokenizer_config.json"))
-        tokenizer = load_tokenizer(str(saved.folder) if has_own else saved.base)
+        tokenizer = tokenizer_of(saved)
         self._score = rows.scorer(rows.choose, self._model, tokenizer)
         self._score_report = rows.scorer(rows.report, self._model, tokenizer)
         self._is_plain = False
