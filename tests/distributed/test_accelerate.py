@@ -97,7 +97,7 @@ def test_a_run_in_two_processes_equals_one(places, alone, tmp_path, layout):
     check_equal(tmp_path / "run", alone, layout)
 
 
-@pytest.mark.parametrize("layout", ["ddp", "fsdp2", "zero3"])
+@pytest.mark.parametrize("layout", ["ddp", "fsdp2", "zero2", "zero3"])
 def test_a_run_that_was_killed_goes_on(places, alone, tmp_path, layout):
     skip_without(layout)
     out = tmp_path / "run"

@@ -16,6 +16,7 @@ from lrlora.data import load_task
 from lrlora.evaluation.score import score_task
 from lrlora.export.compare import run_config
 from lrlora.export.tolerance import cuts
+from lrlora.saved.lock import lock_file, unlock
 from lrlora.saved.tokens import load_tokenizer
 from tests.conftest import write_rows
 
@@ -183,6 +184,16 @@ def test_a_curve_of_something_else_is_refused_and_overwritten_when_asked(runs, t
     (tmp_path / "mine.tolerance.png").touch()
     assert main(["export", str(runs / "lora-causal"), "--out", str(tmp_path / "mine"), "--tolerance", "1"]) == 2
     assert "mine.tolerance.png is there already, and no curve next to it" in capsys.readouterr().err
+
+
+def test_a_second_search_with_the_same_file_is_refused(runs, tmp_path, capsys):
+    words = ["export", str(runs / "lora-causal"), "--out", str(tmp_path / "out"), "--tolerance", "0.5"]
+    held = lock_file(tmp_path / "out.tolerance.json")
+    assert main(words) == 2
+    assert "another process is searching with" in capsys.readouterr().err
+    unlock(held)
+    assert main(words) == 0
+    assert {file.name for file in tmp_path.iterdir()} == {"out", "out.tolerance.json", "out.tolerance.png"}
 
 
 def test_other_rows_can_choose_and_the_same_rows_are_called_optimistic(runs, tmp_path, capsys):

@@ -22,6 +22,7 @@ from lrlora.export.tolerance.search import smallest_passing
 from lrlora.files import check_folder
 from lrlora.saved.adapter import AdapterFolder, read_adapter
 from lrlora.saved.identity import digest_of_model
+from lrlora.saved.lock import lock_file, unlock
 from lrlora.training.config import TrainConfig
 from lrlora.training.run import versions
 from lrlora.tuner.names import kind_of
@@ -127,10 +128,9 @@ def smallest_lora(
     curve_file, picture = (place.with_name(f"{place.name}.tolerance.{end}") for end in ("json", "png"))
     if picture.exists() and not curve_file.exists():
         raise InputError(f"{picture} is there already, and no curve next to it; move it away, or pass another --out")
-    curve = open_curve(curve_file, _inputs(saved, rows, rank), overwrite)
-    if curve.points:
-        say(f"{curve_file}: sizes measured before, and not measured again: {len(curve.points)}")
-    with _told_what_is_left(curve):
+    with _opened(curve_file, _inputs(saved, rows, rank), overwrite) as curve:
+        if curve.points:
+            say(f"{curve_file}: sizes measured before, and not measured again: {len(curve.points)}")
         cuts = Cuts(saved, built, layers, rows, rank)
         cuts.score_adapter(curve)
         own, metric = curve.adapter, rows.measure.metric
@@ -171,14 +171,19 @@ def smallest_lora(
 
 
 @contextlib.contextmanager
-def _told_what_is_left(curve: Curve) -> Iterator[None]:
-    """Add to an interruption what the curve holds."""
+def _opened(file: Path, inputs: dict[str, Any], overwrite: bool) -> Iterator[Curve]:
+    """The curve, for this process only; adds to an interruption what the curve holds."""
+    held = lock_file(file)
     try:
-        yield
-    except KeyboardInterrupt as error:
-        many = len(curve.points)
-        left = f"{curve.file} is written ({many} sizes); the same command goes on" if many else "nothing was written"
-        raise KeyboardInterrupt(left) from error
+        curve = open_curve(file, inputs, overwrite)
+        try:
+            yield curve
+        except KeyboardInterrupt as error:
+            many = len(curve.points)
+            left = f"{file} is written ({many} sizes); the same command goes on" if many else "nothing was written"
+            raise KeyboardInterrupt(left) from error
+    finally:
+        unlock(held)
 
 
 def _check(tolerance: float, rank: int | None) -> None:
