@@ -16,6 +16,7 @@ from lrlora.export.base import EXPORTED_FILES, copy_tokenizer
 from lrlora.export.cards import finish_exported
 from lrlora.export.lora.choose import RankChoice, choose_ranks, total_error
 from lrlora.export.lora.factor import Factors, factorise
+from lrlora.export.lora.llama_cpp import said_of_llama_cpp
 from lrlora.export.lora.names import pattern_keys, target_modules
 from lrlora.export.lora.plain import CONVOLUTIONS, METHODS, AnyLayer, layers_of, refuse_what_changes_the_base
 from lrlora.export.lora.vllm import said_of_vllm
@@ -151,9 +152,10 @@ def write_lora(
             write_json(folder / BASE, saved.options.measured)
         error = total_error([row.relative_error * row.norm for row in rows], [row.norm for row in rows])
         finish_exported(folder, Path(out), saved, built.base, rows, error, say)
-        refused = said_of_vllm(adapter_settings(folder), {name: tuple(value.shape) for name, value in tensors.items()})
-    if refused:
-        say(refused)
+        config, shapes = adapter_settings(folder), {name: tuple(value.shape) for name, value in tensors.items()}
+    for line in (said_of_vllm(config, shapes), said_of_llama_cpp(config)):
+        if line is not None:
+            say(line)
     if saved.pooling not in ("auto", own_pooling(base_config(saved.base, saved.options) or {})):
         say(
             f"warning: it was trained with --pooling {saved.pooling}, which peft does not know: lrlora reads it from "
