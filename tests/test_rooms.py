@@ -73,6 +73,7 @@ ELSEWHERE = {
     "saved/local.py": "training/test_model.py::test_an_adapter_is_no_base",
     "saved/lock.py": "training/test_stop.py::test_two_at_once_one_is_refused",
     "saved/names.py": "test_layering.py::test_the_files_of_runs_and_adapters_are_named_in_one_place",
+    "saved/part.py": "generation/test_answers.py::test_a_killed_file_goes_on_and_is_the_same",
     "saved/owned.py": "training/test_folder.py::test_what_no_run_wrote_is_named_and_nothing_is_deleted",
     "saved/precision.py": (
         "training/test_bases.py::test_what_is_trained_whole_is_float32_and_biases_in_bfloat16_are_refused"
