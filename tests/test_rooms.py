@@ -17,6 +17,7 @@ ELSEWHERE = {
     "cli/generation.py": "cli/test_generate.py::test_what_cannot_be_generated_is_refused_by_name",
     "cli/merge.py": "export/test_merge.py::test_the_command_prints_every_layer_and_warns",
     "cli/report.py": "report/test_page.py::test_a_study_is_read_from_its_results",
+    "cli/mt_bench.py": "evaluation/test_judge.py::test_answers_are_judged_by_a_real_server",
     "cli/verbs.py": "test_layering.py::test_the_door_is_opened_only_when_a_study_is_asked_for",
     "data/commonsense_hub.py": "data/test_commonsense.py::test_rows_as_the_hub_keeps_them",
     "data/facts.py": "peft_study/test_facts.py::test_the_first_pairs_of_a_file_without_repeated_questions",
