@@ -1,10 +1,8 @@
 import itertools
 import json
-import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -84,38 +82,57 @@ def test_the_second_prompt_holds_the_first_answer(embedded_decoder, tmp_path):
     assert all(text.strip() for text in turns_of(record))
 
 
-def command(folder: Path, questions: Path, out: Path) -> list[str]:
-    words = ["--mt_bench", str(questions), "--out", str(out), "--max_new_tokens", "12"]
-    return [sys.executable, "-W", "ignore", "-m", "lrlora", "evaluate", str(folder), *words, "--model_id", "tiny"]
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+
+import lrlora.cli.evaluate  # once, and not in every process
+from lrlora.cli import main
+
+part, words, counts = Path(sys.argv[1]), sys.argv[2:], [0]
 
 
-def lines_of(part: Path) -> int:
-    return part.read_bytes().count(b"\n") if part.exists() else 0
+def lines():
+    return part.read_bytes().count(b"\\n") if part.exists() else 0
+
+
+def start():
+    process = os.fork()
+    if not process:
+        os._exit(main(words))
+    return process
+
+
+for _ in range(3):
+    process = start()
+    while lines() < counts[-1] + 4 and os.waitpid(process, os.WNOHANG) == (0, 0):
+        time.sleep(0.002)
+    os.kill(process, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == -signal.SIGKILL
+    counts.append(lines())
+assert os.waitstatus_to_exitcode(os.waitpid(start(), 0)[1]) == 0
+print(*counts)
+"""
 
 
 @pytest.mark.slow
 def test_a_process_killed_three_times_gives_the_same_answers(folder, model, tmp_path):
     file, out = questions_file(tmp_path, 60), tmp_path / "answers.jsonl"
-    questions = read_questions(file)
+    questions, part = read_questions(file), tmp_path / ".answers.jsonl.part"
     whole = answer_questions(tmp_path / "whole.jsonl", model, "tiny", questions, settings(folder, 12))
-    part, there = tmp_path / ".answers.jsonl.part", [0]
-    for _ in range(3):
-        with subprocess.Popen(command(folder, file, out), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-            while lines_of(part) < there[-1] + 4 and process.poll() is None:
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-            assert process.wait(60) == -signal.SIGKILL
-        assert not out.exists()
-        there.append(lines_of(part))
-    # four lines or more by every process, the first of them that of the settings
-    assert there[-1] < 61 and all(after - before >= 4 for before, after in itertools.pairwise(there))
-    ended = subprocess.run(command(folder, file, out), capture_output=True, text=True, timeout=300)
+    words = ["evaluate", str(folder), "--mt_bench", str(file), "--out", str(out), "--max_new_tokens", "12"]
+    command = [sys.executable, "-W", "ignore", "-c", KILLED, str(part), *words, "--model_id", "tiny"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert ended.returncode == 0, ended.stderr
-    assert f"{there[-1] - 1} of 60 questions were answered before" in ended.stderr
+    # lines after every kill: the settings and some answers, and not all of them
+    counts = [int(word) for word in ended.stdout.splitlines()[-1].split()]
+    assert all(after - before >= 4 for before, after in itertools.pairwise(counts)) and counts[-1] < 61
+    assert f"{counts[-1] - 1} of 60 questions were answered before" in ended.stderr
     found = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert untimed(found) == untimed(whole)
-    # what was answered before is older than what was answered now: it was not generated again
-    assert max(r["tstamp"] for r in found[: there[-1] - 1]) < min(r["tstamp"] for r in found[there[-1] - 1 :])
+    # what was answered before is older than what was answered last: it was not generated again
+    before, last = found[: counts[-1] - 1], found[counts[-1] - 1 :]
+    assert max(record["tstamp"] for record in before) < min(record["tstamp"] for record in last)
     assert not part.exists()
 
 
