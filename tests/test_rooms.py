@@ -17,6 +17,7 @@ ELSEWHERE = {
     "cli/generation.py": "cli/test_generate.py::test_what_cannot_be_generated_is_refused_by_name",
     "cli/merge.py": "export/test_merge.py::test_the_command_prints_every_layer_and_warns",
     "cli/report.py": "report/test_page.py::test_a_study_is_read_from_its_results",
+    "cli/mt_bench.py": "evaluation/test_judge.py::test_answers_are_judged_by_a_real_server",
     "cli/verbs.py": "test_layering.py::test_the_door_is_opened_only_when_a_study_is_asked_for",
     "data/commonsense_hub.py": "data/test_commonsense.py::test_rows_as_the_hub_keeps_them",
     "data/facts.py": "peft_study/test_facts.py::test_the_first_pairs_of_a_file_without_repeated_questions",
@@ -73,6 +74,7 @@ ELSEWHERE = {
     "saved/local.py": "training/test_model.py::test_an_adapter_is_no_base",
     "saved/lock.py": "training/test_stop.py::test_two_at_once_one_is_refused",
     "saved/names.py": "test_layering.py::test_the_files_of_runs_and_adapters_are_named_in_one_place",
+    "saved/part.py": "generation/test_answers.py::test_a_killed_file_goes_on_and_is_the_same",
     "saved/owned.py": "training/test_folder.py::test_what_no_run_wrote_is_named_and_nothing_is_deleted",
     "saved/precision.py": (
         "training/test_bases.py::test_what_is_trained_whole_is_float32_and_biases_in_bfloat16_are_refused"

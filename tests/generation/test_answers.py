@@ -22,7 +22,7 @@ class Killed(BaseException):
 
 def stop_after(monkeypatch, count: int) -> None:
     """End the process after so many answers, in the middle of the next line."""
-    from lrlora.generation import answers as module
+    from lrlora.saved import part as module
 
     append, written = module.append_line, []
 
@@ -52,7 +52,7 @@ def test_a_killed_file_goes_on_and_is_the_same(arguments, count, model, tmp_path
     assert not out.exists() and (tmp_path / ".out.jsonl.part").exists()
     lines: list[str] = []
     made: list[dict] = []
-    from lrlora.generation import answers as module
+    from lrlora.saved import part as module
 
     append = module.append_line
     monkeypatch.setattr(module, "append_line", lambda path, line: (made.append(json.loads(line)), append(path, line)))

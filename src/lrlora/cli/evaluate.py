@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Optional
 
+from lrlora.cli import mt_bench
 from lrlora.cli.flags import parse, quiet_libraries
-from lrlora.cli.settings import flags_of
+from lrlora.cli.settings import flags_of, values_of
 from lrlora.cli.show import print_table, tell_of_changes
 from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError
@@ -55,6 +58,11 @@ class EvaluateArguments:
         default_factory=list, metadata={"help": "tasks of lm-eval to score instead, such as hellaswag arc_easy, with "
                                         "its own num_fewshot, limit and so on; needs the hub or --include_path"}
     )  # fmt: skip
+    mt_bench: Optional[str] = field(
+        default=None,
+        metadata={"help": "a file of questions in FastChat's format (jsonl, .gz): the model, one that was trained on "
+                          "chats, answers both turns, and --judge_model grades them"},
+    )  # fmt: skip
     how: str = field(default="likelihood", metadata={"help": "of commonsense tasks: likelihood or generation"})
     prompt: str = field(
         default="instruction",
@@ -72,9 +80,17 @@ class EvaluateArguments:
 
 def run(arguments: list[str]) -> None:
     """Score, and print the table."""
-    fields = typed_fields(EvaluateArguments), typed_fields(HarnessOptions)
-    flags = flags_of("Arguments", *fields)
+    fields = typed_fields(EvaluateArguments), typed_fields(HarnessOptions), typed_fields(mt_bench.MtBenchOptions)
+    flags = flags_of("Arguments", fields[0], [*fields[1], *fields[2]])
     chosen: Any = parse(flags, "evaluate", arguments, "lrlora evaluate runs/demo", positional="adapter")
+    asked_for = mt_bench.MtBenchOptions(**values_of(chosen, fields[2]))
+    if chosen.mt_bench:
+        _refuse_others(chosen, ("adapter", "mt_bench", "model", "json", "debug", *(each.name for each in fields[2])))
+        quiet_libraries()
+        mt_bench.run(chosen.adapter, chosen.mt_bench, asked_for, chosen.model, chosen.json)
+        return
+    if asked_for.given:
+        raise InputError(f"--{next(iter(asked_for.given))} is of --mt_bench FILE, which is not there; leave it out")
     chosen.adapter = model_folder(chosen.adapter)
     harness = HarnessOptions(**{each.name: getattr(chosen, each.name) for each in fields[1]})
     if harness.given and not chosen.lm_eval:
@@ -100,6 +116,14 @@ def run(arguments: list[str]) -> None:
         print(json.dumps(asdict(found), indent=2))
     else:
         show(found)
+
+
+def _refuse_others(chosen: Any, own: Sequence[str]) -> None:
+    """Refuse flags that --mt_bench does not read."""
+    for each in dataclasses.fields(chosen):
+        default = each.default_factory() if callable(each.default_factory) else each.default
+        if each.name not in own and getattr(chosen, each.name) != default:
+            raise InputError(f"--{each.name} is not of --mt_bench, which answers its own questions; leave it out")
 
 
 def _harness(chosen: Any, options: HarnessOptions) -> Harness:

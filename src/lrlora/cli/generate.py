@@ -14,7 +14,8 @@ from lrlora.data.prompts import Prompt, prompts_of, request
 from lrlora.data.tables import read_table
 from lrlora.errors import InputError
 from lrlora.generation import LanguageModel
-from lrlora.generation.answers import answer_file, answers, check_out
+from lrlora.generation.answers import answer_file, answers
+from lrlora.saved.part import check_out
 from lrlora.training import processes
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import time
@@ -10,16 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from transformers import GenerationConfig, set_seed
 
 from lrlora.data.encode import Say
 from lrlora.errors import InputError
-from lrlora.files import append_line, check_file, make_folder, new_file, read_json_lines
 from lrlora.generation.model import LanguageModel
 from lrlora.generation.options import reads_prompt
+from lrlora.saved.part import Record, check_out, resumable
 
-Record = dict[str, Any]
 _SAY_EVERY_S = 10.0
 
 
@@ -111,47 +108,12 @@ def answer_file(
     """
     out = out.expanduser()
     check_out(out, overwrite)
-    part = out.with_name(f".{out.name}.part")
-    settings = _settings(model, prompts, config, batch_size, seed)
-    make_folder(out.parent)
-    lock = FileLock(part.with_suffix(".lock"))
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise InputError(f"another process is writing {out}; wait for it, or pass another --out") from error
-    try:
-        done = _resumed(part, settings, overwrite)
-        if done:
-            say(f"{out}: {len(done)} of {len(prompts)} prompts were answered before; the others are now")
-        keep = functools.partial(_append, part)
-        found = answers(model, prompts, numbers, config, batch_size, seed, done, keep, say)
-        with new_file(out) as beside:
-            beside.write_text("".join(_line(record) + "\n" for record in found), encoding="utf-8")
-        part.unlink(missing_ok=True)
-    finally:
-        # the file goes first, while it is ours
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+    with resumable(out, _settings(model, prompts, config, batch_size, seed), overwrite) as part:
+        if part.done:
+            say(f"{out}: {len(part.done)} of {len(prompts)} prompts were answered before; the others are now")
+        found = answers(model, prompts, numbers, config, batch_size, seed, part.done, part.keep, say)
+        part.finish(found)
     return found
-
-
-def check_out(out: Path, overwrite: bool) -> None:
-    """Refuse, before a model is loaded, a file that is there.
-
-    Raises:
-        InputError: it is a folder, or a file and overwrite is off.
-    """
-    check_file(out)
-    if out.expanduser().exists() and not overwrite:
-        raise InputError(f"{out} is there already; pass another --out, or --overwrite to replace it")
-
-
-def _append(part: Path, record: Record) -> None:
-    append_line(part, _line(record))
-
-
-def _line(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False)
 
 
 def _read(
@@ -183,25 +145,4 @@ def _settings(
     drawn = {"seed": seed, "batch_size": batch_size} if config.do_sample else {}
     arguments = {**config.to_diff_dict(), **drawn}
     named = {"model": model.source, "template": model.template, "bf16": model.is_bf16, "prompts": digest}
-    return json.loads(json.dumps({**named, **arguments}, default=str))
-
-
-def _resumed(part: Path, settings: dict[str, Any], overwrite: bool) -> list[Record]:
-    """The records that are there, made with these settings; begins the file where there are none."""
-    lines = read_json_lines(part) if part.exists() else []
-    if lines and lines[0] == settings:
-        # without what a kill cut short, before more is added
-        text = "".join(_line(line) + "\n" for line in lines)
-        if part.read_text(encoding="utf-8", errors="replace") != text:
-            with new_file(part) as beside:
-                beside.write_text(text, encoding="utf-8")
-        return lines[1:]
-    if lines and not overwrite:
-        changed = sorted(n for n in {*lines[0], *settings} if lines[0].get(n) != settings.get(n))
-        raise InputError(
-            f"{part} holds {len(lines) - 1} answers that were made with other settings ({', '.join(changed)}); give "
-            "the same command again, pass another --out, or --overwrite to begin anew"
-        )
-    with new_file(part) as beside:
-        beside.write_text(_line(settings) + "\n", encoding="utf-8")
-    return []
+    return {**named, **arguments}

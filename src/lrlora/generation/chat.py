@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,15 +56,20 @@ class Chat:
             )
         said = [*self._said, {"role": "user", "content": text}]
         first = [{"role": "system", "content": self.system}] if self.system else []
-        # an answer of before is read as it is: weight 1 lets it be written as training wrote it
-        weighted = [{**each, "weight": int(each["role"] == "assistant")} for each in (*first, *said)]
         try:
-            _, ids = self._model.prompt({"messages": json.dumps(weighted, ensure_ascii=False), "tools": ""})
+            _, ids = self._model.prompt(row_of([*first, *said]))
         except InputError as error:
             raise InputError(f"{error}{'; /reset begins a new chat' if self._said else ''}") from error
         (answer,) = self._model.generate([ids], self._config, streamer, stop)
         self._said = [*said, {"role": "assistant", "content": answer.text}]
         return answer
+
+
+def row_of(messages: Sequence[dict[str, str]]) -> dict[str, str]:
+    """Messages, "role" and "content" of each, as a row for `LanguageModel.prompt`."""
+    # an answer of before is read as it is: weight 1 lets it be written as training wrote it
+    weighted = [{**each, "weight": int(each["role"] == "assistant")} for each in messages]
+    return {"messages": json.dumps(weighted, ensure_ascii=False), "tools": ""}
 
 
 class Interruption(StoppingCriteria):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from lrlora.data.length import length_of_rows
 from lrlora.data.render import Renderer
 from lrlora.errors import InputError, first_lines
 from lrlora.generation.options import MAX_NEW_TOKENS, names_of_arguments
-from lrlora.saved.adapter import read_adapter
+from lrlora.saved.adapter import AdapterFolder, read_adapter
 from lrlora.saved.base import BaseOptions
 from lrlora.saved.identity import stamp_of_model
 from lrlora.saved.load import load_adapter, load_base, tokenizer_of
@@ -155,6 +156,62 @@ class LanguageModel:
         return Answer(text, len(row), "length" if len(row) == config.max_new_tokens else "stopped")
 
 
+@dataclass(frozen=True)
+class Origin:
+    """What a language model is read from, and how: known before its weights are; made by `origin_of`.
+
+    Args:
+        name: as in `load`.
+        base: as there.
+        saved: the adapter; None of a model on its own.
+        options: how the base is loaded.
+        template: how requests are written.
+        is_bf16: compute in bfloat16, as its training did.
+    """
+
+    name: str
+    base: str | None
+    saved: AdapterFolder | None
+    options: BaseOptions
+    template: Template
+    is_bf16: bool
+
+    @functools.cached_property
+    def source(self) -> str:
+        """Changes with every file that the model is read from."""
+        read = [self.name] if self.saved is None else [str(self.saved.folder), self.saved.base]
+        return hashlib.sha256(repr([self.options, *map(stamp_of_model, read)]).encode()).hexdigest()[:16]
+
+
+def origin_of(
+    name: str,
+    template: Template | None = None,
+    options: Mapping[str, Any] | None = None,
+    base: str | None = None,
+) -> Origin:
+    """What `load` would read; arguments as there.
+
+    Raises:
+        InputError: no such model, or one that is no language model.
+    """
+    name = model_folder(name)
+    given = {key: value for key, value in (options or {}).items() if value is not None}
+    if Path(name).expanduser().is_dir() and not is_model(name):
+        saved = read_adapter(name, base)
+        if saved.kind != "causal":
+            raise InputError(f"{name} is of task {saved.config.get('task_type')}, needed a language model (CAUSAL_LM)")
+        how = dataclasses.replace(saved.options, **given)
+        how.check(saved.base)
+        settings = next((RunFolder(run).settings for run in run_around(saved.folder)), {})
+    else:
+        if base is not None:
+            raise InputError(f"{name} is a model on its own; leave --base out, which is for adapters")
+        saved, how, settings = None, BaseOptions(**given), {}
+        how.check(name)
+    written: Any = template or settings.get("template", "auto")
+    return Origin(name, base, saved, how, written, is_bf16(settings.get("precision", "auto")))
+
+
 def load(
     name: str,
     template: Template | None = None,
@@ -177,25 +234,12 @@ def load(
     Example:
         load("runs/chat").generate([tokens], generation_config({}))[0].text
     """
-    name = model_folder(name)
-    given = {key: value for key, value in (options or {}).items() if value is not None}
-    settings: dict[str, Any] = {}
-    if Path(name).expanduser().is_dir() and not is_model(name):
-        saved = read_adapter(name, base)
-        if saved.kind != "causal":
-            raise InputError(f"{name} is of task {saved.config.get('task_type')}, needed a language model (CAUSAL_LM)")
-        how = dataclasses.replace(saved.options, **given)
-        how.check(saved.base)
-        settings = next((RunFolder(run).settings for run in run_around(saved.folder)), {})
-        model, tokenizer = load_adapter(name, base, how), tokenizer_of(saved)
-        read = [str(saved.folder), saved.base]
+    origin = origin_of(name, template, options, base)
+    name, how = origin.name, origin.options
+    if origin.saved is not None:
+        model, tokenizer = load_adapter(name, base, how), tokenizer_of(origin.saved)
     else:
-        if base is not None:
-            raise InputError(f"{name} is a model on its own; leave --base out, which is for adapters")
-        how = BaseOptions(**given)
-        how.check(name)
         model, tokenizer = load_base(name, "CAUSAL_LM", None, how).eval(), load_tokenizer(name, how)
-        read = [name]
         if model.new_parameters:
             raise InputError(
                 f"{name} lacks {model.new_parameters[0]} ({len(model.new_parameters)} such tensors), which would be "
@@ -209,9 +253,7 @@ def load(
     _settle_defaults(model, say)
     if torch.cuda.is_available() and how.device_map is None and how.quantization == "none":
         model.to("cuda")
-    written: Any = template or settings.get("template", "auto")
-    source = hashlib.sha256(repr([how, *map(stamp_of_model, read)]).encode()).hexdigest()[:16]
-    made = LanguageModel(model, tokenizer, written, is_bf16(settings.get("precision", "auto")), source)
+    made = LanguageModel(model, tokenizer, origin.template, origin.is_bf16, origin.source)
     how_written = "the chat template" if made.is_chat else "plain headings (### Instruction: ... ### Response:)"
     say(f"requests are written with {how_written}; answers end at {', '.join(_names(made))}")
     return made
