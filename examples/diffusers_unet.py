@@ -1,6 +1,6 @@
 """LR-LoRA on the UNet of a diffusion model: diffusers' own add_adapter, training, and a file that comes back.
 
-Run it: python examples/diffusers_unet.py (half a minute on two cores, no network; needs diffusers). The UNet is tiny and
+Run it: python examples/diffusers_unet.py (half a minute on two cores, no network). The UNet is tiny and
 random; with UNet2DConditionModel.from_pretrained(..., subfolder="unet") the code is the same.
 """
 
