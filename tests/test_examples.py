@@ -59,6 +59,16 @@ def test_what_is_merged_and_exported_is_served(tmp_path, embedded_encoder):
     assert number(text, "exported: the same topic for") > 80, text
 
 
+@pytest.mark.parametrize("name", ["diffusers_unet", "diffusers_dit"])
+def test_models_of_diffusers_are_adapted_and_their_files_come_back(name, tmp_path):
+    if importlib.util.find_spec("diffusers") is None:
+        pytest.skip("diffusers is not installed")
+    text = printed(name, tmp_path)
+    after = number(text, "weights [1.0, 0.0]: loss" if name == "diffusers_dit" else "held-out loss after:")
+    assert after < 0.95 * number(text, "held-out loss before:"), text
+    assert number(text, "loaded: the loss differs by") < 1e-6, text
+
+
 def test_every_example_is_short_and_is_run_here():
     tested = set(re.findall(r'"(\w+)"', Path(__file__).read_text(encoding="utf-8")))
     for file in EXAMPLES:

@@ -18,11 +18,13 @@ fails on a name that is not in it.
     tuner/delta.py         _parameters                  torch: whether a theta is registered, and was not sharded away
     tuner/theta.py         _parameters                  torch: a shared theta is exchanged without registering it again
     tuner/hotswap.py       _check_target_module_exists  PEFT: whether a config means a module
-    tuner/model.py         _cast_adapter_dtype          PEFT: overridden, as the next five
+    tuner/model.py         _check_target_module_exists  PEFT: the same
+    tuner/model.py         _cast_adapter_dtype          PEFT: overridden, as the next six
     tuner/model.py         _check_merge_allowed
     tuner/model.py         _check_new_adapter_config
     tuner/model.py         _get_learnable_bias_state_dict
     tuner/model.py         _prepare_adapter_config
+    tuner/model.py         _prepare_model
     tuner/model.py         _remove_adapter_name_from_key
 
 Attributes without an underscore that no documentation promises, found by reading:

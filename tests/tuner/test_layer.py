@@ -3,7 +3,7 @@ import torch
 from peft import get_peft_model
 from torch import nn
 
-from lrlora import InputError, LRLoraConfig, layer_ranks
+from lrlora import LRLoraConfig, layer_ranks
 from lrlora.tuner import deltas
 from tests.conftest import disturb, rel_rms, tiny_bert
 from tests.tuner.cases import adapted
@@ -155,9 +155,3 @@ def test_both_ways_give_the_same():
     apart = model(x)
     handle.remove()
     torch.testing.assert_close(combined, apart)
-
-
-def test_a_projection_inside_multihead_attention_is_refused():
-    model = nn.Sequential(nn.MultiheadAttention(8, 2))
-    with pytest.raises(InputError, match="MultiheadAttention"):
-        get_peft_model(model, LRLoraConfig(target_modules=["out_proj"]))

@@ -147,7 +147,7 @@ def test_a_weight_that_cannot_be_read_back_is_trained_on_but_not_merged_into(tmp
     def resolve(layer, model):
         return ForwardOnlyQuantizationBackend(method) if isinstance(layer, PackedLinear) else None
 
-    monkeypatch.setattr("lrlora.tuner.types.resolve_quantization", resolve)
+    monkeypatch.setattr("lrlora.tuner.targets.resolve_quantization", resolve)
 
     def packed() -> torch.nn.Module:
         model = tiny_llama()

@@ -128,7 +128,7 @@ def test_saved_loaded_merged_unmerged(name, tmp_path):
         (nn.ConvTranspose2d(4, 4, 1), "ConvTranspose2d; supported"),
         (nn.LSTM(4, 4), "LSTM"),
         (nn.Embedding(4, 4, max_norm=1.0), "max_norm"),
-        (nn.MultiheadAttention(4, 2), "without calling them"),
+        (nn.MultiheadAttention(4, 2, kdim=3), "kdim or vdim differs"),
         (nn.EmbeddingBag(4, 4), "EmbeddingBag"),
     ],
 )

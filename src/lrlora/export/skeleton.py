@@ -114,7 +114,10 @@ class AdaptedLayer:
     @property
     def weight_name(self) -> str:
         """Name of the parameter that dW is added to."""
-        return self.name if isinstance(self.layer, ParamWrapper) else f"{self.name}.weight"
+        if isinstance(self.layer, ParamWrapper):
+            return self.name
+        # out_proj of an adapted nn.MultiheadAttention is inside its base_layer
+        return f"{self.name}.{self.layer.parameter_name}".replace(".base_layer.", ".")
 
     @torch.no_grad()
     def matrix(self) -> Tensor:

@@ -1,8 +1,10 @@
-"""The checks of one field of a configuration: what it must be, what was got, and what to do."""
+"""The checks of one field of a configuration, and of a file's shapes: what must be, what was got, and what to do."""
 
 from __future__ import annotations
 
 import math
+
+from torch import Tensor
 
 from lrlora.errors import InputError
 
@@ -24,3 +26,13 @@ def check_positive(value: object, name: str) -> None:
 def check_choice(value: object, name: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise InputError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_shapes(shapes: dict[str, tuple[int, ...]], state_dict: dict[str, Tensor]) -> None:
+    wrong = [(k, tuple(v.shape)) for k, v in state_dict.items() if k in shapes and tuple(v.shape) != shapes[k]]
+    if wrong:
+        key, shape = wrong[0]
+        raise InputError(
+            f"the adapter does not fit this base model: {key} is {shape} in the file and {shapes[key]} in the model "
+            f"({len(wrong)} such tensors); load it on the base that it was trained on"
+        )

@@ -23,14 +23,14 @@ from lrlora.tuner.delta import LRLoraDelta
 from lrlora.tuner.layer import LRLoraLayer
 
 
-class _Turns:
+class Turns:
     """A lock; a copy or a file of the model gets a new one."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
 
-    def __reduce__(self) -> tuple[type[_Turns], tuple[()]]:
-        return _Turns, ()
+    def __reduce__(self) -> tuple[type[Turns], tuple[()]]:
+        return Turns, ()
 
 
 class ParamWrapper(nn.Module, LRLoraLayer):
@@ -38,6 +38,8 @@ class ParamWrapper(nn.Module, LRLoraLayer):
 
     Two parameters of one module make two wrappers, one inside the other. PEFT knows them by the name of this class.
     """
+
+    is_weight_replaced = True
 
     def __init__(self, base_layer: nn.Module, parameter_name: str) -> None:
         super().__init__()
@@ -49,7 +51,7 @@ class ParamWrapper(nn.Module, LRLoraLayer):
         self.experts = shape[0] if len(shape) == 3 else None
         out_features, in_features = (shape[-1], shape[-2]) if self.is_transposed else shape[-2:]
         LRLoraLayer.__init__(self, base_layer, out_features, in_features)
-        self._turns = _Turns()
+        self._turns = Turns()
 
     def update_layer(self, adapter_name: str, rank: int, alpha: float, config: LRLoraConfig, name: str = "") -> None:
         """Add an adapter to this parameter, or replace the one of the same name."""
@@ -75,23 +77,8 @@ class ParamWrapper(nn.Module, LRLoraLayer):
         with contextlib.nullcontext() if torch.compiler.is_compiling() else self._turns.lock:
             if self.disable_adapters or self.merged or not active:
                 return self.base_layer(*args, **kwargs)
-            with self._adapted_parameter(active):
+            with adapted_parameter(self, active):
                 return self.base_layer(*args, **kwargs)
-
-    @contextlib.contextmanager
-    def _adapted_parameter(self, active: list[str]) -> Iterator[None]:
-        module = self.get_base_layer()
-        parameter = getattr(module, self.parameter_name)
-        first, *others = active
-        weight = self.made(first, LRLoraDelta.adapted_weight, self.to_layout(parameter.detach()))
-        for name in others:
-            weight = weight + self.made(name, LRLoraDelta.update).to(weight.dtype)
-        # an attribute of the object hides the parameter of the same name, which stays registered as it is
-        module.__dict__[self.parameter_name] = self.to_layout(weight)
-        try:
-            yield
-        finally:
-            del module.__dict__[self.parameter_name]
 
     def to_layout(self, matrix: Tensor) -> Tensor:
         """Between the parameter's layout and [experts, out, in]: transposed for [experts, in, out]."""
@@ -120,6 +107,23 @@ class ParamWrapper(nn.Module, LRLoraLayer):
         return "lrlora." + super().__repr__()
 
 
+@contextlib.contextmanager
+def adapted_parameter(layer: LRLoraLayer, active: list[str]) -> Iterator[None]:
+    """While open, the base module of a layer has W0 + dW of these adapters, at least one, in the parameter's place."""
+    module = layer.get_base_layer()
+    parameter = getattr(module, layer.parameter_name)
+    first, *others = active
+    weight = layer.made(first, LRLoraDelta.adapted_weight, layer.to_layout(parameter.detach()))
+    for name in others:
+        weight = weight + layer.made(name, LRLoraDelta.update).to(weight.dtype)
+    # an attribute of the object hides the parameter of the same name, which stays registered as it is
+    module.__dict__[layer.parameter_name] = layer.to_layout(weight)
+    try:
+        yield
+    finally:
+        del module.__dict__[layer.parameter_name]
+
+
 def wrap_parameter(name: str, target: nn.Module, parameter_name: str) -> ParamWrapper:
     """A module with one of its parameters wrapped, before an adapter is added.
 
@@ -130,14 +134,18 @@ def wrap_parameter(name: str, target: nn.Module, parameter_name: str) -> ParamWr
     reason = why_not_adaptable(module, parameter_name)
     if reason is not None:
         raise InputError(f"LR-LoRA cannot adapt the parameter {name}: {reason}; take it out of target_parameters")
-    dtype = getattr(module, parameter_name).dtype
+    warn_of_rounding(parameter_name, getattr(module, parameter_name).dtype)
+    return ParamWrapper(target, parameter_name)
+
+
+def warn_of_rounding(parameter_name: str, dtype: torch.dtype) -> None:
+    """Warn where W0 + dW takes the place of a parameter in half precision."""
     if dtype in (torch.float16, torch.bfloat16):
         warnings.warn(
             f"W0 + dW of {parameter_name} is rounded to {dtype}, in which small updates are lost; load the base in "
             "float32 (and train under autocast) to keep them",
-            stacklevel=2,
+            stacklevel=3,
         )
-    return ParamWrapper(target, parameter_name)
 
 
 def why_not_adaptable(module: nn.Module, parameter_name: str) -> str | None:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from lrlora import ops
-from lrlora.tuner.experts import ParamWrapper
 from lrlora.tuner.layer import LRLoraLayer
 from lrlora.tuner.model import deltas
 from lrlora.tuner.types import Linear
@@ -35,7 +34,7 @@ def computation_of(model: nn.Module, autocast: torch.dtype | None = None) -> lis
 
 
 def _product(layer: LRLoraLayer, autocast: torch.dtype | None) -> str:
-    if isinstance(layer, ParamWrapper):
+    if layer.is_weight_replaced:
         return "the module computes with W0 + dW in the place of its parameter"
     if not isinstance(layer, Linear):
         return f"base(x) + the contribution of dW, for {type(layer).__name__}"

@@ -5,15 +5,18 @@ so other files override what PEFT calls, or use its private attributes. These, b
 
     lrlora/tuner/model.py
         _create_and_replace, _replace_module, _prepare_adapter_config, _check_new_adapter_config,
-        _cast_adapter_dtype, _enable_peft_forward_hooks, _check_merge_allowed,
+        _prepare_model, _cast_adapter_dtype, _enable_peft_forward_hooks, _check_merge_allowed,
         _get_adapter_state_dict, _remap_adapter_state_dict_for_load, _get_learnable_bias_state_dict,
-        _remove_adapter_name_from_key, inject_adapter, prefix, target_module_mapping, tuner_layer_cls
+        _remove_adapter_name_from_key, _check_target_module_exists, inject_adapter, prefix,
+        target_module_mapping, tuner_layer_cls
     lrlora/tuner/layer.py
         _move_adapter_to_device_of_base_layer, _disable_adapters, adapter_layer_names,
         other_param_names, merge, unmerge, supports_lora_conversion, backend_name, supports_merge,
         get_base_weight, set_base_weight, maybe_clone_base_result
     lrlora/tuner/types.py
         backend_name
+    lrlora/tuner/attention.py
+        supports_lora_conversion, unload_and_optionally_merge_module
     lrlora/tuner/experts.py
         supports_lora_conversion, unload_and_optionally_merge_module
     lrlora/tuner/hotswap.py
@@ -35,10 +38,11 @@ from peft.tuners.tuners_utils import (
     BaseTuner,
     BaseTunerLayer,
     _get_tuner_state_dict_key_prefixes,
+    _maybe_include_all_linear_layers,
     check_adapters_to_merge,
 )
+from peft.utils import INCLUDE_LINEAR_LAYERS_SHORTHAND, AuxiliaryTrainingWrapper, PeftType, register_peft_method
 from peft.utils import SAFETENSORS_WEIGHTS_NAME as WEIGHTS
-from peft.utils import AuxiliaryTrainingWrapper, PeftType, register_peft_method
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from peft.utils.other import get_pattern_key
 from peft.utils.quantization_utils import (
@@ -56,6 +60,8 @@ __all__ = [
     "PeftType",
     "check_adapters_to_merge",
     "get_pattern_key",
+    "include_all_linear",
+    "is_all_linear",
     "quantization_extra_repr",
     "register",
     "resolve_quantization",
@@ -69,6 +75,17 @@ OLDEST, NEWEST_BELOW = Version("0.21"), Version("0.22")
 def resolve_quantization(layer: Any, model: Any) -> Any:
     """PEFT's backend for a quantised layer (reads and writes its weight); None for a layer that is not quantised."""
     return resolve_quantization_backend(layer, **get_quantization_kwargs(model))
+
+
+def is_all_linear(config: Any) -> bool:
+    """Whether a config's target_modules is "all-linear", in any case."""
+    targets = config.target_modules
+    return isinstance(targets, str) and targets.lower() == INCLUDE_LINEAR_LAYERS_SHORTHAND
+
+
+def include_all_linear(config: Any, model: Any) -> None:
+    """Put the names of all linear layers but heads into a config whose target_modules is "all-linear"."""
+    _maybe_include_all_linear_layers(config, model)
 
 
 def tuner_key_prefixes(model, adapter_name: str | None = None) -> set[str]:

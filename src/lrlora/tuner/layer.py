@@ -28,6 +28,8 @@ class LRLoraLayer(BaseTunerLayer):
     base_layer: nn.Module
     experts: int | None = None
     parameter_name = "weight"
+    is_weight_replaced = False
+    """Whether the base module reads the parameter itself, and so runs with W0 + dW in its place."""
 
     def __init__(self, base_layer: nn.Module, out_features: int, in_features: int, quantization: Any = None) -> None:
         self.base_layer = base_layer

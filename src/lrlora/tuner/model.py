@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor, nn
 
 from lrlora.errors import InputError
+from lrlora.tuner.attention import OUT, MultiheadAttention
+from lrlora.tuner.checks import check_shapes
 from lrlora.tuner.delta import MARK, LRLoraDelta
 from lrlora.tuner.experts import ParamWrapper, wrap_parameter
 from lrlora.tuner.internals import (
@@ -21,8 +23,8 @@ from lrlora.tuner.internals import (
 from lrlora.tuner.layer import LRLoraLayer
 from lrlora.tuner.mixed import adapters_by_row
 from lrlora.tuner.names import block_of, type_of
+from lrlora.tuner.targets import name_all_linear, wrap
 from lrlora.tuner.theta import from_root
-from lrlora.tuner.types import wrap
 
 
 class LRLoraModel(BaseTuner):
@@ -42,6 +44,9 @@ class LRLoraModel(BaseTuner):
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
+        if isinstance(parent, MultiheadAttention):
+            # its out_proj, which is adapted with it
+            return
         rank, alpha = self.rank_and_alpha(peft_config, current_key)
         if isinstance(target, LRLoraLayer) and parameter_name in (None, target.parameter_name):
             layer = target
@@ -58,7 +63,8 @@ class LRLoraModel(BaseTuner):
 
     @staticmethod
     def rank_and_alpha(config: Any, key: str) -> tuple[int, float]:
-        """r and alpha of the module `key`, by rank_pattern and alpha_pattern."""
+        """r and alpha of the module `key`, by rank_pattern and alpha_pattern; out_proj has those of its attention."""
+        key = key.removesuffix(OUT)
         rank = config.rank_pattern.get(get_pattern_key(list(config.rank_pattern), key), config.r)
         alpha = config.alpha_pattern.get(get_pattern_key(list(config.alpha_pattern), key), config.alpha_of(rank))
         return rank, alpha
@@ -66,6 +72,10 @@ class LRLoraModel(BaseTuner):
     def _replace_module(self, parent: nn.Module, child_name: str, new_module: nn.Module, child: nn.Module) -> None:
         # PEFT would move `weight` over, which a module of experts does not have; our layers hold the module itself
         setattr(parent, child_name, new_module)
+
+    def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        super()._prepare_model(peft_config, model)
+        name_all_linear(peft_config, model, self._check_target_module_exists)
 
     def _prepare_adapter_config(self, peft_config: Any, model_config: dict) -> Any:
         if peft_config.target_modules is None and peft_config.target_parameters:
@@ -207,7 +217,7 @@ class LRLoraModel(BaseTuner):
                 # layers injected without a PeftModel around them have no such prefix, but files always do
                 model_key_of.setdefault(f"base_model.model.{saved_key}", key)
         remapped = {model_key_of.get(key, key): value for key, value in state_dict.items()}
-        _check_shapes(shapes, remapped)
+        check_shapes(shapes, remapped)
         return remapped
 
 
@@ -284,14 +294,4 @@ def _check_version(state_dict: dict[str, Tensor], config: Any) -> None:
         raise InputError(
             f"{wrong} is of an adapter with config_version {held}, and the adapter in the model has {needed}; load the "
             "saved one with PeftModel.from_pretrained, which makes an adapter of its own version"
-        )
-
-
-def _check_shapes(shapes: dict[str, tuple[int, ...]], state_dict: dict[str, Tensor]) -> None:
-    wrong = [(k, tuple(v.shape)) for k, v in state_dict.items() if k in shapes and tuple(v.shape) != shapes[k]]
-    if wrong:
-        key, shape = wrong[0]
-        raise InputError(
-            f"the adapter does not fit this base model: {key} is {shape} in the file and {shapes[key]} in the model "
-            f"({len(wrong)} such tensors); load it on the base that it was trained on"
         )

@@ -1,4 +1,4 @@
-"""The types of layer that can be adapted, and the messages for those that cannot."""
+"""The types of layer that can be adapted by adding a share to their output; which module becomes which: `targets`."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 from transformers.pytorch_utils import Conv1D
 
-from lrlora.errors import InputError
 from lrlora.internals import convolve, has_hooks
 from lrlora.tuner.delta import LRLoraDelta
-from lrlora.tuner.internals import quantization_extra_repr, resolve_quantization
+from lrlora.tuner.internals import quantization_extra_repr
 from lrlora.tuner.layer import LRLoraLayer
 
 ROWS_WORTH_A_SUM = 64
@@ -146,62 +145,4 @@ def why_not_bypassed(base: nn.Module) -> str | None:
         return "the base layer's forward was exchanged"
     if has_hooks(base):
         return "the base layer has hooks"
-    return None
-
-
-# dt_proj on every path, the others where the kernels of mamba-ssm are installed
-_READ_BY_MAMBA = ("dt_proj", "x_proj", "out_proj", "conv1d")
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-SUPPORTED = "torch.nn.Linear, Embedding, Conv1d, Conv2d and Conv3d, transformers' Conv1D, and quantised linear layers"
-
-
-def wrap(name: str, target: nn.Module, parent: nn.Module, model: nn.Module) -> Linear | Embedding | Conv:
-    """The adapted layer that replaces a module, before an adapter is added.
-
-    Raises:
-        InputError: a module that cannot be adapted, named, with the reason.
-    """
-    quantization = resolve_quantization(target, model)
-    reason = why_not_called(name, parent) or why_not_supported(target, quantization)
-    if reason is not None:
-        shape = f" ({target.out_features}x{target.in_features})" if isinstance(target, nn.Linear) else ""
-        raise InputError(
-            f"LR-LoRA cannot adapt {name}{shape}: {reason}; take it out of target_modules or name it in exclude_modules"
-        )
-    if isinstance(target, nn.Embedding):
-        return Embedding(target)
-    return Conv(target) if isinstance(target, _CONVOLUTIONS) else Linear(target, quantization)
-
-
-def why_not_called(name: str, parent: nn.Module) -> str | None:
-    """Why an adapter on this module would do nothing: its parent reads its weight instead of calling it."""
-    own_name = name.split(".")[-1]
-    if isinstance(parent, nn.MultiheadAttention):
-        return "it is a part of nn.MultiheadAttention, which reads its weight without calling it"
-    if "mamba" in type(parent).__name__.lower() and own_name in _READ_BY_MAMBA:
-        return f"{type(parent).__name__} hands its weight to a fused kernel without calling it; in_proj can be adapted"
-    return None
-
-
-def why_not_supported(target: nn.Module, quantization: Any = None) -> str | None:
-    """Why a module cannot be adapted; None where it can."""
-    kind = f"{type(target).__module__}.{type(target).__qualname__}"
-    if isinstance(target, nn.MultiheadAttention):
-        return "nn.MultiheadAttention reads the weights of its projections without calling them"
-    if quantization is not None:
-        has_shape = hasattr(target, "in_features") and hasattr(target, "out_features")
-        return None if has_shape else f"its quantised type {kind} does not tell its shape"
-    if isinstance(target, nn.Embedding):
-        if target.max_norm is not None:
-            return "its max_norm rescales rows of the weight while they are looked up"
-        is_known = type(target).forward is nn.Embedding.forward or hasattr(target, "embed_scale")
-        return None if is_known else f"its type {kind} looks rows up in a way of its own"
-    if isinstance(target, Conv1D):
-        return None
-    plain = next((t for t in (nn.Linear, *_CONVOLUTIONS) if isinstance(target, t)), None)
-    if plain is None or type(target).forward is not plain.forward:
-        return f"its type is {kind}; supported: {SUPPORTED}"
-    weight: Any = target.weight
-    if not weight.is_floating_point() or type(weight.data) is not Tensor:
-        return f"its weight is quantised ({kind} of {type(weight.data).__name__}, {weight.dtype})"
     return None

@@ -16,12 +16,15 @@ from lrlora.export.lora.factor import Decomposition, decompose, decompose_produc
 from lrlora.export.skeleton import ADAPTER, Skeleton
 from lrlora.saved.adapter import AdapterFolder
 from lrlora.saved.updates import adapter_weights
+from lrlora.tuner.attention import MultiheadAttention
 
 METHODS = ("LRLORA", "LORA")
 """Methods of PEFT, by its names, whose adapters can be written as plain LoRA of other ranks."""
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _HELD = (nn.Linear, Conv1D, nn.Embedding, *CONVOLUTIONS)
 _EXPERTS = "parameters chosen by target_parameters (experts)"
+# seen in 0.21.2, reported to PEFT: its forward pass and its merge compute with out_proj + 2 B A
+_ATTENTION = "the weights of nn.MultiheadAttention, of which peft's LoRA adds that of out_proj twice,"
 # the other ways to start change the base's weights, and so what the adapter is an update of
 _STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 
@@ -114,6 +117,8 @@ def _why_not_plain(layer: AnyLayer) -> str | None:
     # lrlora's wrapper of experts has the name of PEFT's
     if type(adapted).__name__ == "ParamWrapper":
         return _EXPERTS
+    if isinstance(adapted, MultiheadAttention):
+        return _ATTENTION
     if isinstance(module, CONVOLUTIONS) and module.groups > 1:
         return f"convolutions with groups={module.groups}"
     if not isinstance(layer, LoraLayer):
