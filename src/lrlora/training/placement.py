@@ -11,6 +11,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from lrlora.errors import InputError
+from lrlora.saved.base import image_heads
 
 ALL_LINEAR = "all-linear"
 
@@ -36,7 +37,7 @@ def trained_whole(base: Any, config: Any) -> list[str]:
     names = [name for name, _ in base.named_modules() if name]
     taken = {name for name in names if name.endswith(kept)} if kept else set()
     mistaken = [name for name in sorted(taken) if not _matches(name, kept)]
-    found = [*mistaken, *_new_modules(base, config)]
+    found = [*mistaken, *_new_modules(base, config), *image_heads(base)]
     whole: list[str] = []
     # parents come before their children
     for name in sorted(dict.fromkeys(found)):

@@ -222,6 +222,7 @@ def common_fields(saved: AdapterFolder, built: Skeleton, layers: Sequence[AnyLay
     bias = saved.config.get("bias", "none")
     return {
         "task_type": saved.config.get("task_type"),
+        "auto_mapping": saved.config.get("auto_mapping"),
         "base_model_name_or_path": saved.base,
         "revision": saved.options.revision,
         "target_modules": target_modules([layer.name for layer in layers], built.modules),
