@@ -43,6 +43,20 @@ def image_column(table: Table, asked: str | None) -> str | None:
     return next((name for name in (*table.image_columns, *COLUMNS) if name in table.columns), None)
 
 
+def check_image_columns(tables: Sequence[Table], asked: str | None) -> None:
+    """Refuse tables without a column of images; errors as `image_column`.
+
+    Raises:
+        InputError: naming the columns that there are.
+    """
+    for table in tables:
+        if image_column(table, asked) is None:
+            raise InputError(
+                f"{table.where}: no column of images ({' or '.join(COLUMNS)}), got columns {', '.join(table.columns)}; "
+                "pass image_column"
+            )
+
+
 def image_tables(folder: Path, notes: list[str]) -> tuple[Table | None, Table | None]:
     """Training and evaluation rows of a folder of class folders, or of one that holds train/ and test/ of such.
 
@@ -76,8 +90,8 @@ def rows_of_images(
     """The rows of tables of images; every image is decoded once, and none is kept.
 
     Args:
-        tables: with their column of images: paths relative to the table's own folder, bytes, or datasets' bytes and
-            path.
+        tables: that passed `check_image_columns`. Their images are paths, relative to the table's own folder, bytes, or
+            datasets' bytes and path.
         labels: numbers of the classes, of each table.
         asked: the column, where the user named it.
         bad: what becomes of images that cannot be decoded.
@@ -99,11 +113,7 @@ def rows_of_images(
     made, broken = [], []
     for table, numbers in zip(tables, labels, strict=True):
         column = image_column(table, asked)
-        if column is None:
-            raise InputError(
-                f"{table.where}: no column of images ({' or '.join(COLUMNS)}), got columns {', '.join(table.columns)}; "
-                "pass image_column"
-            )
+        assert column is not None
         rows: dict[str, list[Any]] = {name: [] for name in features}
         several = 0
         for position, (value, label) in enumerate(zip(table.columns[column], numbers, strict=True)):

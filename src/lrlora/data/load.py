@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from lrlora.data import embedded
 from lrlora.data.formats import rows_of
-from lrlora.data.images import rows_of_images
+from lrlora.data.images import check_image_columns, rows_of_images
 from lrlora.data.preferences import pairs_of
 from lrlora.data.shape import (
     classes_of,
@@ -101,6 +101,7 @@ def _shaped(
     if kind == "preference":
         return [pairs_of(table, notes) for table in tables], [], 0
     if kind == IMAGES:
+        check_image_columns(tables, source.image_column)
         classes, numbers = _numbered(tables, source, labels, notes)
         made, skipped = rows_of_images(tables, numbers, source.image_column, source.bad_images, notes)
         return made, classes, skipped

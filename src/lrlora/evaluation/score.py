@@ -95,15 +95,22 @@ def score_task(
     Example:
         score_task(model, tokenizer, load_task(DataSource(data="glue", task="sst2")))["accuracy"]
     """
+    rows = encoded_for(model, tokenizer, task, max_length, template, say)
+    return score(model, tokenizer, task, rows, batch_size, is_bf16)
+
+
+def encoded_for(
+    model: Any, tokenizer: Any, task: TaskData, max_length: int | None, template: Template, say: Say
+) -> Any:
+    """The evaluation rows of a task, encoded for a model; arguments as in `score_task`."""
     if task.kind == IMAGES:
         # imported here: all else works without Pillow
         from lrlora.data.pixels import Pixels
 
-        return score(model, tokenizer, task, Pixels(task.evaluation, tokenizer), batch_size, is_bf16)
+        return Pixels(task.evaluation, tokenizer)
     settle_padding(model, tokenizer)
     length = length_of_rows(max_length, tokenizer, model, say)
-    rows = encode_rows(task, tokenizer, length, template, "evaluation", say)
-    return score(model, tokenizer, task, rows, batch_size, is_bf16)
+    return encode_rows(task, tokenizer, length, template, "evaluation", say)
 
 
 @contextmanager

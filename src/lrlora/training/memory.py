@@ -25,7 +25,7 @@ from lrlora.data.tasks import IMAGES
 from lrlora.saved.base import BaseOptions, left_plain
 from lrlora.saved.processor import forward_arguments
 from lrlora.training.config import TrainConfig
-from lrlora.training.placement import check_names
+from lrlora.training.placement import check_names, leave_unused_out
 from lrlora.tuner.layer import LRLoraLayer
 
 _SAMPLE = 64
@@ -102,6 +102,7 @@ def estimate(base: Any, config: TrainConfig, task: TaskData, tokenizer: Any, tas
         tokens = _longest(base, config, task, tokenizer)
         kept = tokens * _kept(base, config.gradient_checkpointing, width)
     adapter = config.adapter_config(task_type)
+    leave_unused_out(base, adapter)
     check_names(base, adapter)
     with torch.random.fork_rng(devices=[]):
         model: Any = get_peft_model(base, adapter, low_cpu_mem_usage=True)

@@ -23,7 +23,7 @@ from lrlora.saved.tokens import load_tokenizer, settle_padding
 from lrlora.training import processes
 from lrlora.training.config import TrainConfig
 from lrlora.training.memory import estimate, machine, said_of_memory
-from lrlora.training.placement import check_names, said_of_expressions, trained_whole
+from lrlora.training.placement import check_names, leave_unused_out, said_of_expressions, trained_whole
 
 
 def build(config: TrainConfig, task: TaskData) -> tuple[PeftModel, Any]:
@@ -133,6 +133,8 @@ def adapt(base: Any, config: TrainConfig, task_type: str) -> PeftModel:
     if whole := trained_whole(base, adapter_config):
         more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
         processes.tell(f"trained and saved whole, new in this base or a head: {', '.join(whole[:3])}{more}")
+    if unused := leave_unused_out(base, adapter_config):
+        processes.tell(f"not adapted, {type(base).__name__} does not read it: {unused}")
     for line in said_of_expressions(base, adapter_config):
         processes.tell(line)
     return put_on(base, adapter_config)
@@ -148,6 +150,7 @@ def put_on(base: Any, adapter_config: Any) -> PeftModel:
         InputError: names of modules that match nothing, with those that there are; new weights that cannot be saved;
             biases of a base that is not float32.
     """
+    leave_unused_out(base, adapter_config)
     if whole := trained_whole(base, adapter_config):
         adapter_config.modules_to_save = [*(adapter_config.modules_to_save or ()), *whole]
     check_names(base, adapter_config)
