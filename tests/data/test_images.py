@@ -95,6 +95,20 @@ def test_columns_of_paths_bytes_and_datasets_give_the_same_rows(tmp_path):
     assert named.kind == "image-classification" and len(named.train) == 11 - 1
 
 
+def test_a_dataset_of_the_hub_is_not_decoded_until_a_batch_needs_it(monkeypatch):
+    features = Features(img=ImageFeature(), label=ClassLabel(names=["a", "b"]))
+    splits = {}
+    for split, first in (("train", 0), ("test", 50)):
+        cells = [{"bytes": picture(first + n), "path": None} for n in range(6)]
+        splits[split] = Dataset.from_dict({"img": cells, "label": [n % 2 for n in range(6)]}, features)
+    monkeypatch.setattr("datasets.load_dataset", lambda name, subset: splits)
+    decoded = []
+    monkeypatch.setattr(ImageFeature, "decode_example", lambda *given, **named: decoded.append(given))
+    task = load_task(source(Path("someone/pets")))
+    assert (task.kind, task.labels, len(task.train), len(task.evaluation)) == ("image-classification", ["a", "b"], 6, 6)
+    assert task.train["bytes"][:] == [picture(n) for n in range(6)] and not decoded
+
+
 def test_text_with_a_column_of_that_name_stays_text(tmp_path):
     rows = [{"text": f"t{n}", "image": "x.png", "label": n % 2} for n in range(12)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -2,6 +2,8 @@
 
 import io
 import random
+import struct
+import zlib
 
 import numpy
 import pytest
@@ -36,6 +38,16 @@ def test_16_bits_are_scaled_and_not_cut_off():
     expected = [[[v] * 3 for v in (0, 1, 128, 255)]]
     assert pixels_of(stored(grey)) == expected
     assert pixels_of(stored(grey, "TIFF")) == expected
+
+
+def test_of_16_bits_a_colour_the_upper_8_are_read():
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    # Pillow writes no PNG of 3 x 16 bits
+    header, row = struct.pack(">IIBBBBB", 1, 1, 16, 2, 0, 0, 0), b"\0" + struct.pack(">HHH", 65535, 32896, 0)
+    content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(row)) + chunk(b"IEND", b"")
+    assert pixels_of(content) == [[[255, 128, 0]]]
 
 
 def test_transparency_is_laid_on_white():
