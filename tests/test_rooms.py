@@ -20,10 +20,12 @@ ELSEWHERE = {
     "cli/mt_bench.py": "evaluation/test_judge.py::test_answers_are_judged_by_a_real_server",
     "cli/verbs.py": "test_layering.py::test_the_door_is_opened_only_when_a_study_is_asked_for",
     "data/commonsense_hub.py": "data/test_commonsense.py::test_rows_as_the_hub_keeps_them",
+    "data/onnx_dinov2.py": "data/test_embedded.py::test_the_image_model_has_learned_something",
     "data/facts.py": "peft_study/test_facts.py::test_the_first_pairs_of_a_file_without_repeated_questions",
     "data/preferences.py": "training/test_preferences.py::test_every_format_gives_the_answers_behind_one_request",
     "data/source.py": "data/test_load.py::test_a_folder_of_several_tasks",
     "data/tasks.py": "data/test_load.py::test_a_macro_f1_is_the_mean_over_the_classes_that_occur",
+    "evaluation/predictions.py": "training/test_images.py::test_a_run_on_class_folders_and_every_verb_after_it",
     "evaluation/generation.py": "evaluation/test_commonsense.py::test_the_first_answer_word_counts",
     "evaluation/likelihood.py": "evaluation/test_commonsense.py::test_likelihoods_are_those_computed_by_hand",
     "evaluation/measure.py": "export/test_compare.py::test_a_decoder_is_scored_on_commonsense_tasks",
@@ -76,6 +78,7 @@ ELSEWHERE = {
     "saved/names.py": "test_layering.py::test_the_files_of_runs_and_adapters_are_named_in_one_place",
     "saved/part.py": "generation/test_answers.py::test_a_killed_file_goes_on_and_is_the_same",
     "saved/owned.py": "training/test_folder.py::test_what_no_run_wrote_is_named_and_nothing_is_deleted",
+    "saved/processor.py": "training/test_images.py::test_an_image_size_changes_resize_and_crop_and_positions",
     "saved/precision.py": (
         "training/test_bases.py::test_what_is_trained_whole_is_float32_and_biases_in_bfloat16_are_refused"
     ),

@@ -8,6 +8,7 @@ from typing import Any
 
 from lrlora.data import GLUE, DataSource, TaskData
 from lrlora.data.encode import Say, encode
+from lrlora.data.tasks import IMAGES
 from lrlora.errors import InputError
 from lrlora.evaluation.score import score
 from lrlora.training.heads import load_task_for
@@ -38,6 +39,8 @@ def splits(study: Study, task: Task) -> Parts:
     sizes = (task.train_rows, task.validation_rows, task.test_rows if is_held_out else 0)
     source = _source(study, task, None if None in sizes else sum(size or 0 for size in sizes))
     whole = load_task_for(study.model, source)
+    if whole.kind == IMAGES:
+        raise InputError(f"task {task.name!r} is of images, which a study does not train on; lrlora train does")
     many = len(whole.train)
     validation = task.validation_rows or max(1, many // 10)
     test = (task.test_rows or max(1, many // 10)) if is_held_out else 0

@@ -42,11 +42,17 @@ class EvaluateArguments:
     )  # fmt: skip
     task: Optional[str] = field(default=None, metadata={"help": "as in lrlora train; the run's own if left out"})
     subset: Optional[str] = field(default=None, metadata={"help": "configuration of a hub dataset"})
-    kind: Optional[str] = field(default=None, metadata={"help": "classification, regression, causal or preference"})
+    kind: Optional[str] = field(
+        default=None, metadata={"help": "classification, regression, causal, preference or image-classification"}
+    )
     text_columns: Optional[list[str]] = field(
         default=None, metadata={"help": "one or two columns of text; the run's if left out"}
     )
     label_column: Optional[str] = field(default=None, metadata={"help": "column of the label; the run's if left out"})
+    image_column: Optional[str] = field(default=None, metadata={"help": "column of images; the run's if left out"})
+    bad_images: Optional[str] = field(
+        default=None, metadata={"help": "images that cannot be decoded: refuse or skip; the run's if left out"}
+    )
     max_length: Optional[int] = field(default=None, metadata={"help": "tokens of a row at most; the run's if left out"})
     eval_rows: Optional[int] = field(default=None, metadata={"help": "largest number of evaluation rows"})
     batch_size: Optional[int] = field(default=None, metadata={"help": "rows scored at once; the run's if left out"})
@@ -100,7 +106,8 @@ def run(arguments: list[str]) -> None:
     choice = RankChoice(chosen.energy, chosen.rank, chosen.budget)
     quiet_libraries()
     names = (
-        "data", "task", "subset", "kind", "text_columns", "label_column", "eval_rows", "max_length", "batch_size"
+        "data", "task", "subset", "kind", "text_columns", "label_column", "eval_rows", "max_length", "batch_size",
+        "image_column", "bad_images",
     )  # fmt: skip
     if chosen.lm_eval:
         asked, show = _harness(chosen, harness), _print_harness

@@ -36,7 +36,7 @@ USAGE = (
 
 # import names of what an extra brings
 _EXTRA_OF = {
-    **dict.fromkeys(("datasets", "matplotlib", "rich", "scipy", "sklearn", "yaml"), "train"),
+    **dict.fromkeys(("datasets", "matplotlib", "rich", "scipy", "sklearn", "yaml", "PIL"), "train"),
     **dict.fromkeys(("jinja2", "plotly"), "report"),
     **dict.fromkeys(("lm_eval",), "study"),
     "ray": "cluster",

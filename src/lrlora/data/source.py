@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lrlora.data import embedded
+from lrlora.data.images import BadImages, image_tables
 from lrlora.data.tables import Table, is_readable, read_table, shortened, table_of_dataset
 from lrlora.data.tasks import GLUE, Kind
 from lrlora.errors import InputError
@@ -21,17 +22,19 @@ class DataSource:
     """Where the rows of a task come from, and how to read them.
 
     Args:
-        data: a file, a folder, the name of a hub dataset, or None for the embedded sample.
+        data: a file, a folder, the name of a hub dataset, "embedded-digits", or None for the embedded sample.
         task: name of the task; in a folder it picks TASK_train.* and TASK_dev.*; GLUE's names bring columns and
             metrics.
         subset: configuration of a hub dataset.
-        kind: "classification", "regression", "causal" or "preference"; None reads it off the columns.
+        kind: one of `lrlora.data.Kind`; None reads it off the columns.
         text_columns: one or two columns of text; None reads them off the file.
         label_column: column of the label.
         eval_data: a file, folder or hub dataset whose rows are evaluated, all of them; None: those next to the training
             rows, or a tenth split off them.
         train_rows, eval_rows: use at most so many, drawn with `seed`; None means all.
         seed: of that draw, and of the split where there is no evaluation file.
+        image_column: column of images; None reads it off the file.
+        bad_images: "refuse" images that cannot be decoded, or "skip" them.
     """
 
     data: str | None = None
@@ -44,22 +47,32 @@ class DataSource:
     eval_rows: int | None = None
     seed: int = 0
     eval_data: str | None = None
+    image_column: str | None = None
+    bad_images: BadImages = "refuse"
 
 
-def training_tables(source: DataSource) -> tuple[Table, Table | None, str]:
-    """Training rows, evaluation rows where there are some, and a name for the task."""
+def training_tables(source: DataSource, notes: list[str] | None = None) -> tuple[Table, Table | None, str]:
+    """Training rows, evaluation rows where there are some, and a name for the task; `notes` gets what to say."""
     if source.data is None:
         train, evaluation = (_titles(rows) for rows in embedded.news_titles())
         return train, evaluation, "bbc-news-titles"
+    if source.data == embedded.DIGITS:
+        drawn, held_out = embedded.digits()
+        return _digits(drawn), _digits(held_out), embedded.DIGITS
     path = Path(source.data).expanduser()
     name = source.task or name_of(source.data)
     if path.is_dir():
         train_file, evaluation_file = _files(path, source)
+        if train_file is None and evaluation_file is None:
+            train_images, evaluation_images = image_tables(path, [] if notes is None else notes)
+            if train_images is not None:
+                return train_images, evaluation_images, name
         if train_file is None:
             found = ", ".join(f.name for f in sorted(path.iterdir()) if is_readable(f)) or "no data file"
             raise InputError(
                 f"{path} needs exactly one training file such as {_prefix(path, source)}train.jsonl (.jsonl, .csv, "
-                f".txt, .parquet), got {found}" + ("" if source.task else "; pass task to pick TASK_train.*")
+                f".txt, .parquet), or folders of images that are named after their classes, got {found}"
+                + ("" if source.task else "; pass task to pick TASK_train.*")
             )
         return read_table(train_file), None if evaluation_file is None else read_table(evaluation_file), name
     if path.exists():
@@ -75,10 +88,18 @@ def training_tables(source: DataSource) -> tuple[Table, Table | None, str]:
 def evaluation_table(source: DataSource, notes: list[str]) -> Table:
     """All rows to evaluate on: a file whole, of a folder or a dataset its evaluation rows, else all that it has."""
     assert source.data is not None
+    if source.data == embedded.DIGITS:
+        return _digits(embedded.digits()[1])
     path = Path(source.data).expanduser()
     if path.is_dir():
         train_file, evaluation_file = _files(path, source)
         file = evaluation_file or train_file
+        if file is None:
+            train_images, evaluation_images = image_tables(path, notes)
+            if (found := evaluation_images or train_images) is not None:
+                if evaluation_images is None:
+                    notes.append(f"{path} has no folder of evaluation images: all {len(found)} images are scored")
+                return found
         if evaluation_file is None and train_file is not None:
             notes.append(f"{path} has no file of evaluation rows: all rows of {train_file.name} are scored")
         if file is None:
@@ -154,6 +175,12 @@ def _hub(source: DataSource) -> tuple[Table | None, Table | None]:
 def name_of(data: str) -> str:
     name = Path(data).expanduser().resolve().name if Path(data).expanduser().exists() else data.split("/")[-1]
     return name.split(".")[0] or name
+
+
+def _digits(rows: list[dict[str, Any]]) -> Table:
+    columns = {"image": [{"bytes": r["image"], "path": None} for r in rows], "label": [str(r["label"]) for r in rows]}
+    numbers, names = [r["row"] for r in rows], {"label": [str(digit) for digit in range(10)]}
+    return Table("embedded: scikit-learn's digits", columns, numbers, names, image_columns=("image",))
 
 
 def _titles(rows: list[dict[str, Any]]) -> Table:

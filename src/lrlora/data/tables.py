@@ -36,6 +36,7 @@ class Table:
             None for a row without a label.
         is_text: whether the file knows no types: every value is text, and an empty one means that there is none (CSV).
         rows_are: what a row is where the file does not say: paragraphs or lines of plain text.
+        image_columns: that the file declares to hold images; their values are bytes and path, not decoded.
     """
 
     where: str
@@ -44,6 +45,7 @@ class Table:
     class_names: dict[str, list[str]] = field(default_factory=dict)
     is_text: bool = False
     rows_are: str = ""
+    image_columns: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -117,8 +119,13 @@ def read_table(path: Path) -> Table:
 
 def table_of_dataset(rows: Any, where: str) -> Table:
     """A Dataset of the library datasets as a table; class numbers become the names that its features declare."""
+    from datasets import Image
+
     columns: dict[str, Sequence[Any]] = {}
     class_names = {}
+    images = tuple(name for name, feature in rows.features.items() if isinstance(feature, Image))
+    for name in images:
+        rows = rows.cast_column(name, Image(decode=False))
     for name, feature in rows.features.items():
         values = list(rows[name])
         names = getattr(feature, "names", None)
@@ -127,7 +134,7 @@ def table_of_dataset(rows: Any, where: str) -> Table:
             # the hub marks a row without a label by -1
             values = [None if v is None or v < 0 else names[v] for v in values]
         columns[name] = values
-    return Table(where, columns, range(1, len(rows) + 1), class_names)
+    return Table(where, columns, range(1, len(rows) + 1), class_names, image_columns=images)
 
 
 def _ending(path: Path) -> str | None:

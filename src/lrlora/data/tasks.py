@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from datasets import Dataset
 
-Kind = Literal["classification", "regression", "causal", "preference"]
+Kind = Literal["classification", "regression", "causal", "preference", "image-classification"]
 LANGUAGE: tuple[Kind, ...] = ("causal", "preference")
 """Kinds of task of a causal model."""
+IMAGES: Kind = "image-classification"
+WITH_CLASSES: tuple[Kind, ...] = ("classification", IMAGES)
+"""Kinds of task whose labels are classes."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,10 @@ class TaskData:
 
     Args:
         name: of the task.
-        kind: "classification", "regression", "causal" or "preference".
+        kind: "classification", "regression", "causal", "preference" or "image-classification".
         train: rows; columns text [, text_pair], label for the first two kinds, for "causal" those of one shape of
-            `lrlora.data.formats.rows_of`, for "preference" those of `lrlora.data.preferences.pairs_of`; and row, the
-            number of the row in its file.
+            `lrlora.data.formats.rows_of`, for "preference" those of `lrlora.data.preferences.pairs_of`, for images
+            those of `lrlora.data.images.rows_of_images`; and row, the number of the row in its file.
         evaluation: the held-out rows, in the same columns.
         labels: names of the classes, in the order of their numbers; empty unless classification.
         metrics: names of the metrics, the first of them the one to look at.
@@ -64,6 +67,8 @@ class TaskData:
         positive: number of the class that F1 is about.
         files: where the training and the evaluation rows came from, for messages about a row.
         notes: what the user should know of how the rows were read.
+        skipped: how many images were left out because they cannot be decoded.
+        image_size: pixels a side that its images need, where nobody says; None: those of the model.
     """
 
     name: str
@@ -76,6 +81,8 @@ class TaskData:
     positive: int = 1
     files: tuple[str, str] = ("", "")
     notes: tuple[str, ...] = ()
+    skipped: int = 0
+    image_size: int | None = None
 
     @property
     def main_metric(self) -> str:

@@ -16,9 +16,10 @@ from transformers import DataCollatorForSeq2Seq, DataCollatorWithPadding
 from lrlora.data import TaskData
 from lrlora.data.encode import IGNORED, Say, Template, encode_rows
 from lrlora.data.length import length_of_rows
-from lrlora.data.tasks import LANGUAGE, compute_metrics
+from lrlora.data.tasks import IMAGES, LANGUAGE, compute_metrics
 from lrlora.errors import InputError
 from lrlora.evaluation.labelled import labelled_logits
+from lrlora.saved.processor import forward_arguments
 from lrlora.saved.tokens import settle_padding
 
 BATCH = 32
@@ -30,8 +31,9 @@ Outputs = dict[int, Any]
 
 
 def score(
-    model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: int = BATCH, is_bf16: bool = False
-) -> dict[str, float]:
+    model: Any, tokenizer: Any, task: TaskData, encoded: Any, batch_size: int = BATCH, is_bf16: bool = False,
+    kept: Outputs | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Measure a model on the evaluation rows of a task.
 
     The number depends only on the model, the rows and `batch_size`: of several processes each one scores a part of the
@@ -39,11 +41,12 @@ def score(
 
     Args:
         model: with or without an adapter; it is left in the mode that it was in.
-        tokenizer: of the model.
+        tokenizer: of the model, or its image processor.
         task: its `kind` says how its rows are measured.
         encoded: its `evaluation` rows, encoded.
         batch_size: rows at once.
         is_bf16: compute in bfloat16, as a training in that precision does.
+        kept: gets what the model gives for every row.
 
     Returns:
         The task's metrics by name, and "loss": cross entropy in nats a row (classification), squared error (regression)
@@ -56,12 +59,14 @@ def score(
     found: Outputs = {}
     rank, many = (distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized() else (0, 1)
     with evaluating(model, is_bf16):
-        for rows, batch in batches(encoded, collator_of(task, tokenizer), batch_size, model.device, rank, many):
+        for rows, batch in batches(encoded, collator_of(task, tokenizer, model), batch_size, model.device, rank, many):
             found |= zip(rows, outputs(model, batch), strict=True)
     if many > 1:
         parts: list[Any] = [None] * many
         distributed.all_gather_object(parts, found)
         found = {number: output for part in parts for number, output in part.items()}
+    if kept is not None:
+        kept.update(found)
     return metrics(task, [found[number] for number in range(len(encoded))], encoded)
 
 
@@ -90,10 +95,22 @@ def score_task(
     Example:
         score_task(model, tokenizer, load_task(DataSource(data="glue", task="sst2")))["accuracy"]
     """
+    rows = encoded_for(model, tokenizer, task, max_length, template, say)
+    return score(model, tokenizer, task, rows, batch_size, is_bf16)
+
+
+def encoded_for(
+    model: Any, tokenizer: Any, task: TaskData, max_length: int | None, template: Template, say: Say
+) -> Any:
+    """The evaluation rows of a task, encoded for a model; arguments as in `score_task`."""
+    if task.kind == IMAGES:
+        # imported here: all else works without Pillow
+        from lrlora.data.pixels import Pixels
+
+        return Pixels(task.evaluation, tokenizer)
     settle_padding(model, tokenizer)
     length = length_of_rows(max_length, tokenizer, model, say)
-    rows = encode_rows(task, tokenizer, length, template, "evaluation", say)
-    return score(model, tokenizer, task, rows, batch_size, is_bf16)
+    return encode_rows(task, tokenizer, length, template, "evaluation", say)
 
 
 @contextmanager
@@ -108,8 +125,12 @@ def evaluating(model: Any, is_bf16: bool = False) -> Iterator[None]:
         model.train(was_training)
 
 
-def collator_of(task: TaskData, tokenizer: Any) -> Any:
-    """What makes a batch of encoded rows of a task."""
+def collator_of(task: TaskData, tokenizer: Any, model: Any = None) -> Any:
+    """What makes a batch of encoded rows of a task; of images for this model."""
+    if task.kind == IMAGES:
+        from lrlora.data.pixels import collate_images
+
+        return collate_images(forward_arguments(model, tokenizer))
     if task.kind in LANGUAGE:
         return DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
     return DataCollatorWithPadding(tokenizer)
@@ -122,7 +143,9 @@ def batches(encoded: Any, collate: Any, batch_size: int, device: torch.device, r
     passes of all processes: where the last round has too few batches, the others score the last one again.
     """
     columns = [name for name in encoded.column_names if name not in ("text", "text_pair")]
-    lengths = [len(tokens) for tokens in encoded["input_ids"]]
+    # images are all of one size
+    is_text = "input_ids" in encoded.column_names
+    lengths = [len(tokens) for tokens in encoded["input_ids"]] if is_text else [1] * len(encoded)
     order = sorted(range(len(lengths)), key=lambda number: -lengths[number])
     starts = range(0, len(order), batch_size)
     for first in range(0, len(starts), many):
@@ -130,7 +153,13 @@ def batches(encoded: Any, collate: Any, batch_size: int, device: torch.device, r
         numbers = order[start : start + batch_size]
         part = encoded[numbers]
         rows = [{name: part[name][i] for name in columns} for i in range(len(numbers))]
-        yield numbers, {name: value.to(device) for name, value in collate(rows).items()}
+        yield (
+            numbers,
+            {
+                name: value.to(device) if isinstance(value, torch.Tensor) else value
+                for name, value in collate(rows).items()
+            },
+        )
 
 
 def metrics_of(task: TaskData, scores: Any, labels: Any) -> dict[str, float]:
@@ -188,6 +217,7 @@ def _of_pairs(task: TaskData, outputs: list[Any], encoded: Any) -> dict[str, flo
 
 SCORERS: dict[str, tuple[Callable[[Any, Any], list[Any]], Callable[[TaskData, list[Any], Any], dict[str, float]]]] = {
     "classification": (_logits, _of_labels),
+    "image-classification": (_logits, _of_labels),
     "regression": (_logits, _of_labels),
     "causal": (_nats, _of_tokens),
     "preference": (_nats_and_base, _of_pairs),

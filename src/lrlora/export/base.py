@@ -9,16 +9,16 @@ from typing import Any
 
 from lrlora.errors import InputError
 from lrlora.saved.local import check_local
-from lrlora.saved.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, CARD, CONFIG, LABELS, POOLING, SUMS
+from lrlora.saved.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, BASE, CARD, CONFIG, LABELS, POOLING, PROCESSOR, SUMS
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model", "*.tiktoken",
-    "chat_template*", "spiece*", "sentencepiece*",
+    "chat_template*", "spiece*", "sentencepiece*", PROCESSOR,
 )  # fmt: skip
-_BASE_FILES = ("generation_config.json", "preprocessor_config.json", "processor_config.json", "LICENSE*")
+_BASE_FILES = ("generation_config.json", "processor_config.json", "LICENSE*")
 _SENTENCE_FILES = ("modules.json", "*sentence*.json", "*_Pooling/config.json", "*_Normalize/config.json")
 MERGED_FILES = (
     CONFIG, CARD, SUMS, "model*.safetensors", INDEX, *_TOKENIZER_FILES, *_BASE_FILES, *_SENTENCE_FILES,
@@ -86,7 +86,7 @@ def _other_weights(folder: Path) -> str:
 
 
 def copy_tokenizer(source: Path, out: Path) -> None:
-    """Copy the files of a tokenizer."""
+    """Copy the files of a tokenizer or an image processor."""
     _copy(source, out, _TOKENIZER_FILES)
 
 
@@ -96,7 +96,7 @@ def copy_small_files(base: Path, adapter: Path, out: Path, is_same_architecture:
     sentence-transformers' files are copied with an unchanged architecture only: they would hide a new head.
     """
     _copy(base, out, (*_TOKENIZER_FILES, *_BASE_FILES, *(_SENTENCE_FILES if is_same_architecture else ())))
-    if any(adapter.glob("tokenizer_config.json")):
+    if any((adapter / name).exists() for name in ("tokenizer_config.json", PROCESSOR)):
         copy_tokenizer(adapter, out)
 
 

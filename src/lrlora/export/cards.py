@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lrlora.saved.adapter import AdapterFolder, base_config
+from lrlora.saved.base import IMAGE_CLS
 from lrlora.saved.card import OURS, Card, classes_text
 from lrlora.saved.card_code import Loading
 from lrlora.saved.card_origin import Origin, origin_of_adapter
 from lrlora.saved.card_text import table
 from lrlora.saved.kept_card import write_card
+from lrlora.saved.names import PROCESSOR
 from lrlora.saved.sums import write_sums
 from lrlora.training.config import TrainConfig
 from lrlora.tuner.names import kind_of, type_of
@@ -30,7 +32,7 @@ def finish_merged(folder: Path, out: Path, saved: AdapterFolder, base: Any, laye
         layers: what rounding lost of each update, as `lrlora.export.merging.rounding` gives it.
         say: gets a line where a README.md of somebody else is there and stays.
     """
-    task = saved.config.get("task_type")
+    task = saved.task
     worst = max((row.rounding_loss for row in layers), default=0.0)
     kept = f"W0 + dW, stored as {', '.join(sorted({row.dtype for row in layers}))}; of the update of a layer rounding "
     loading = Loading(type(base).__name__, task, is_merged=True, has_tokenizer=_has_tokenizer(folder))
@@ -57,8 +59,9 @@ def finish_exported(
         error: of all layers together, relative.
         say: gets a line where a README.md of somebody else is there and stays.
     """
-    task, tokenizer = saved.config.get("task_type"), _has_tokenizer(folder)
-    length = base.get_input_embeddings().weight.shape[0] if hasattr(base.config, "vocab_size") else None
+    task, tokenizer = saved.task, _has_tokenizer(folder)
+    has_words = task != IMAGE_CLS and hasattr(base.config, "vocab_size")
+    length = base.get_input_embeddings().weight.shape[0] if has_words else None
     loading = Loading(
         loader=saved.auto_class.__name__,
         task_type=task,
@@ -96,4 +99,4 @@ def _classes(base: Any, task: str | None) -> str:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return (folder / "tokenizer_config.json").exists()
+    return any((folder / name).exists() for name in ("tokenizer_config.json", PROCESSOR))

@@ -12,7 +12,7 @@ from typing import Any
 from transformers import set_seed
 
 from lrlora.data import Kind, TaskData, load_evaluation, load_task
-from lrlora.data.tasks import LANGUAGE
+from lrlora.data.tasks import IMAGES, LANGUAGE
 from lrlora.errors import InputError
 from lrlora.evaluation.measure import Measure, TaskMeasure
 from lrlora.export.lora.choose import RankChoice
@@ -21,14 +21,17 @@ from lrlora.export.merging.merge import Say, merge
 from lrlora.files import read_json
 from lrlora.saved import names
 from lrlora.saved.adapter import AdapterFolder, base_config, names_in_config, read_adapter
+from lrlora.saved.base import IMAGE_CLS
 from lrlora.saved.identity import digest_of_rows
 from lrlora.saved.load import load_adapter, load_base, load_base_of, tokenizer_of
 from lrlora.saved.local import is_model, run_around
 from lrlora.saved.pooling import why_not_plain
+from lrlora.saved.processor import load_processor
 from lrlora.saved.run import RunFolder
 from lrlora.saved.tokens import load_tokenizer
 from lrlora.training.config import TrainConfig, setting_fields
 from lrlora.training.model import is_bf16
+from lrlora.training.of_kind import check_kind
 
 MODELS = ("base", "adapter", "merged", "exported")
 
@@ -142,18 +145,22 @@ def score_model(folder: str, asked: TrainConfig | Measure, say: Say = lambda lin
             transformers refuse.
     """
     described = read_json(Path(folder).expanduser() / names.CONFIG)
-    is_causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in described.get("architectures") or ())
+    architectures = described.get("architectures") or ()
+    is_causal = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures)
+    is_of_images = any("ForImageClassification" in name for name in architectures)
     classes = None if is_causal else names_in_config(described)
     is_number = classes is not None and len(classes) == 1
     kind: Kind = "causal" if is_causal else "regression" if is_number else "classification"
+    kind = IMAGES if is_of_images else kind
     measure = _measure_of(asked, kind, classes, folder, say)
-    loaded = load_base(folder, "CAUSAL_LM" if measure.kind in LANGUAGE else "SEQ_CLS").eval()
+    task_type = "CAUSAL_LM" if measure.kind in LANGUAGE else IMAGE_CLS if is_of_images else "SEQ_CLS"
+    loaded = load_base(folder, task_type).eval()
     if loaded.new_parameters:
         raise InputError(
             f"{folder} lacks {loaded.new_parameters[0]} ({len(loaded.new_parameters)} such tensors), which would be "
             "random; pass a model with the head that the task needs, such as lrlora merge writes"
         )
-    scores = measure.score(loaded, load_tokenizer(folder))
+    scores = measure.score(loaded, load_processor(folder) if is_of_images else load_tokenizer(folder))
     return Comparison(measure.task, measure.source, measure.metric, measure.count, {"model": scores})
 
 
@@ -195,6 +202,7 @@ def held_out(config: TrainConfig, kind: Kind | None, labels: Sequence[str] | Non
     else:
         task = load_task(source, labels)
         _tell_of_changes(whose, config, task, say)
+    check_kind(config, task)
     for note in task.notes:
         say(note)
     return TaskMeasure(task, config.max_length, config.template, config.batch_size, is_bf16(config.precision), say)

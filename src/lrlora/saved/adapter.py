@@ -12,6 +12,7 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForQuestionAnswering,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
@@ -20,10 +21,11 @@ from transformers import (
 
 from lrlora.data import Kind
 from lrlora.data.embedded import model_folder
+from lrlora.data.tasks import IMAGES
 from lrlora.errors import InputError
 from lrlora.files import read_json
 from lrlora.saved import names
-from lrlora.saved.base import AS_IT_IS, BaseOptions
+from lrlora.saved.base import AS_IT_IS, IMAGE_CLS, BaseOptions
 from lrlora.saved.local import absolute, adapter_in, check_local, looks_local, read_for, run_around
 from lrlora.saved.pooling import Pooling, check_pooling
 from lrlora.saved.run import RunFolder
@@ -36,6 +38,7 @@ AUTO_CLASSES: dict[str | None, Any] = {
     "CAUSAL_LM": AutoModelForCausalLM,
     "SEQ_2_SEQ_LM": AutoModelForSeq2SeqLM,
     "FEATURE_EXTRACTION": AutoModel,
+    IMAGE_CLS: AutoModelForImageClassification,
     None: AutoModel,
 }
 # what transformers calls the last layer of its classifiers; XLNet has a sequence_summary of another width as well
@@ -75,6 +78,12 @@ class AdapterFolder:
         return str(self.config.get("peft_type"))
 
     @property
+    def task(self) -> str | None:
+        """PEFT's word for the kind of task; IMAGE_CLS of image classifiers, for which it has none."""
+        named, base = self.config.get("task_type"), (self.config.get("auto_mapping") or {}).get("base_model_class")
+        return IMAGE_CLS if named is None and "ForImageClassification" in str(base) else named
+
+    @property
     def auto_class(self) -> Any:
         """The class of transformers that builds the base model."""
         mapping = self.config.get("auto_mapping") or {}
@@ -87,7 +96,9 @@ class AdapterFolder:
     @property
     def kind(self) -> Kind | None:
         """The kind of task that the adapter was trained for; None where it does not say."""
-        if self.config.get("task_type") == "SEQ_CLS":
+        if self.task == IMAGE_CLS:
+            return IMAGES
+        if self.task == "SEQ_CLS":
             return "regression" if len(self.class_names() or ()) == 1 else "classification"
         return "causal" if self.config.get("task_type") == "CAUSAL_LM" else None
 
@@ -97,7 +108,7 @@ class AdapterFolder:
         From labels.json, else from the config of the base, whose head it is where the adapter has none. None where
         there is no head, or its width is not known.
         """
-        if self.config.get("task_type") != "SEQ_CLS":
+        if self.task not in ("SEQ_CLS", IMAGE_CLS):
             return None
         wide = self.head_options().get("num_labels")
         if self.labels is not None and wide in (None, len(self.labels)):
@@ -110,8 +121,8 @@ class AdapterFolder:
 
     def head_options(self) -> dict[str, Any]:
         """What of the base's config the saved head decides, for `from_pretrained`; nothing where there is no head."""
-        task = self.config.get("task_type")
-        if task not in ("SEQ_CLS", "TOKEN_CLS"):
+        task = self.task
+        if task not in ("SEQ_CLS", "TOKEN_CLS", IMAGE_CLS):
             return {}
         found = [shape[0] for head in _HEADS for name, shape in self.shapes.items() if name.endswith(f".{head}.weight")]
         count = found[0] if found else len(self.labels or ())
@@ -122,7 +133,7 @@ class AdapterFolder:
         if self.labels is not None and is_named:
             options["id2label"] = dict(enumerate(self.labels))
             options["label2id"] = {label: number for number, label in enumerate(self.labels)}
-        if task == "SEQ_CLS" and (is_named or count == 1):
+        if task != "TOKEN_CLS" and (is_named or count == 1):
             # the base's own may be another, and decides how a loss is computed
             options["problem_type"] = "single_label_classification" if is_named else "regression"
         return options

@@ -19,12 +19,15 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from lrlora.data.embedded import DECODER
+from lrlora.data.embedded import DECODER, VISION
 from lrlora.errors import InputError
 from lrlora.saved.local import looks_local
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Quantization = Literal["none", "bnb-4bit", "bnb-8bit", "torchao-int8"]
+IMAGE_CLS = "IMAGE_CLS"
+"""Our word for the kind of task of image classification, for which PEFT has none: its `task_type` is None."""
+_IMAGE_HEADS = ("classifier", "cls_classifier", "distillation_classifier", "score", "head", "fc")
 _PACKAGE = {"bnb-4bit": "bitsandbytes", "bnb-8bit": "bitsandbytes", "torchao-int8": "torchao"}
 
 
@@ -96,7 +99,9 @@ class BaseOptions:
         Raises:
             InputError: a revision of a folder, or a quantisation whose package is not installed.
         """
-        if self.revision and (model in (None, DECODER) or looks_local(model) or Path(model).expanduser().is_dir()):
+        if self.revision and (
+            model in (None, DECODER, VISION) or looks_local(model) or Path(model).expanduser().is_dir()
+        ):
             raise InputError(
                 f"revision is of a model on the hub, and {model or 'the embedded encoder'} is a folder on this "
                 "machine; leave --revision out"
@@ -154,6 +159,13 @@ def left_plain(base: Any) -> list[str]:
     outside = [name for name, _ in base.named_children() if name != base.base_model_prefix]
     output = base.get_output_embeddings()
     return [
-        *(outside if hasattr(base, base.base_model_prefix) else ()),
+        *(outside if hasattr(base, base.base_model_prefix) else image_heads(base)),
         *(name for name, module in base.named_modules() if name.split(".")[-1] == "pooler" or module is output),
     ]
+
+
+def image_heads(base: Any) -> list[str]:
+    """The modules of an image classifier that make its logits, by the names that transformers gives them; else none."""
+    if "ForImageClassification" not in type(base).__name__:
+        return []
+    return [name for name, module in base.named_children() if name in _IMAGE_HEADS and list(module.parameters())]

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCardData
 from lrlora.ranks import LayerRank
 from lrlora.saved import names
 from lrlora.saved.adapter import AUTO_CLASSES
+from lrlora.saved.base import IMAGE_CLS, image_heads
 from lrlora.saved.card_code import Loading
 from lrlora.saved.card_origin import Origin, is_dataset_of_hub, origin_of_run
 from lrlora.saved.card_text import Rows, cell, listed, table
@@ -29,6 +30,7 @@ _PIPELINES = {
     "QUESTION_ANS": "question-answering",
     "CAUSAL_LM": "text-generation",
     "FEATURE_EXTRACTION": "feature-extraction",
+    IMAGE_CLS: "image-classification",
 }
 
 
@@ -141,23 +143,24 @@ def card_of_run(
     adapter = model.peft_config["default"]
     is_ours = adapter.peft_type == "LRLORA"
     base = model.get_base_model()
+    task_type = IMAGE_CLS if image_heads(base) else adapter.task_type
     loading = Loading(
-        loader=AUTO_CLASSES[adapter.task_type].__name__,
-        task_type=adapter.task_type,
+        loader=AUTO_CLASSES[task_type].__name__,
+        task_type=task_type,
         is_ours=is_ours,
         has_tokenizer=tokenizer is not None,
-        num_labels=base.config.num_labels if adapter.task_type == "SEQ_CLS" else None,
+        num_labels=base.config.num_labels if task_type in ("SEQ_CLS", IMAGE_CLS) else None,
         pooling=run.settings.get("pooling", "auto"),
         pads=hasattr(base, "score"),
     )
     method = f"{_PAPER}, an adapter whose rank is learned" if is_ours else "plain LoRA, trained with lrlora"
     origin = origin_of_run(run, adapter.base_model_name_or_path, known, metrics, ranks)
-    what = f"An adapter of PEFT: {method}.{classes_text(base.config, adapter.task_type)}"
+    what = f"An adapter of PEFT: {method}.{classes_text(base.config, task_type)}"
     return Card(what, origin, loading, [OURS if is_ours else "lora"], picture=is_ours).text()
 
 
 def classes_text(config: Any, task_type: str | None) -> str:
     """The names of the classes, in the order of the outputs; nothing where there are none."""
-    if task_type != "SEQ_CLS" or config.num_labels < 2:
+    if task_type not in ("SEQ_CLS", IMAGE_CLS) or config.num_labels < 2:
         return ""
     return f" Classes, in the order of the outputs: {', '.join(cell(name) for name in config.id2label.values())}."

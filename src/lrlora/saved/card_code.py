@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lrlora.saved.base import IMAGE_CLS
 from lrlora.saved.card_origin import Base
 
 
@@ -39,10 +40,12 @@ class Loading:
         return f"```\npip install {needs}\n```\n\n```python\n{self.code(base)}\n```"
 
     def code(self, base: Base) -> str:
-        """Python that leaves `model`, and `tokenizer` where there is one."""
+        """Python that leaves `model`, and `tokenizer`, or of images `processor`, where there is one."""
         where = 'folder = "."  # this folder, or its name on the hub'
-        imports = f"from transformers import {self.loader}" + (", AutoTokenizer" if self.has_tokenizer else "")
-        tokenizer = ["tokenizer = AutoTokenizer.from_pretrained(folder)"] if self.has_tokenizer else []
+        is_of_images = self.task_type == IMAGE_CLS
+        reads, reader = ("processor", "AutoImageProcessor") if is_of_images else ("tokenizer", "AutoTokenizer")
+        imports = f"from transformers import {self.loader}" + (f", {reader}" if self.has_tokenizer else "")
+        tokenizer = [f"{reads} = {reader}.from_pretrained(folder)"] if self.has_tokenizer else []
         if self.is_merged:
             lines = [imports, "", where, f"model = {self.loader}.from_pretrained(folder).eval()", *tokenizer]
             return "\n".join(lines)
@@ -51,6 +54,7 @@ class Loading:
         lines += [f"from peft import {'PeftModel' if base.hub_name else 'PeftConfig, PeftModel'}", imports, "", where]
         lines += _name_of(base)
         head = "" if self.num_labels is None else f", num_labels={self.num_labels}"
+        head += ", ignore_mismatched_sizes=True" if is_of_images else ""
         lines += [f"base = {self.loader}.from_pretrained(name{head})", *tokenizer]
         lines += [f"base.resize_token_embeddings({self.vocabulary}, mean_resizing=False)"] if self.vocabulary else []
         lines += ["base.config.pad_token_id = tokenizer.pad_token_id"] if self.pads and self.has_tokenizer else []

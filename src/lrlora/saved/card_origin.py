@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrlora.data.embedded import DECODER, encoder_folder, model_folder
+from lrlora.data.embedded import DECODER, DIGITS, VISION, encoder_folder, model_folder
 from lrlora.errors import InputError
 from lrlora.ranks import LayerRank
 from lrlora.saved.card_text import listed, table, without_places
@@ -63,7 +63,12 @@ def base_of(name: str, known: str | None = None) -> Base:
     identity = f"digest of its files {known}" if known and not revision else ""
     for title, how, folder in (
         ("all-MiniLM-L6-v2", "lrlora.data.embedded.encoder_folder()", encoder_folder),
-        ("SmolLM2-135M-Instruct", f"lrlora.data.embedded.model_folder({DECODER!r})", lambda: _decoder(name)),
+        (
+            "SmolLM2-135M-Instruct",
+            f"lrlora.data.embedded.model_folder({DECODER!r})",
+            lambda: _made(name, DECODER, "SmolLM2-135M-Instruct"),
+        ),
+        ("DINOv2-small", f"lrlora.data.embedded.model_folder({VISION!r})", lambda: _made(name, VISION, "DINOv2-small")),
     ):
         try:
             if os.path.realpath(folder()) == os.path.realpath(name):
@@ -73,9 +78,9 @@ def base_of(name: str, known: str | None = None) -> Base:
     return Base(os.path.basename(name.rstrip("/")), None, identity)
 
 
-def _decoder(name: str) -> str:
-    # making it takes half a minute: it is asked for only where it can be the one
-    return model_folder(DECODER) if name.rstrip("/").endswith("lrlora/SmolLM2-135M-Instruct") else ""
+def _made(name: str, embedded: str, folder: str) -> str:
+    # making it takes up to half a minute: it is asked for only where it can be the one
+    return model_folder(embedded) if name.rstrip("/").endswith(f"lrlora/{folder}") else ""
 
 
 @dataclass(frozen=True)
@@ -105,7 +110,8 @@ class Origin:
         if not self.settings:
             return ""
         named = {name: self.settings.get(name) for name in ("data", "subset", "task", "eval_data")}
-        said = {"data": "the embedded BBC News titles", **{k: f"`{without_places(v)}`" for k, v in named.items() if v}}
+        demo = "the embedded digits" if self.metrics.get("task") == DIGITS else "the embedded BBC News titles"
+        said = {"data": demo, **{k: f"`{without_places(v)}`" for k, v in named.items() if v}}
         for name, title in (("train_rows", "rows trained on"), ("eval_rows", "rows held out")):
             if name in self.metrics:
                 said[title] = self.metrics[name]

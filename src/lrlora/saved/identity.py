@@ -12,8 +12,8 @@ from lrlora.data.tasks import MACRO_F1
 from lrlora.saved import names
 from lrlora.saved.local import cached
 
-ROW = "row"
-"""Column with the number of a row in its file; it is no part of the row's content."""
+_NOT_CONTENT = ("row", "file", "bytes")
+"""Columns that are no part of a row's content: its number, and of an image, whose digest is one, place and bytes."""
 
 _READ_BY_TRANSFORMERS = (
     ".json", ".safetensors", ".bin", ".gguf", ".txt", ".model", ".jinja", ".tiktoken", ".py",
@@ -28,7 +28,7 @@ def digest_of_rows(task: TaskData) -> str:
     sha = hashlib.sha256(json.dumps([task.kind, task.labels, metrics]).encode())
     for rows in (task.train, task.evaluation):
         sha.update(b"\0")
-        names = [name for name in rows.column_names if name != ROW]
+        names = [name for name in rows.column_names if name not in _NOT_CONTENT]
         for values in zip(*(rows[name][:] for name in names), strict=True):
             sha.update(json.dumps(dict(zip(names, values, strict=True)), sort_keys=True).encode())
     return sha.hexdigest()[:16]

@@ -16,10 +16,12 @@ from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError, first_lines
 from lrlora.internals import class_of_the_base, from_config, is_adapter
 from lrlora.saved.adapter import AUTO_CLASSES, AdapterFolder, read_adapter
-from lrlora.saved.base import AS_IT_IS, BaseOptions, left_plain
+from lrlora.saved.base import AS_IT_IS, IMAGE_CLS, BaseOptions, image_heads, left_plain
 from lrlora.saved.local import absolute, check_local
+from lrlora.saved.names import PROCESSOR
 from lrlora.saved.pooling import set_pooling
 from lrlora.saved.precision import keep_in_float32
+from lrlora.saved.processor import load_processor
 from lrlora.saved.tokens import load_tokenizer, settle_padding
 
 ADAPTER = "default"
@@ -51,11 +53,17 @@ def load_base(
     if options.quantization != "none":
         options.check(None if options.revision is None else name)
         skipped = left_plain(bare_base(name, auto_class, options, more))
+    if task_type == IMAGE_CLS:
+        # their heads are mostly of other classes, and are trained anew
+        more = {**more, "ignore_mismatched_sizes": True}
     with _explained(name):
         base, info = auto_class.from_pretrained(name, output_loading_info=True, **{**options.loading(skipped), **more})
+        other = [entry[0] for entry in info.get("mismatched_keys", ())]
+        if wrong := sorted(key for key in other if key.split(".")[0] not in image_heads(base)):
+            raise ValueError(f"{wrong[0]} has not the shape that is needed ({len(wrong)} such tensors)")
     if is_adapter(base):
         raise InputError(f"{name} is an adapter, not a base model: merge it first and pass the merged model")
-    base.new_parameters = sorted(info["missing_keys"])
+    base.new_parameters = sorted({*info["missing_keys"], *other})
     return base
 
 
@@ -123,7 +131,7 @@ def load_base_of(saved: AdapterFolder, options: BaseOptions | None = None, **mor
     head = saved.head_options()
     try:
         how = saved.options if options is None else options
-        base = load_base(saved.base, saved.config.get("task_type"), saved.auto_class, how, **head, **more)
+        base = load_base(saved.base, saved.task, saved.auto_class, how, **head, **more)
     except InputError as error:
         raise InputError(f"{error}{saved.base_advice}") from error
     settle(base, saved)
@@ -151,7 +159,10 @@ def load_adapter(folder: str, model: str | None = None, options: BaseOptions | N
 
 
 def tokenizer_of(saved: AdapterFolder) -> Any:
-    """The tokenizer that was saved with an adapter, else that of its base; errors as `load_tokenizer`."""
+    """The tokenizer or image processor saved with an adapter, else its base's; errors as `load_tokenizer`."""
+    if saved.task == IMAGE_CLS:
+        is_own = (saved.folder / PROCESSOR).exists()
+        return load_processor(str(saved.folder) if is_own else saved.base, saved.options)
     is_own = (saved.folder / "tokenizer_config.json").exists()
     return load_tokenizer(str(saved.folder) if is_own else saved.base, saved.options)
 
@@ -163,6 +174,8 @@ def settle(base: Any, saved: AdapterFolder) -> None:
         InputError: a base that cannot have this pooling; a vocabulary of another length whose weights the adapter holds
             in part.
     """
+    if saved.task == IMAGE_CLS:
+        return
     set_pooling(base, saved.pooling)
     _resize(base, saved)
     if (saved.folder / "tokenizer_config.json").exists():
@@ -205,7 +218,7 @@ def refuse_random(saved: AdapterFolder, lacking: Sequence[str]) -> None:
     Raises:
         InputError: the adapter does not hold them either, and it is of a task with a head, where they are used.
     """
-    if saved.config.get("task_type") in (None, "FEATURE_EXTRACTION"):
+    if saved.task in (None, "FEATURE_EXTRACTION"):
         return
     # a prompt is put before the base itself, any other method on a tuner's model around it
     held = {

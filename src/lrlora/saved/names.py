@@ -9,6 +9,8 @@ LABELS = "labels.json"
 """Next to an adapter: the names of its classes, which PEFT does not save."""
 BASE = "base.json"
 """Next to an adapter: precision and quantisation of the base that it was trained on, where they are not the default."""
+PROCESSOR = "preprocessor_config.json"
+"""Of the image processor next to an adapter or a model, as transformers names it."""
 POOLING = "pooling.json"
 """Next to an adapter: the pooling that it was trained with, where that was chosen."""
 CARD = "README.md"
@@ -18,6 +20,8 @@ SUMS = "SHA256SUMS"
 
 CONFIG = "config.json"
 """Of a run folder: settings, versions of the libraries, and what was read, as numbers."""
+PREDICTIONS = "predictions.jsonl"
+"""Of image classification: what was predicted of every held-out row."""
 METRICS = "metrics.json"
 """The results; written last."""
 RANKS = "ranks.json"
@@ -49,6 +53,8 @@ __all__ = [
     "METRICS",
     "PICTURE",
     "POOLING",
+    "PREDICTIONS",
+    "PROCESSOR",
     "RANKS",
     "RECORDS",
     "SUMS",

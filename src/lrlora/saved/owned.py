@@ -9,17 +9,30 @@ from pathlib import Path
 from lrlora.errors import InputError
 from lrlora.files import explained
 from lrlora.saved.kept_card import edited_card
-from lrlora.saved.names import ADAPTER, CHECKPOINTS, CONFIG, LOCK, LOG, LORA, METRICS, PICTURE, RANKS, RECORDS, SUMS
+from lrlora.saved.names import (
+    ADAPTER,
+    CHECKPOINTS,
+    CONFIG,
+    LOCK,
+    LOG,
+    LORA,
+    METRICS,
+    PICTURE,
+    PREDICTIONS,
+    RANKS,
+    RECORDS,
+    SUMS,
+)
 
-_FILES = {CONFIG, METRICS, RANKS, RECORDS, PICTURE, LOG, SUMS}
+_FILES = {CONFIG, METRICS, PREDICTIONS, RANKS, RECORDS, PICTURE, LOG, SUMS}
 _FOLDERS = {ADAPTER, CHECKPOINTS}
 # temporary files and folders of `lrlora.files` that a killed process left
 _BEGUN = re.compile(rf"\.({'|'.join(sorted(_FILES | _FOLDERS))})\.[\w.-]*(tmp|old)")
 _REPORT = "report.html"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 _OF_ADAPTER = re.compile(
-    # PEFT's, ours, and what the tokenizers of transformers are made of
-    r"adapter_config\.json|adapter_model\.safetensors|README\.md|ranks\.png|labels\.json|pooling\.json|"
+    # PEFT's, ours, and what the tokenizers and image processors of transformers are made of
+    r"preprocessor_config\.json|adapter_config\.json|adapter_model\.safetensors|README\.md|ranks\.png|labels\.json|pooling\.json|"
     r"tokenizer\.json|tokenizer_config\.json|special_tokens_map\.json|added_tokens\.json|normalizer\.json|"
     r"chat_template\.(jinja|json)|vocab[\w.-]*\.(txt|json|model|bpe)|entity_vocab\.json|emoji\.json|merges\.txt|"
     r"byte_maps\.json|prophetnet\.tokenizer|bpe\.codes|dict\.txt|(source|target)\.spm|[\w.-]*(tokenizer|sentencepiece|spiece|spm|bpe)[\w.-]*\.(model|tiktoken)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,10 +13,10 @@ from typing import Any
 from filelock import FileLock
 
 from lrlora.errors import InputError
-from lrlora.files import explained, new_folder, read_json, write_json
+from lrlora.files import explained, new_file, new_folder, read_json, write_json
 from lrlora.ranks import LayerRank, read_records
 from lrlora.saved import names, owned
-from lrlora.saved.base import AS_IT_IS, BaseOptions
+from lrlora.saved.base import AS_IT_IS, BaseOptions, image_heads
 from lrlora.saved.checkpoints import last_checkpoint, whole_checkpoints
 from lrlora.saved.kept_card import write_card
 from lrlora.saved.lock import lock
@@ -241,7 +242,8 @@ class RunFolder:
                 write_card(beside, card, self.adapter, say)
                 if self.picture.exists():
                     shutil.copyfile(self.picture, beside / names.PICTURE)
-            if model.peft_config["default"].task_type == "SEQ_CLS" and model.config.num_labels > 1:
+            is_classifier = model.peft_config["default"].task_type == "SEQ_CLS" or image_heads(model.get_base_model())
+            if is_classifier and model.config.num_labels > 1:
                 write_json(beside / names.LABELS, list(model.config.id2label.values()))
             if pooling != "auto":
                 write_json(beside / names.POOLING, pooling)
@@ -251,6 +253,11 @@ class RunFolder:
     def save_ranks(self, rows: list[LayerRank]) -> None:
         """Write the learned ranks at the end."""
         write_json(self.path / names.RANKS, [row.as_dict() for row in rows])
+
+    def save_predictions(self, rows: list[dict[str, Any]]) -> None:
+        """Write what was predicted of every held-out row, a line each."""
+        with new_file(self.path / names.PREDICTIONS) as beside:
+            beside.write_text("".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows), encoding="utf-8")
 
     def save_metrics(self, metrics: dict[str, Any]) -> None:
         """Write the results, last: a folder that has them is finished. Then the digests of all that it ends with."""

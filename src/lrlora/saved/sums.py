@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from lrlora.files import new_file
-from lrlora.saved.names import METRICS, RANKS, SUMS
+from lrlora.saved.names import METRICS, PREDICTIONS, RANKS, SUMS
 from lrlora.saved.owned import named
 
 _LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
@@ -29,8 +29,8 @@ def write_sums(folder: Path, files: Iterable[Path] | None = None) -> None:
 
 
 def write_sums_of_run(folder: Path, adapter: Path) -> None:
-    """As `write_sums`, of what a run ends with: its adapter, ranks.json and metrics.json."""
-    results = [path for path in (folder / METRICS, folder / RANKS) if path.exists()]
+    """As `write_sums`, of what a run ends with: its adapter, ranks.json, metrics.json, predictions.jsonl."""
+    results = [path for path in (folder / name for name in (METRICS, PREDICTIONS, RANKS)) if path.exists()]
     write_sums(folder, [*(path for path in adapter.iterdir() if path.is_file()), *results])
 
 

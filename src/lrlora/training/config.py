@@ -13,8 +13,9 @@ from typing import Any, Literal, Optional
 from peft import LoraConfig, PeftConfig
 
 from lrlora.data import DataSource
+from lrlora.data.embedded import DIGITS, VISION
 from lrlora.errors import InputError, meant
-from lrlora.saved.base import BaseOptions
+from lrlora.saved.base import IMAGE_CLS, BaseOptions
 from lrlora.saved.pooling import check_pooling
 from lrlora.saved.settings import Settings
 from lrlora.training.arguments import FREE as FREE_ARGUMENTS
@@ -41,7 +42,7 @@ class TrainConfig:
 
     model: Optional[str] = flag(
         None,
-        "base model: a local folder, a hub name, or embedded-decoder; the embedded encoder if left out",
+        "base model: a local folder, a hub name, embedded-decoder or embedded-vision; the embedded encoder if left out",
         is_place=True,
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = flag(
@@ -60,7 +61,7 @@ class TrainConfig:
     )
     data: Optional[str] = flag(
         None,
-        "a file or folder of jsonl(.gz), csv, txt or parquet, or a hub dataset; the embedded BBC News titles if left out",
+        "a file or folder of jsonl(.gz), csv, txt or parquet, a folder of images in class folders, or a hub dataset; if left out the embedded BBC News titles, or embedded-digits with embedded-vision",
         is_place=True,
     )
     eval_data: Optional[str] = flag(
@@ -75,7 +76,7 @@ class TrainConfig:
         None, "name of the task: picks TASK_train.* in a folder; GLUE names bring columns and metrics"
     )
     subset: Optional[str] = flag(None, "configuration of a hub dataset")
-    kind: Optional[Literal["classification", "regression", "causal", "preference"]] = flag(
+    kind: Optional[Literal["classification", "regression", "causal", "preference", "image-classification"]] = flag(
         None, "kind of task; read off the columns if left out"
     )
     text_columns: Optional[list[str]] = flag(None, "one or two columns of text")
@@ -89,6 +90,12 @@ class TrainConfig:
     train_rows: Optional[int] = flag(None, "largest number of training rows; all if left out")
     eval_rows: Optional[int] = flag(None, "largest number of evaluation rows; all if left out")
     max_length: Optional[int] = flag(None, "tokens of a row at most; as many as the model takes if left out")
+    image_column: Optional[str] = flag(None, "column of images; read off the columns if left out")
+    image_size: Optional[int] = flag(None, "pixels a side of images; those of the model if left out")
+    augment: Literal["auto", "none", "crop", "crop-flip"] = flag(
+        "auto", "of training images: random crops, mirrored or not; auto: crop-flip, and none for embedded-digits"
+    )
+    bad_images: Literal["refuse", "skip"] = flag("refuse", "of images that cannot be decoded; skip names them")
 
     out: Optional[str] = flag(
         None, "run folder; runs/demo, or runs/ and the name of the task or the data, if left out", is_free=True
@@ -194,7 +201,7 @@ class TrainConfig:
         if self.out is not None:
             return self.out
         if self.data is None:
-            return "runs/demo"
+            return "runs/digits" if self.model == VISION else "runs/demo"
         # one place has one name, spelled "." or "data/"
         place = os.path.realpath(self.data) if os.path.exists(self.data) else self.data
         name = self.task or re.sub(r"(\.jsonl?|\.csv|\.parquet)?(\.gz)?$", "", place.rstrip("/").split("/")[-1])
@@ -203,18 +210,10 @@ class TrainConfig:
 
     def data_source(self) -> DataSource:
         """Where the rows come from."""
-        return DataSource(
-            data=self.data,
-            task=self.task,
-            subset=self.subset,
-            kind=self.kind,
-            text_columns=None if self.text_columns is None else tuple(self.text_columns),
-            label_column=self.label_column,
-            train_rows=self.train_rows,
-            eval_rows=self.eval_rows,
-            seed=self.split_seed,
-            eval_data=self.eval_data,
-        )
+        data = DIGITS if self.data is None and self.model == VISION else self.data
+        columns = None if self.text_columns is None else tuple(self.text_columns)
+        own = {each.name: vars(self).get(each.name) for each in dataclasses.fields(DataSource)}
+        return DataSource(**{**own, "data": data, "text_columns": columns, "seed": self.split_seed})
 
     def adapter_config(self, task_type: str) -> LRLoraConfig | LoraConfig:
         """The PEFT config of the run's method: `adapter`, or LoraConfig of the same rank, scale and placement.
@@ -222,7 +221,8 @@ class TrainConfig:
         Raises:
             InputError: a field outside its range.
         """
-        adapter = dataclasses.replace(self.adapter, task_type=task_type, revision=self.revision)
+        word = None if task_type == IMAGE_CLS else task_type
+        adapter = dataclasses.replace(self.adapter, task_type=word, revision=self.revision)
         return adapter if self.method == "lrlora" else adapter.to_lora()
 
     @classmethod

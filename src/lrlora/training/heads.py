@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from lrlora.data import DataSource, TaskData, load_task
 from lrlora.data.embedded import encoder_folder
+from lrlora.data.tasks import IMAGES, WITH_CLASSES
 from lrlora.saved.adapter import base_config, names_in_config
 from lrlora.saved.base import AS_IT_IS, BaseOptions
 
@@ -31,10 +32,11 @@ def load_task_for(
         InputError: as `load_task`.
     """
     task = load_task(source)
-    if task.kind != "classification":
+    if task.kind not in WITH_CLASSES:
         return task
     described = base_config(model or str(encoder_folder()), options) or {}
-    has_head = any("ForSequenceClassification" in name for name in described.get("architectures") or ())
+    head = "ForImageClassification" if task.kind == IMAGES else "ForSequenceClassification"
+    has_head = any(head in name for name in described.get("architectures") or ())
     known = names_in_config(described) if has_head else []
     if len(known) != len(task.labels) or all(name.isdigit() for name in known):
         return task

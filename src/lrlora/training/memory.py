@@ -21,9 +21,11 @@ from transformers.pytorch_utils import Conv1D
 from lrlora.data import TaskData
 from lrlora.data.encode import encode_rows
 from lrlora.data.length import length_of_rows
+from lrlora.data.tasks import IMAGES
 from lrlora.saved.base import BaseOptions, left_plain
+from lrlora.saved.processor import forward_arguments
 from lrlora.training.config import TrainConfig
-from lrlora.training.placement import check_names
+from lrlora.training.placement import check_names, leave_unused_out
 from lrlora.tuner.layer import LRLoraLayer
 
 _SAMPLE = 64
@@ -45,8 +47,9 @@ class Memory:
             float32 logits a token, and of one adapted layer dW and its gradient. With gradient checkpointing the
             hidden states between the blocks, and all of the former of one block.
         rows: of a batch.
-        tokens: of the longest of the training rows looked at.
+        tokens: of the longest of the training rows looked at; of images the pixels a side.
         held: what this process holds before; 0 for a GPU.
+        unit: of `tokens`.
     """
 
     base: int
@@ -57,6 +60,7 @@ class Memory:
     rows: int
     tokens: int
     held: int = 0
+    unit: str = "tokens"
 
     @property
     def total(self) -> int:
@@ -80,21 +84,25 @@ def estimate(base: Any, config: TrainConfig, task: TaskData, tokenizer: Any, tas
         base: the model without weights, from `lrlora.saved.load.bare_base`.
         config: the settings.
         task: the rows.
-        tokenizer: of the model.
+        tokenizer: of the model, or its image processor.
         task_type: PEFT's word for the kind of task.
         is_bf16: whether products are computed in bfloat16.
 
     Raises:
         InputError: rows, or names of modules, that the run cannot work with either.
     """
-    length = length_of_rows(config.max_length, tokenizer, base)
-    some = dataclasses.replace(task, train=task.train.select(range(min(_SAMPLE, len(task.train)))))
-    encoded = encode_rows(some, tokenizer, length, config.template, "train")
-    tokens = max(len(ids) for ids in encoded["input_ids"])
     weight = _bytes_of_weight(config.dtype, base)
     weights = bytes_of_base(base, config.base_options, weight)
-    per_token = _kept(base, config.gradient_checkpointing, 2 if is_bf16 else weight)
+    width = 2 if is_bf16 else weight
+    if task.kind == IMAGES:
+        from lrlora.data.pixels import size_of
+
+        tokens, kept = size_of(tokenizer)[0], _kept_of_image(base, tokenizer, config.gradient_checkpointing, width)
+    else:
+        tokens = _longest(base, config, task, tokenizer)
+        kept = tokens * _kept(base, config.gradient_checkpointing, width)
     adapter = config.adapter_config(task_type)
+    leave_unused_out(base, adapter)
     check_names(base, adapter)
     with torch.random.fork_rng(devices=[]):
         model: Any = get_peft_model(base, adapter, low_cpu_mem_usage=True)
@@ -106,11 +114,19 @@ def estimate(base: Any, config: TrainConfig, task: TaskData, tokenizer: Any, tas
         adapter=trained,
         gradients=trained,
         optimizer=2 * trained,
-        activations=config.batch_size * tokens * per_token + 2 * 4 * largest,
+        activations=config.batch_size * kept + 2 * 4 * largest,
         rows=config.batch_size,
         tokens=tokens,
         held=0 if _is_on_gpu(config.base_options) else _resident(),
+        unit="pixels a side" if task.kind == IMAGES else "tokens",
     )
+
+
+def _longest(base: Any, config: TrainConfig, task: TaskData, tokenizer: Any) -> int:
+    """Tokens of the longest of a few training rows."""
+    length = length_of_rows(config.max_length, tokenizer, base)
+    some = dataclasses.replace(task, train=task.train.select(range(min(_SAMPLE, len(task.train)))))
+    return max(len(ids) for ids in encode_rows(some, tokenizer, length, config.template, "train")["input_ids"])
 
 
 def bytes_of_base(base: Any, options: BaseOptions, weight: int) -> int:
@@ -158,7 +174,7 @@ def said_of_memory(memory: Memory, options: BaseOptions, there: Machine | None) 
     lines = [
         f"memory: about {_said(memory.total)}: base {_said(memory.base)} in {how}, adapter {_said(memory.adapter)}, "
         f"gradients {_said(memory.gradients)}, AdamW {_said(memory.optimizer)}, activations "
-        f"{_said(memory.activations)} (assuming {memory.rows} rows of {memory.tokens} tokens){held}{has}"
+        f"{_said(memory.activations)} (assuming {memory.rows} rows of {memory.tokens} {memory.unit}){held}{has}"
     ]
     if there is not None and memory.base > there.free:
         lines.append(
@@ -180,6 +196,28 @@ def _kept(base: Any, is_checkpointed: bool, width: int) -> int:
     described = base.config.get_text_config()
     blocks = getattr(described, "num_hidden_layers", 1)
     return math.ceil(read_and_written / blocks) + width * blocks * getattr(described, "hidden_size", 0) + logits
+
+
+@torch.no_grad()
+def _kept_of_image(base: Any, processor: Any, is_checkpointed: bool, width: int) -> int:
+    """Bytes of activations that an image keeps: what every linear layer and convolution reads and writes."""
+    from lrlora.data.pixels import size_of
+
+    counts: list[int] = []
+
+    def count(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        counts.append(inputs[0].numel() + output.numel())
+
+    layers = [module for module in base.modules() if isinstance(module, nn.Linear | Conv1D | nn.Conv2d)]
+    hooks = [module.register_forward_hook(count) for module in layers]
+    try:
+        pixels = torch.empty(1, 3, *size_of(processor), device="meta")
+        base(pixel_values=pixels, **forward_arguments(base, processor))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    blocks = getattr(base.config, "num_hidden_layers", 1) if is_checkpointed else 1
+    return math.ceil(width * sum(counts) / blocks)
 
 
 def _bytes_of_weight(dtype: str, base: Any) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, Literal
 
 import torch
@@ -9,22 +10,24 @@ from peft import PeftModel, get_peft_model
 
 from lrlora.data import TaskData
 from lrlora.data.embedded import encoder_folder
-from lrlora.data.tasks import LANGUAGE
+from lrlora.data.tasks import IMAGES, LANGUAGE
 from lrlora.errors import InputError, first_lines
 from lrlora.saved.adapter import AUTO_CLASSES
+from lrlora.saved.base import IMAGE_CLS
 from lrlora.saved.load import bare_base, load_base
 from lrlora.saved.local import check_local
 from lrlora.saved.pooling import said_of_pooling, set_pooling
 from lrlora.saved.precision import keep_in_float32
+from lrlora.saved.processor import forward_arguments, load_processor
 from lrlora.saved.tokens import load_tokenizer, settle_padding
 from lrlora.training import processes
 from lrlora.training.config import TrainConfig
 from lrlora.training.memory import estimate, machine, said_of_memory
-from lrlora.training.placement import check_names, said_of_expressions, trained_whole
+from lrlora.training.placement import check_names, leave_unused_out, said_of_expressions, trained_whole
 
 
 def build(config: TrainConfig, task: TaskData) -> tuple[PeftModel, Any]:
-    """The base model with a fresh adapter, and its tokenizer.
+    """The base model with a fresh adapter, and its tokenizer or image processor.
 
     Raises:
         InputError: a model that is not there, or target modules that it does not have.
@@ -43,7 +46,7 @@ def build(config: TrainConfig, task: TaskData) -> tuple[PeftModel, Any]:
 
 
 def base_of(config: TrainConfig, task: TaskData) -> tuple[Any, Any, str]:
-    """The base model with a head for the task, its tokenizer, and PEFT's word for the kind of task.
+    """The base model with a head for the task, its tokenizer or image processor, and the word for the kind of task.
 
     Raises:
         InputError: a model that is not there, or that cannot be read with the pooling of the config.
@@ -55,13 +58,42 @@ def base_of(config: TrainConfig, task: TaskData) -> tuple[Any, Any, str]:
     name, options = config.model or str(encoder_folder()), config.base_options
     task_type, head = _task_type(task), _head_of(task)
     base = load_base(name, task_type, None, options, **head)
+    if task.kind == IMAGES:
+        _check_image_model(base)
+        processor = _reader_of(config, task)
+        forward_arguments(base, processor)
+        return base, processor, task_type
     set_pooling(base, config.pooling)
-    tokenizer = load_tokenizer(name, options)
+    tokenizer = _reader_of(config, task)
     settle_padding(base, tokenizer)
     return base, tokenizer, task_type
 
 
+def _reader_of(config: TrainConfig, task: TaskData) -> Any:
+    """The tokenizer of a run, or its image processor."""
+    name, options = config.model or str(encoder_folder()), config.base_options
+    if task.kind == IMAGES:
+        return load_processor(name, options, config.image_size or task.image_size)
+    return load_tokenizer(name, options)
+
+
+def _check_image_model(base: Any) -> None:
+    """Refuse an image classifier that an adapter cannot be trained on."""
+    name = type(base).__name__
+    if "labels" not in inspect.signature(base.forward).parameters:
+        raise InputError(f"{name} takes no labels, so it cannot be trained; pass another model")
+    # their running means change while training and are not part of an adapter
+    norms = [key for key, module in base.named_modules() if "BatchNorm" in type(module).__name__]
+    if norms:
+        raise InputError(
+            f"{name} has batch normalisation ({norms[0]}): its statistics change in training, and an adapter does not "
+            "hold them; pass a model without it, such as a vision transformer, Swin or ConvNeXt"
+        )
+
+
 def _task_type(task: TaskData) -> str:
+    if task.kind == IMAGES:
+        return IMAGE_CLS
     return "CAUSAL_LM" if task.kind in LANGUAGE else "SEQ_CLS"
 
 
@@ -85,7 +117,7 @@ def _memory(config: TrainConfig, task: TaskData) -> tuple[list[str], str | None]
     check_local(name)
     try:
         base = bare_base(name, AUTO_CLASSES[task_type], options, _head_of(task))
-        tokenizer = load_tokenizer(name, options)
+        tokenizer = _reader_of(config, task)
         found = estimate(base, config, task, tokenizer, task_type, is_bf16(config.precision))
     except InputError:
         # the run refuses the same below, in its own words
@@ -101,6 +133,8 @@ def adapt(base: Any, config: TrainConfig, task_type: str) -> PeftModel:
     if whole := trained_whole(base, adapter_config):
         more = f" and {len(whole) - 3} more" if len(whole) > 3 else ""
         processes.tell(f"trained and saved whole, new in this base or a head: {', '.join(whole[:3])}{more}")
+    if unused := leave_unused_out(base, adapter_config):
+        processes.tell(f"not adapted, {type(base).__name__} does not read it: {unused}")
     for line in said_of_expressions(base, adapter_config):
         processes.tell(line)
     return put_on(base, adapter_config)
@@ -116,6 +150,7 @@ def put_on(base: Any, adapter_config: Any) -> PeftModel:
         InputError: names of modules that match nothing, with those that there are; new weights that cannot be saved;
             biases of a base that is not float32.
     """
+    leave_unused_out(base, adapter_config)
     if whole := trained_whole(base, adapter_config):
         adapter_config.modules_to_save = [*(adapter_config.modules_to_save or ()), *whole]
     check_names(base, adapter_config)

@@ -11,6 +11,7 @@ import torch
 from transformers.pytorch_utils import Conv1D
 
 from lrlora.errors import InputError
+from lrlora.saved.base import image_heads
 
 ALL_LINEAR = "all-linear"
 
@@ -36,7 +37,7 @@ def trained_whole(base: Any, config: Any) -> list[str]:
     names = [name for name, _ in base.named_modules() if name]
     taken = {name for name in names if name.endswith(kept)} if kept else set()
     mistaken = [name for name in sorted(taken) if not _matches(name, kept)]
-    found = [*mistaken, *_new_modules(base, config)]
+    found = [*mistaken, *_new_modules(base, config), *image_heads(base)]
     whole: list[str] = []
     # parents come before their children
     for name in sorted(dict.fromkeys(found)):
@@ -49,6 +50,29 @@ def trained_whole(base: Any, config: Any) -> list[str]:
             f"{type(config).__name__} cannot save it; take a base that has it, or another method"
         )
     return [name for name in whole if name not in kept]
+
+
+_UNUSED = {"SiglipForImageClassification": "vision_model.head", "Siglip2ForImageClassification": "vision_model.head"}
+"""Modules whose output a classifier of transformers does not read: in place of SigLIP's pooling it takes a mean."""
+
+
+def leave_unused_out(base: Any, config: Any) -> str | None:
+    """Exclude modules from a config whose output the model does not read: what is learned there changes nothing.
+
+    Returns:
+        The module that they are in; None where there is none, or where names of modules are a regular expression.
+    """
+    unused = _UNUSED.get(type(base).__name__)
+    excluded = getattr(config, "exclude_modules", None)
+    if unused is None or isinstance(excluded, str) or not hasattr(config, "exclude_modules"):
+        return None
+    within = [name for name, module in base.named_modules() if _is_linear_in(name, module, unused)]
+    config.exclude_modules = sorted({*(excluded or ()), *within})
+    return unused
+
+
+def _is_linear_in(name: str, module: Any, around: str) -> bool:
+    return name.startswith(f"{around}.") and isinstance(module, torch.nn.Linear | Conv1D)
 
 
 def check_names(base: Any, config: Any) -> None:

@@ -11,6 +11,7 @@ from lrlora.errors import InputError
 # least value, and what to do instead of a smaller one
 _LEAST = {
     "max_length": (1, "; leave it out for the model's own"),
+    "image_size": (1, "; leave it out for the model's own"),
     "batch_size": (1, ""),
     "gradient_accumulation": (1, ""),
     "save_steps": (1, ""),

@@ -21,8 +21,9 @@ from lrlora.data import TaskData
 from lrlora.data.encode import encode
 from lrlora.data.formats import said_of
 from lrlora.data.length import length_of_rows
-from lrlora.data.tasks import LANGUAGE
+from lrlora.data.tasks import IMAGES, LANGUAGE
 from lrlora.errors import InputError
+from lrlora.evaluation.predictions import predictions_of
 from lrlora.files import explained
 from lrlora.ranks.measure import LayerRank, rank_warnings
 from lrlora.ranks.record import RankCallback
@@ -36,6 +37,7 @@ from lrlora.training.config import TrainConfig
 from lrlora.training.heads import load_task_for
 from lrlora.training.log import LogFile, mean_loss
 from lrlora.training.model import build, is_bf16
+from lrlora.training.of_kind import check_kind
 from lrlora.training.resume import ended_bars, run_trainer
 from lrlora.training.sharding import Held, check_environment, held_at_the_end
 from lrlora.training.stop import Interrupted, Stop
@@ -158,8 +160,11 @@ def _train_one(
 ) -> None:
     set_seed(config.seed)
     task = load_task_for(config.model, config.data_source(), _warn, config.base_options)
+    check_kind(config, task)
     if task.kind in LANGUAGE:
         processes.tell(f"{task.files[0]}: read as {said_of(task.train)}")
+    elif task.kind == IMAGES:
+        processes.tell(f"{task.files[0]}: read as images; their class, one of {len(task.labels)}, is learned")
     for note in task.notes:
         _warn(note)
     model, tokenizer = build(config, task)
@@ -167,8 +172,7 @@ def _train_one(
     if verbose and config.method == "lrlora":
         for line in computation_of(model, torch.bfloat16 if in_bf16 else None):
             processes.tell(line)
-    length = length_of_rows(config.max_length, tokenizer, model, _warn)
-    train_rows, evaluation_rows = encode(task, tokenizer, length, config.template, _warn)
+    length, train_rows, evaluation_rows = _encoded(config, task, tokenizer, model)
     with _begun(config, out, task) as checkpoint:
         if checkpoint is not None and not out.inputs:
             processes.tell(
@@ -197,9 +201,23 @@ def _train_one(
             "wall_s": wall_s,
             "was_resumed": checkpoint is not None,
             "trainable_parameters": sum(size_of(p) for p in model.parameters() if p.requires_grad),
+            **({"skipped_images": task.skipped} if task.kind == IMAGES else {}),
         }
         held = held_at_the_end(trainer, config.method == "lrlora")
-        processes.in_first(lambda: _write_results(config, trainer, metrics, out, held))
+        predicted = predictions_of(task, trainer.outputs) if task.kind == IMAGES else None  # pyright: ignore[reportAttributeAccessIssue]
+        processes.in_first(lambda: _write_results(config, trainer, metrics, out, held, predicted))
+
+
+def _encoded(config: TrainConfig, task: TaskData, tokenizer: Any, model: Any) -> tuple[int | None, Any, Any]:
+    """Tokens of a row at most, None of images, and the rows to train on and to evaluate on."""
+    if task.kind == IMAGES:
+        from lrlora.data.pixels import Pixels
+
+        own: Any = "none" if task.image_size is not None else "crop-flip"
+        augment = own if config.augment == "auto" else config.augment
+        return None, Pixels(task.train, tokenizer, augment, config.seed), Pixels(task.evaluation, tokenizer)
+    length = length_of_rows(config.max_length, tokenizer, model, _warn)
+    return length, *encode(task, tokenizer, length, config.template, _warn)
 
 
 @contextlib.contextmanager
@@ -233,7 +251,10 @@ def _warn(line: str) -> None:
     processes.tell(f"warning: {line}")
 
 
-def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any], out: RunFolder, held: Held) -> None:
+def _write_results(
+    config: TrainConfig, trainer: Trainer, metrics: dict[str, Any], out: RunFolder, held: Held,
+    predicted: list[dict[str, Any]] | None,
+) -> None:  # fmt: skip
     # imported here: all else works without matplotlib
     from lrlora.ranks.heatmap import rank_heatmap
 
@@ -245,6 +266,8 @@ def _write_results(config: TrainConfig, trainer: Trainer, metrics: dict[str, Any
     model, tokenizer = trainer.model, trainer.processing_class
     card = card_of_run(out, config.settings(), model, tokenizer, metrics, rows)
     out.save_adapter(model, tokenizer, config.pooling, card, processes.tell, config.base_options, held.state)
+    if predicted is not None:
+        out.save_predictions(predicted)
     out.save_metrics(metrics)
 
 

@@ -13,10 +13,10 @@ from transformers import EarlyStoppingCallback, Trainer
 
 from lrlora.data import TaskData
 from lrlora.data.encode import first_label
-from lrlora.data.tasks import LANGUAGE, Kind
+from lrlora.data.tasks import IMAGES, LANGUAGE, Kind
 from lrlora.errors import InputError, first_lines
 from lrlora.evaluation.labelled import base_in
-from lrlora.evaluation.score import collator_of, score
+from lrlora.evaluation.score import Outputs, collator_of, score
 from lrlora.internals import trackers
 from lrlora.training.arguments import arguments_class, check_passed
 from lrlora.training.config import OURS, TrainConfig
@@ -35,6 +35,7 @@ class _OfRun:
     """A Trainer whose evaluations are those of `lrlora evaluate`, and whose checkpoints hold the adapter alone."""
 
     scored: Callable[[Any], dict[str, float]]
+    outputs: Outputs
 
     def save_model(self: Any, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapter; of a model in shards it alone is gathered, without the base."""
@@ -109,7 +110,11 @@ def make_trainer(
         if by_trl:
             trainer = _by_trl(task.kind, given)
         else:
-            trainer = _PlainTrainer(**given, data_collator=collator_of(task, tokenizer))
+            trainer = _PlainTrainer(**given, data_collator=collator_of(task, tokenizer, model))
+            if task.kind == IMAGES:
+                from lrlora.training.epochs import DrawAnew
+
+                trainer.add_callback(DrawAnew(train_rows))
         if task.kind not in LANGUAGE:
             # the Trainer takes every model whose forward has **kwargs for one that divides its loss by the rows of all
             # accumulated batches and processes. Classifiers take the mean of a batch: their loss would grow with both
@@ -120,7 +125,10 @@ def make_trainer(
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
     settle(trainer)
     bf16 = is_bf16(config.precision)
-    trainer.scored = lambda trained: score(trained, tokenizer, task, evaluation_rows, config.batch_size, bf16)
+    trainer.outputs = {}
+    trainer.scored = lambda trained: score(
+        trained, tokenizer, task, evaluation_rows, config.batch_size, bf16, trainer.outputs
+    )
     return trainer
 
 

@@ -24,6 +24,7 @@ from lrlora.export.skeleton import Skeleton, skeleton
 from lrlora.files import check_folder, new_folder, write_json
 from lrlora.method.rank import singular_values
 from lrlora.saved.adapter import AdapterFolder, base_config, read_adapter
+from lrlora.saved.base import IMAGE_CLS
 from lrlora.saved.names import ADAPTER_WEIGHTS, BASE, LABELS, POOLING
 from lrlora.saved.pooling import own_pooling
 from lrlora.saved.updates import adapter_settings, order_config
@@ -154,7 +155,8 @@ def write_lora(
         finish_exported(folder, Path(out), saved, built.base, rows, error, say)
         config, shapes = adapter_settings(folder), {name: tuple(value.shape) for name, value in tensors.items()}
     for line in (said_of_vllm(config, shapes), said_of_llama_cpp(config)):
-        if line is not None:
+        # neither serves image classifiers
+        if line is not None and saved.task != IMAGE_CLS:
             say(line)
     if saved.pooling not in ("auto", own_pooling(base_config(saved.base, saved.options) or {})):
         say(
@@ -222,6 +224,7 @@ def common_fields(saved: AdapterFolder, built: Skeleton, layers: Sequence[AnyLay
     bias = saved.config.get("bias", "none")
     return {
         "task_type": saved.config.get("task_type"),
+        "auto_mapping": saved.config.get("auto_mapping"),
         "base_model_name_or_path": saved.base,
         "revision": saved.options.revision,
         "target_modules": target_modules([layer.name for layer in layers], built.modules),

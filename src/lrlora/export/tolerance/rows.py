@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from lrlora.data import TaskData, load_evaluation
-from lrlora.data.encode import Say, encode_rows
-from lrlora.data.length import length_of_rows
+from lrlora.data.encode import Say
 from lrlora.errors import InputError
 from lrlora.evaluation.measure import TaskMeasure
-from lrlora.evaluation.score import score
+from lrlora.evaluation.score import encoded_for, score
 from lrlora.export.compare import held_out
 from lrlora.saved.adapter import AdapterFolder
 from lrlora.saved.identity import digest_of_rows
-from lrlora.saved.tokens import settle_padding
 from lrlora.training.config import TrainConfig
 
 HALF, ALL = "half", "all"
@@ -56,9 +54,7 @@ class HeldOut:
     def scorer(self, task: TaskData, model: Any, tokenizer: Any) -> Callable[[Any], dict[str, float]]:
         """Encode rows once; the result scores models on them, as `lrlora evaluate` does."""
         measure = self.measure
-        settle_padding(model, tokenizer)
-        length = length_of_rows(measure.max_length, tokenizer, model, measure.say)
-        rows = encode_rows(task, tokenizer, length, measure.template, "evaluation", measure.say)
+        rows = encoded_for(model, tokenizer, task, measure.max_length, measure.template, measure.say)
         return lambda any_model: score(any_model, tokenizer, task, rows, measure.batch_size, measure.is_bf16)
 
 
