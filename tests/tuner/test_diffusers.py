@@ -111,6 +111,10 @@ def test_a_model_s_file_comes_back(component, fields, tmp_path):
     torch.testing.assert_close(says(again), says(model), rtol=0, atol=0)
     kept, ours = get_peft_model_state_dict(again), get_peft_model_state_dict(model)
     torch.testing.assert_close(kept, ours, rtol=0, atol=0)
+    if fields.get("bias", "none") != "none":
+        with pytest.raises(ValueError, match="only 1 adapter with bias"):
+            load_lora_adapter(again, tmp_path / WEIGHT_NAME, "second")
+        return
     load_lora_adapter(again, tmp_path / WEIGHT_NAME, "second")
     assert again.active_adapters() == ["second"]
     assert {adapter for _, _, adapter, delta in deltas(again) if delta.A.requires_grad} == {"second"}
