@@ -14,6 +14,8 @@ from lrlora.files import check_file, new_file
 from lrlora.report import figures, gates
 from lrlora.report.curves import curves
 from lrlora.report.findings import Findings, findings
+from lrlora.report.predictions import MISTAKES, PAIRS, predicted
+from lrlora.report.thumbnails import thumbnails
 from lrlora.saved.results import Run, read_run
 from lrlora.statistics import Interval, PairedDifference
 
@@ -106,6 +108,10 @@ def page(runs: Sequence[Run], found: Findings | None, sections: Sequence[Section
     drawn = {key: json.loads(figure.to_json()) for key, figure in shown.items()}
     for figure in drawn.values():
         figure["layout"].pop("template", None)
+    groups = [
+        (each, thumbnails(each.runs[0], [mistake.place for mistake in each.mistakes[:MISTAKES]]))
+        for each in predicted(runs)
+    ]
     return (
         environment()
         .get_template("page.html")
@@ -116,6 +122,10 @@ def page(runs: Sequence[Run], found: Findings | None, sections: Sequence[Section
             charts=charts,
             figures=drawn,
             facts=facts(runs),
+            predicted=groups,
+            not_predicted=[run.folder.name for run in runs if run.predictions is None],
+            most_mistakes=MISTAKES,
+            most_pairs=PAIRS,
             style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
             script=(TEMPLATES / "page.js").read_text(encoding="utf-8"),
             plotly=get_plotlyjs(),
