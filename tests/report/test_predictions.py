@@ -101,7 +101,7 @@ def test_of_many_classes_the_most_confused_pairs_are_shown(tmp_path):
     assert "31 classes are too many for a matrix. 31 of 31 pairs" in text and 'class="matrix' not in text
     table = text.split('<table class="confused">')[1].split("</table>")[0]
     first = re.findall(r"<td[^>]*>(.*?)</td>", table)[:4]
-    assert first == ["class 07", "class 08", "3", "100 %"]
+    assert first == ["class 07", "class 08", "3", "100&nbsp;%"]
     wrong = sum(row["true"] != row["predicted"] for row in rows)
     assert wrong == 33 and "33 of 33 mistakes" in text
     assert 'class="matrix' in written([image_run(tmp_path / "thirty", classes[:30])], tmp_path)

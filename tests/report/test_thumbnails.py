@@ -12,6 +12,7 @@ from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
 
 from lrlora.cli import main
 from lrlora.data.embedded import digits
+from lrlora.errors import InputError
 from lrlora.files import read_json, write_json
 from lrlora.report.page import write_report
 from lrlora.report.predictions import predicted
@@ -45,6 +46,14 @@ def test_every_thumbnail_has_the_pixels_of_its_file(run):
     assert thumbnails(read, []) == {}
 
 
+def test_an_image_is_not_written_over(run, tmp_path):
+    file = next((tmp_path / "data").rglob("*.png"))
+    before = file.read_bytes()
+    with pytest.raises(InputError, match=r"is there already, in .*data, which is read"):
+        write_report([run], file)
+    assert file.read_bytes() == before
+
+
 def test_a_run_that_was_trained_on_the_digits(tmp_path, capsys):
     torch.manual_seed(0)
     small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -55,6 +64,7 @@ def test_a_run_that_was_trained_on_the_digits(tmp_path, capsys):
         train(TrainConfig.of(model=str(tmp_path / "base"), seed=seed, out=str(tmp_path / f"s{seed}"), **given))
     assert main(["report", str(tmp_path / "s0"), str(tmp_path / "s1")]) == 0
     text = (tmp_path / "s0" / "report.html").read_text()
+    assert "reading the images that" in capsys.readouterr().err
     assert "No thumbnails" not in text and "at least one of 2 runs got wrong" in text
     runs = [read_run(tmp_path / f"s{seed}") for seed in (0, 1)]
     (found,) = predicted(runs)

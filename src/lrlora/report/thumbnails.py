@@ -16,6 +16,7 @@ from lrlora.errors import InputError
 from lrlora.export.compare import run_config
 from lrlora.saved.identity import digest_of_rows
 from lrlora.saved.results import Run
+from lrlora.training.processes import tell
 
 SIDE = 96
 """Pixels of the longer side at most."""
@@ -56,6 +57,7 @@ def thumbnails(run: Run, places: Sequence[int]) -> dict[int, Thumbnail] | str:
     known = (run.inputs or {}).get("data")
     if known is None:
         return f"{run.folder.name} does not say which images it read"
+    tell(f"reading the images that {run.folder} was trained and evaluated on, for thumbnails of its mistakes")
     try:
         task = load_task(run_config(str(run.folder)).data_source(), run.predictions.classes)
     except (InputError, OSError) as error:

@@ -47,9 +47,11 @@ class Run:
     predictions: Predictions | None = None
 
     def sources(self, model: str | None = None) -> list[Path]:
-        """The folders that hold what it was read from, and those of its base, or of `model` instead."""
+        """What it was read from: its folder, those of its base, or of `model` instead, and the images it predicted."""
         base = model or adapter_settings(self.adapter).get("base_model_name_or_path")
-        return [self.folder, *read_for(self.adapter, base)]
+        named = [self.settings.get(name) for name in ("data", "eval_data")] if self.predictions else []
+        data = [Path(name) for name in named if name and Path(name).exists()]
+        return [self.folder, *read_for(self.adapter, base), *data]
 
     @property
     def warnings(self) -> list[str]:
