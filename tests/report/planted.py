@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 import lrlora
-from lrlora.files import write_json
+from lrlora.data import load_task
+from lrlora.data.tasks import MACRO_F1, compute_metrics
+from lrlora.files import read_json, write_json
 from lrlora.ranks.measure import measure
+from lrlora.saved.identity import digest_of_rows
+from lrlora.saved.run import RunFolder
 from lrlora.saved.updates import stored_updates
+from lrlora.training import TrainConfig
 
 MODULES = ("attention.self.query", "attention.self.value", "intermediate.dense", "output.dense")
 
@@ -64,3 +72,44 @@ def write_run(folder: Path, seed: int = 0, blocks: int = 6, name: str = "bert.en
     lines = [json.dumps({"step": step, "is_quick": False, "seconds": 0.1, "layers": rows}) for step in (10, 20, 30)]
     (folder / "ranks.jsonl").write_text("\n".join(lines) + "\n")
     return folder
+
+
+def write_images(folder: Path, classes: list[str], count: int, size: tuple[int, int] = (12, 8)) -> Path:
+    """Class folders in train/ and test/, `count` images of noise each, no two alike."""
+    draw = numpy.random.default_rng(0)
+    for side in ("train", "test"):
+        for name in classes:
+            (folder / side / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = draw.integers(0, 256, (size[1], size[0], 3)).astype("uint8")
+                Image.fromarray(pixels).save(folder / side / name / f"{number}.png")
+    return folder
+
+
+def add_predictions(
+    run: Path, data: Path, predict: Callable[[int, str], tuple[str, float]], **settings: object
+) -> list[dict]:
+    """Make a planted run one of image classification on these images.
+
+    Args:
+        run: from `write_run`.
+        data: from `write_images`.
+        predict: from the place of a held-out image and its class to what is predicted, and how surely.
+        settings: further ones of the run.
+    """
+    config = TrainConfig.of(data=str(data), **settings)
+    task = load_task(config.data_source())
+    rows = []
+    for place, row in enumerate(task.evaluation):
+        true = task.labels[row["label"]]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        name, confidence = predict(place, true)
+        rows.append({"row": row["row"], "file": row["file"], "true": true, "predicted": name, "confidence": confidence})  # pyright: ignore[reportArgumentType, reportCallIssue]
+    described = read_json(run / "config.json")
+    described["settings"] |= {"data": str(data), **settings}
+    write_json(run / "config.json", {**described, "inputs": {"data": digest_of_rows(task), "model": "planted"}})
+    write_json(run / "adapter" / "labels.json", task.labels)
+    RunFolder(run).save_predictions(rows)
+    numbers = ([task.labels.index(row[side]) for row in rows] for side in ("predicted", "true"))
+    found = compute_metrics(("accuracy", MACRO_F1), *numbers)
+    write_json(run / "metrics.json", {"task": "planted", "metric": "accuracy", **found})
+    return rows

@@ -14,6 +14,7 @@ from lrlora.files import check_file, new_file
 from lrlora.report import figures, gates
 from lrlora.report.curves import curves
 from lrlora.report.findings import Findings, findings
+from lrlora.report.predictions import MISTAKES, PAIRS, Predicted, predicted
 from lrlora.saved.results import Run, read_run
 from lrlora.statistics import Interval, PairedDifference
 
@@ -116,12 +117,24 @@ def page(runs: Sequence[Run], found: Findings | None, sections: Sequence[Section
             charts=charts,
             figures=drawn,
             facts=facts(runs),
+            predicted=[(each, _pictures(each)) for each in predicted(runs)],
+            not_predicted=[run.folder.name for run in runs if run.predictions is None],
+            most_mistakes=MISTAKES,
+            most_pairs=PAIRS,
             style=(TEMPLATES / "style.css").read_text(encoding="utf-8"),
             script=(TEMPLATES / "page.js").read_text(encoding="utf-8"),
             plotly=get_plotlyjs(),
             version=lrlora.__version__,
         )
     )
+
+
+def _pictures(found: Predicted) -> dict[int, Any] | str:
+    """Thumbnails of the mistakes that are shown, or why there are none."""
+    # imported here: only runs on images need Pillow and what reads data
+    from lrlora.report.thumbnails import thumbnails
+
+    return thumbnails(found.runs[0], [each.place for each in found.mistakes[:MISTAKES]])
 
 
 def charts_of(runs: Sequence[Run], found: Findings) -> dict[str, Chart]:

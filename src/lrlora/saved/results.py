@@ -11,6 +11,7 @@ from lrlora.ranks import LayerRank, Update, layer_ranks, rank_warnings
 from lrlora.ranks.measure import measure
 from lrlora.saved.load import load_adapter
 from lrlora.saved.local import adapter_in, read_for
+from lrlora.saved.predictions import Predictions, read_predictions
 from lrlora.saved.run import RunFolder
 from lrlora.saved.updates import adapter_settings, stored_config, stored_updates
 
@@ -29,6 +30,8 @@ class Run:
         lora_metrics: of plain LoRA, if the run trained it for comparison.
         records: the ranks while training, as `read_records` gives them.
         updates: A, B, c and tau of every layer.
+        inputs: what it has read, as numbers (see `lrlora.saved.identity`); None where that is not known.
+        predictions: of every held-out image; None of an unfinished run, of other tasks, and of a bare adapter.
     """
 
     folder: Path
@@ -40,11 +43,15 @@ class Run:
     lora_metrics: dict[str, Any]
     records: list[dict[str, Any]]
     updates: list[Update]
+    inputs: dict[str, str] | None = None
+    predictions: Predictions | None = None
 
     def sources(self, model: str | None = None) -> list[Path]:
-        """The folders that hold what it was read from, and those of its base, or of `model` instead."""
+        """What it was read from: its folder, those of its base, or of `model` instead, and the images it predicted."""
         base = model or adapter_settings(self.adapter).get("base_model_name_or_path")
-        return [self.folder, *read_for(self.adapter, base)]
+        named = [self.settings.get(name) for name in ("data", "eval_data")] if self.predictions else []
+        data = [Path(name) for name in named if name and Path(name).exists()]
+        return [self.folder, *read_for(self.adapter, base), *data]
 
     @property
     def warnings(self) -> list[str]:
@@ -83,6 +90,8 @@ def read_run(folder: str | Path, model: str | None = None) -> Run:
         lora_metrics=here.lora.metrics,
         records=here.records,
         updates=updates,
+        inputs=here.inputs,
+        predictions=read_predictions(path, adapter) if here.is_finished else None,
     )
 
 
