@@ -1,6 +1,7 @@
 """Files and folders are there whole or not at all."""
 
 import errno
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import pytest
 from safetensors import SafetensorError
 
 from lrlora import InputError
-from lrlora.files import new_file, new_folder, read_json, write_json
+from lrlora.files import append_line, new_file, new_folder, read_json, read_json_lines, write_json
 
 
 def test_a_file_takes_the_place_of_the_old_one(tmp_path):
@@ -78,3 +79,10 @@ def test_what_is_not_json_is_said_by_name(tmp_path):
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(InputError, match=r"a\.json is not readable as JSON .*; train it again"):
         read_json(tmp_path / "a.json", "train it again")
+
+
+def test_lines_end_at_line_feeds_only(tmp_path):
+    texts = ["one\u2028two", "a\x85b\x0cc"]
+    for text in texts:
+        append_line(tmp_path / "lines.jsonl", json.dumps({"text": text}, ensure_ascii=False))
+    assert [line["text"] for line in read_json_lines(tmp_path / "lines.jsonl")] == texts

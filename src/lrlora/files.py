@@ -282,7 +282,8 @@ def read_json_lines(path: Path) -> list[Any]:
     Raises:
         InputError: another line is not JSON.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True)
+    # splitlines would also end a line at U+2028 and others, which a text in JSON may hold as they are
+    lines = path.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
     found = []
     for number, line in enumerate(lines, start=1):
         try:

@@ -48,7 +48,7 @@ def said_of_sums(folder: str | Path) -> str | None:
     if not sums.is_file():
         return None
     wrong = []
-    for line in sums.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in sums.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n"):
         found = _LINE.fullmatch(line)
         if found is None:
             return f"a {SUMS} that is not as sha256sum writes it: what was changed since is not known"
