@@ -7,7 +7,7 @@ Needs the extra `study`. It depends on lrlora and lrlora not on it; `lrlora stud
     methods         what an arm can be
     arms, base      a method and its fields into a config of PEFT, and a base model under it
     rows            the rows of a task in three parts
-    task_kind       what a study asks of a kind of task; kinds: the kind of a task: held_out, commonsense, facts
+    task_kind       what a study asks of a kind of task; kinds: the kind of a task: held_out, images, commonsense, facts
     plan, scales    which cells a study has, which rate a search chooses, scales of updates
     cell            one training run, measured; workers, cluster: where it runs
     capacity        how much of the facts an adapter holds

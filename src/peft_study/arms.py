@@ -82,6 +82,10 @@ def check_arm(study: Study, arm: Arm) -> None:
     except InputError:
         # CPT is of causal models; what the model is, the cell finds out
         config = adapter_config(study, arm, "CAUSAL_LM", total_steps=1000)
+    if config is not None and config.is_prompt_learning and any(task.is_images for task in study.tasks):
+        raise InputError(
+            f"{type(config).__name__} learns prompts of tokens, and a model of images reads none; leave out the arm"
+        )
     kind = getattr(config, "peft_type", None)
     if config is not None and not config.is_prompt_learning and kind not in peft.PEFT_TYPE_TO_TUNER_MAPPING:
         raise InputError(

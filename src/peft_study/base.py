@@ -19,15 +19,26 @@ def blocks_of(base: Any) -> str:
     """Name of the list of blocks of a model.
 
     Raises:
-        InputError: it has none, or several: an encoder with a decoder, or blocks that share their weights.
+        InputError: it has none, or several: an encoder with a decoder, blocks that share their weights, or
+            stages of several widths.
     """
-    many = base.config.get_text_config().num_hidden_layers
+    config = config_of_blocks(base)
+    if hasattr(config, "depths"):
+        raise InputError(f"{type(base).__name__} needs one list of its blocks, and has stages of several widths")
+    many = config.num_hidden_layers
     lists = [n for n, m in base.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == many]
     outer = [name for name in lists if not any(name.startswith(f"{other}.") for other in lists)]
     if len(outer) != 1:
         found = f"{len(outer)} of them: {', '.join(outer)}" if outer else "none"
         raise InputError(f"{type(base).__name__} needs one list of its {many} blocks, and has {found}")
     return outer[0]
+
+
+def config_of_blocks(base: Any) -> Any:
+    """The config that describes the blocks of a model: of an image classifier that of its vision tower."""
+    tower = getattr(base.config, "vision_config", None)
+    is_of_images = "ForImageClassification" in type(base).__name__
+    return tower if is_of_images and tower is not None else base.config.get_text_config()
 
 
 def keep_blocks(base: Any, count: int) -> None:
@@ -45,7 +56,7 @@ def keep_blocks(base: Any, count: int) -> None:
         raise InputError(f"blocks asks for the first {count} blocks of {type(base).__name__}, which has {len(blocks)}")
     gone = tuple(f"{name}.{number}." for number in range(count, len(blocks)))
     del blocks[count:]
-    config = base.config.get_text_config()
+    config = config_of_blocks(base)
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = config.layer_types[:count]
     config.num_hidden_layers = count

@@ -27,7 +27,7 @@ from peft_study.arms import AllocateRanks, steps_of
 from peft_study.base import keep_blocks
 from peft_study.kinds import kind_of, load_parts
 from peft_study.plan import Cell, arm_named, task_named
-from peft_study.result import CellResult, Phase
+from peft_study.result import CellResult
 from peft_study.rows import Parts
 from peft_study.spec import Arm, Study, Task
 from peft_study.task_kind import Trained
@@ -53,7 +53,7 @@ class Bench:
         self._parts: dict[str, Parts] = {}
         self._digests: dict[tuple[str, str], str] = {}
         self._base: tuple[object, str] | None = None
-        self._encoded: dict[tuple[str, str], tuple[Any, Any]] = {}
+        self._encoded: dict[tuple[str, str, int | None], tuple[Any, Any]] = {}
         self._notes: dict[tuple[str, str], list[str]] = {}
         self._of_base: dict[str, dict[str, float]] = {}
 
@@ -85,7 +85,7 @@ class Bench:
         self._check_base(cell)  # as it was while it was loaded
         if self._study.blocks is not None:
             keep_blocks(base, self._study.blocks)
-        train_rows, evaluation_rows = self._encoded_of(task, cell.phase, data, tokenizer)
+        train_rows, evaluation_rows = self._encoded_of(task, cell, data, tokenizer)
         in_bf16 = is_bf16(config.precision)
         before = self._before(task, base, tokenizer, in_bf16)
         steps = steps_of(task, len(train_rows))
@@ -137,11 +137,12 @@ class Bench:
         if self._base[1] != cell.model:
             raise InputError(f"the base model's files changed after the study had begun; {AGAIN}")
 
-    def _encoded_of(self, task: Task, phase: Phase, data: TaskData, tokenizer: Any) -> tuple[Any, Any]:
-        key = (task.name, phase)
+    def _encoded_of(self, task: Task, cell: Cell, data: TaskData, tokenizer: Any) -> tuple[Any, Any]:
+        kind = kind_of(task)
+        key = (task.name, cell.phase, cell.seed if kind.is_encoded_by_seed else None)
         if key not in self._encoded:
-            notes = self._notes.setdefault(key, [*data.notes])
-            self._encoded[key] = kind_of(task).encode(task, data, tokenizer, notes.append)
+            notes = self._notes[key[:2]] = [*data.notes]
+            self._encoded[key] = kind.encode(task, data, tokenizer, cell.seed, notes.append)
         return self._encoded[key]
 
     def _before(self, task: Task, base: Any, tokenizer: Any, in_bf16: bool) -> dict[str, float]:
@@ -188,6 +189,7 @@ def _train_config(study: Study, arm: Arm, task: Task, cell: Cell) -> TrainConfig
         precision=training.precision,
         gradient_checkpointing=training.gradient_checkpointing,
         max_length=task.max_length,
+        image_size=task.image_size,
         template=task.template,
         pooling=task.pooling,
         epochs=task.epochs,

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoConfig
 
-from lrlora.data.embedded import encoder_folder, model_folder
+from lrlora.data.embedded import DIGITS, encoder_folder, model_folder
+from lrlora.data.tasks import WITH_CLASSES
 from lrlora.errors import InputError
 from lrlora.files import read_json
+from lrlora.saved.adapter import AUTO_CLASSES
 from lrlora.saved.pooling import set_pooling
 from peft_study.arms import steps_of
-from peft_study.base import keep_blocks
+from peft_study.base import config_of_blocks, keep_blocks
 from peft_study.kinds import kind_of
 from peft_study.plan import cells_of_arm
 from peft_study.scales import Scale, scale_lines, scale_of
@@ -125,16 +127,18 @@ def estimate_lines(study: Study, found: list[Estimate]) -> list[str]:
 
 def _estimate(study: Study, task: Task, arm: Arm, sizes: Sizes) -> Estimate:
     steps = steps_of(task, sizes.train_rows or 1)
-    base = _on_meta(study, sizes.classes)
+    kind = kind_of(task)
+    task_type = kind.task_type(sizes.classes)
+    base = _on_meta(study, task_type, sizes.classes)
     set_pooling(base, task.pooling)
     if study.blocks is not None:
         keep_blocks(base, study.blocks)
-    shape = base.config.get_text_config()
+    shape = config_of_blocks(base)
     matmul = sum(m.weight.numel() for m in base.modules() if isinstance(m, torch.nn.Linear))
-    task_type = "CAUSAL_LM" if sizes.classes is None else "SEQ_CLS"
+    tokens = task.batch_size * kind.tokens(study, task, shape)
     try:
         with torch.device("meta"):
-            model, peft_config = kind_of(task).under_arm(study, arm, base, task_type, steps)
+            model, peft_config = kind.under_arm(study, arm, base, task_type, steps)
     except (RuntimeError, NotImplementedError) as error:
         raise InputError(
             f"arm {arm.name!r}: method {arm.method} cannot be built from shapes only ({str(error).splitlines()[0]}), "
@@ -142,7 +146,6 @@ def _estimate(study: Study, task: Task, arm: Arm, sizes: Sizes) -> Estimate:
         ) from error
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     total = sum(p.numel() for p in model.parameters())
-    tokens = task.batch_size * task.max_length
     width = 2 if study.training.precision == "bf16" else 4
     # per token and layer: about 17 vectors of the model's width, or one where activations are computed again
     activations = tokens * shape.num_hidden_layers * shape.hidden_size * width
@@ -167,13 +170,12 @@ def _estimate(study: Study, task: Task, arm: Arm, sizes: Sizes) -> Estimate:
     )  # fmt: skip
 
 
-def _on_meta(study: Study, labels: int | None) -> Any:
+def _on_meta(study: Study, task_type: str, labels: int | None) -> Any:
     config = _config_of(study)
-    with torch.device("meta"):
-        if labels is None:
-            return AutoModelForCausalLM.from_config(config)
+    if labels is not None:
         config.num_labels = labels
-        return AutoModelForSequenceClassification.from_config(config)
+    with torch.device("meta"):
+        return AUTO_CLASSES[task_type].from_config(config)
 
 
 def _config_of(study: Study) -> Any:
@@ -195,14 +197,14 @@ def _sizes_of(study: Study, task: Task) -> Sizes:
     """From the rows, where they are on this machine; else what is known without them."""
     if _is_here(study, task):
         data = kind_of(task).splits(study, task).search
-        classes = {"classification": len(data.labels), "regression": 1}.get(data.kind)
+        classes = 1 if data.kind == "regression" else len(data.labels) if data.kind in WITH_CLASSES else None
         return Sizes(len(data.train), classes, is_assumed=False)
     return Sizes(*kind_of(task).assumed(study, task), is_assumed=True)
 
 
 def _is_here(study: Study, task: Task) -> bool:
     """Whether the rows of a task can be read without the hub; a data_root that is named must hold them."""
-    if not kind_of(task).reads(task) or task.data == EMBEDDED or study.data_root is not None:
+    if not kind_of(task).reads(task) or task.data in (EMBEDDED, DIGITS) or study.data_root is not None:
         return True
     return task.data is not None and Path(task.data).expanduser().exists()
 

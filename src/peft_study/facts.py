@@ -25,6 +25,7 @@ from lrlora.internals import is_causal_only
 from lrlora.saved.adapter import base_config
 from peft_study.base import with_frozen_head
 from peft_study.capacity import UNRELATED_TOKENS, score_facts, unrelated_nats
+from peft_study.held_out import task_type_of
 from peft_study.result import Phase
 from peft_study.rows import Parts
 from peft_study.spec import Study, Task
@@ -110,7 +111,7 @@ def encode_facts(data: TaskData, tokenizer: Any, max_length: int) -> Any:
     return encode(data.train, tokenizer, max_length)
 
 
-def _encode(task: Task, data: TaskData, tokenizer: Any, say: Say) -> tuple[Any, Any]:
+def _encode(task: Task, data: TaskData, tokenizer: Any, seed: int, say: Say) -> tuple[Any, Any]:
     rows = encode_facts(data, tokenizer, task.max_length)
     return rows, rows
 
@@ -146,7 +147,10 @@ FACTS = TaskKind(
     reads=lambda task: task.question_column is not None,
     assumed=lambda study, task: (task.facts, None),  # pairs, for a causal model
     settings=lambda task, phase: settings_of(task),
+    task_type=task_type_of,
+    tokens=lambda study, task, config: task.max_length,
     encode=_encode,
+    is_encoded_by_seed=False,
     under_arm=with_frozen_head,
     before=_before,
     score=_score,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrlora.data import GLUE, DataSource, TaskData
 from lrlora.data.encode import Say, encode
@@ -18,6 +18,9 @@ from peft_study.rows import SPLIT_SEED, Parts
 from peft_study.spec import Arm, Study, Task
 from peft_study.task import settings_of
 from peft_study.task_kind import TaskKind, Trained
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 GLUE_ROWS = {
     "cola": 8551, "sst2": 67349, "mrpc": 3668, "qqp": 363846, "stsb": 5749, "mnli": 392702, "qnli": 104743,
@@ -40,15 +43,28 @@ def splits(study: Study, task: Task) -> Parts:
     source = _source(study, task, None if None in sizes else sum(size or 0 for size in sizes))
     whole = load_task_for(study.model, source)
     if whole.kind == IMAGES:
-        raise InputError(f"task {task.name!r} is of images, which a study does not train on; lrlora train does")
-    many = len(whole.train)
+        raise InputError(f"the rows of task {task.name!r} are images; give it kind: {IMAGES}")
+    return in_parts(task, whole, whole.train.shuffle(seed=SPLIT_SEED))
+
+
+def in_parts(task: Task, whole: TaskData, shuffled: Dataset) -> Parts:
+    """Split rows of the training file: first those for validation, then those to train on, at the end those to test on.
+
+    Args:
+        task: how many of each.
+        whole: the task, with its evaluation file.
+        shuffled: all rows of the training file.
+
+    Raises:
+        InputError: too few rows.
+    """
+    is_held_out, many = task.test_from == "training", len(shuffled)
     validation = task.validation_rows or max(1, many // 10)
     test = (task.test_rows or max(1, many // 10)) if is_held_out else 0
     train = min(task.train_rows or many, many - validation - test)
     if train < 1:
         takes = f"validation_rows takes {validation} of them" + f" and test_rows {test}" * is_held_out
         raise InputError(f"task {task.name!r} has {many} rows to train on, and {takes}; give it fewer")
-    shuffled = whole.train.shuffle(seed=SPLIT_SEED)
     rows = shuffled.select(range(validation, validation + train))
     final = dataclasses.replace(whole, train=rows)
     if is_held_out:
@@ -57,7 +73,7 @@ def splits(study: Study, task: Task) -> Parts:
 
 
 def _source(study: Study, task: Task, train_rows: int | None) -> DataSource:
-    assert task.kind != "facts"
+    assert task.kind not in ("facts", IMAGES)
     name = task.task or (task.name if task.name in GLUE else None)
     return DataSource(
         data=study.data_of(task),
@@ -94,7 +110,12 @@ def _rows_without_data(study: Study, task: Task) -> int | None:
     return task.train_rows
 
 
-def _encode(task: Task, data: TaskData, tokenizer: Any, say: Say) -> tuple[Any, Any]:
+def task_type_of(classes: int | None) -> str:
+    """PEFT's word for a task of text: a head of so many classes, or none for language models."""
+    return "CAUSAL_LM" if classes is None else "SEQ_CLS"
+
+
+def _encode(task: Task, data: TaskData, tokenizer: Any, seed: int, say: Say) -> tuple[Any, Any]:
     return encode(data, tokenizer, task.max_length, task.template, say)
 
 
@@ -116,7 +137,10 @@ HELD_OUT = TaskKind(
     reads=lambda task: True,
     assumed=_assumed,
     settings=lambda task, phase: settings_of(task),
+    task_type=task_type_of,
+    tokens=lambda study, task, config: task.max_length,
     encode=_encode,
+    is_encoded_by_seed=False,
     under_arm=_under_arm,
     before=lambda *_: {},
     score=score_held_out,

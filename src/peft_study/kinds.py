@@ -1,4 +1,4 @@
-"""The kind of every task of a study: held-out rows, commonsense questions, or facts to be memorised."""
+"""The kind of every task of a study: held-out rows, images, commonsense questions, or facts to be memorised."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dataclasses
 from peft_study.commonsense import COMMONSENSE
 from peft_study.facts import FACTS
 from peft_study.held_out import HELD_OUT
+from peft_study.images import CLASSIFIED_IMAGES
 from peft_study.rows import Parts
 from peft_study.spec import Study
 from peft_study.task import Task
@@ -17,6 +18,8 @@ def kind_of(task: Task) -> TaskKind:
     """The kind of a task. Besides the checks of a study file, this is the only place that asks which one it is."""
     if task.is_facts:
         return FACTS
+    if task.is_images:
+        return CLASSIFIED_IMAGES
     return COMMONSENSE if task.commonsense else HELD_OUT
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lrlora.data.embedded import DIGITS, VISION
 from lrlora.errors import InputError
 from lrlora.statistics import SMALLEST_EFFECT
 from peft_study.task import EMBEDDED, Task, check_name
@@ -59,7 +60,7 @@ class Study:
             even where it is significant.
         note: a sentence about the study, shown with its results.
         reference: the arm that others are compared with; None: the first arm of method "lora".
-        model: folder or hub name; None: the embedded encoder.
+        model: folder, hub name, "embedded-decoder" or "embedded-vision"; None: the embedded encoder.
         model_config: config of the model, {"model_type": ...}: with it --dry_run needs neither weights nor hub.
         data_root: folder that the tasks' `data` is relative to.
         target_modules, exclude_modules, modules_to_save: the placement, the same for every arm.
@@ -115,6 +116,7 @@ class Study:
                 f"modules_to_save ({', '.join(self.modules_to_save)}) would hold facts as well, and task "
                 f"{facts[0]!r} of kind facts counts only what the adapter holds; leave modules_to_save out"
             )
+        self._check_images()
         names = [arm.name for arm in self.arms]
         if self.reference is not None and self.reference not in names:
             raise InputError(f"reference {self.reference!r} is none of the arms: {', '.join(names)}")
@@ -131,6 +133,20 @@ class Study:
                     f"{len(self.learning_rates)}: every arm gets the same budget; give it as many"
                 )
 
+    def _check_images(self) -> None:
+        images = [task.name for task in self.tasks if task.is_images]
+        others = [task.name for task in self.tasks if not task.is_images]
+        if images and others:
+            raise InputError(
+                f"task {images[0]!r} is of images and task {others[0]!r} is not, and a study has one base model; write "
+                "a study for each"
+            )
+        if images and self.model is None:
+            raise InputError(
+                f"task {images[0]!r} is of images, which the embedded encoder does not read; give the study a model: "
+                f"{VISION}, a folder, or a name on the hub"
+            )
+
     def rates_of(self, arm: Arm) -> tuple[float, ...]:
         """The learning rates that an arm is tuned over."""
         return arm.learning_rates or self.learning_rates
@@ -145,8 +161,8 @@ class Study:
         Raises:
             InputError: a task that says nowhere where its rows are.
         """
-        if task.data == EMBEDDED:
-            return None
+        if task.data in (EMBEDDED, DIGITS):
+            return None if task.data == EMBEDDED else DIGITS
         if self.data_root is not None:
             return str(Path(self.data_root).expanduser() / (task.data or ""))
         if task.data is None:

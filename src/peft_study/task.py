@@ -1,4 +1,4 @@
-"""A task of a study, checked. Kind "facts" has fields of its own, and takes few of the others."""
+"""A task of a study, checked. Kinds "facts" and "image-classification" have fields of their own, and lack others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any, Literal
 
 from lrlora.data import Kind
 from lrlora.data.commonsense import COMMONSENSE
+from lrlora.data.embedded import DIGITS
 from lrlora.data.facts import PATTERN, check_pattern
+from lrlora.data.images import BadImages
+from lrlora.data.tasks import IMAGES
 from lrlora.errors import InputError
 
 EMBEDDED = "embedded"
@@ -22,8 +25,8 @@ class Task:
 
     Args:
         name: of the task in this study.
-        data: file, folder, hub dataset, or "embedded"; relative to `data_root` where the study has one. None: the
-            study's `data_root`.
+        data: file, folder, hub dataset, "embedded" or "embedded-digits"; relative to `data_root` where the study has
+            one. None: the study's `data_root`.
         task: GLUE's name, or the prefix of the files of a folder; None: `name`, where GLUE has such a task.
         subset, kind, text_columns, label_column: as in `lrlora train`.
         train_rows: rows to train on, at most. None: all that validation leaves.
@@ -46,6 +49,7 @@ class Task:
         question_column, answer_column: columns of the file of pairs.
         pattern: how a pair becomes a text for a causal model; what comes after the question is to be memorised.
         forgetting: articles of unrelated English on which a causal model is scored before and after; None: none.
+        image_column, image_size, augment, bad_images: of kind "image-classification", as in `lrlora train`.
     """
 
     name: str
@@ -77,19 +81,24 @@ class Task:
     answer_column: str | None = None
     pattern: str = PATTERN
     forgetting: int | None = None
+    image_column: str | None = None
+    image_size: int | None = None
+    augment: Literal["auto", "none", "crop", "crop-flip"] = "auto"
+    bad_images: BadImages = "refuse"
 
     def __post_init__(self) -> None:
         check_name(self.name, "name of a task")
         unknown = [name for name in self.commonsense if name not in COMMONSENSE]
         if unknown:
             raise InputError(f"no commonsense task {unknown[0]!r}; there are: {', '.join(COMMONSENSE)}")
-        for name in ("train_rows", "validation_rows", "test_rows", "max_length", "batch_size", "gradient_accumulation"):
+        for name in _COUNTS:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.kind == "causal" and self.pooling != "auto":
             raise InputError(f"pooling is of classification and regression, task {self.name!r} is causal; leave it out")
         if self.epochs <= 0 and self.max_steps < 1:
             raise InputError(f"epochs must be above 0, got {self.epochs}; or give max_steps")
+        check_images(self)
         check_facts(self)
 
     @property
@@ -97,13 +106,23 @@ class Task:
         """Whether the adapter has to memorise facts."""
         return self.kind == "facts"
 
+    @property
+    def is_images(self) -> bool:
+        """Whether its rows are images; the study file says so, before they are read."""
+        return self.kind == IMAGES or (self.kind is None and self.data == DIGITS)
 
+
+_COUNTS = (
+    "train_rows", "validation_rows", "test_rows", "max_length", "batch_size", "gradient_accumulation", "image_size",
+)  # fmt: skip
 _OF_FACTS = ("facts", "values", "question_column", "answer_column", "pattern", "forgetting")
 _OF_COMMONSENSE = ("commonsense", "commonsense_data", "commonsense_rows", "how", "prompt")
 _OF_OTHERS = (
     "text_columns", "label_column", "train_rows", "validation_rows", "test_rows", "test_from", "template",
     *_OF_COMMONSENSE,
 )  # fmt: skip
+OF_TEXT = ("text_columns", "max_length", "template", "pooling")
+OF_IMAGES = ("image_column", "image_size", "augment", "bad_images")
 _IN_THE_ROWS = ("data", "train_rows", "validation_rows", "test_rows", "test_from", *_OF_COMMONSENSE, *_OF_FACTS)
 """Fields that are no part of what a cell is known by: the digest of the rows says them."""
 
@@ -113,10 +132,32 @@ def settings_of(task: Task) -> dict[str, Any]:
 
     The fingerprints of all results that exist depend on it.
     """
-    settings = {name: value for name, value in dataclasses.asdict(task).items() if name not in _IN_THE_ROWS}
+    left = (*_IN_THE_ROWS, *OF_IMAGES)  # those of images are added by their kind
+    settings = {name: value for name, value in dataclasses.asdict(task).items() if name not in left}
     if task.pooling == "auto":
         settings.pop("pooling")  # studies from before it could be chosen
     return settings
+
+
+def check_images(task: Task) -> None:
+    """Refuse settings of images in other tasks, and settings of text in tasks of images.
+
+    Raises:
+        InputError: which, and what to do.
+    """
+    chosen = _chosen(task)
+    if task.is_images:
+        if strange := [name for name in (*OF_TEXT, *_OF_COMMONSENSE) if name in chosen]:
+            raise InputError(f"{strange[0]} is of text, and task {task.name!r} is of images; leave it out")
+    elif strange := [name for name in OF_IMAGES if name in chosen]:
+        raise InputError(
+            f"{strange[0]} is of images; give task {task.name!r} kind: {IMAGES}, or leave {strange[0]} out"
+        )
+
+
+def _chosen(task: Task) -> list[str]:
+    """Names of the fields that differ from their defaults."""
+    return [each.name for each in dataclasses.fields(task) if getattr(task, each.name) != each.default]
 
 
 def check_facts(task: Task) -> None:
@@ -125,8 +166,7 @@ def check_facts(task: Task) -> None:
     Raises:
         InputError: which, and what to do.
     """
-    plain = {each.name: each.default for each in dataclasses.fields(task)}
-    chosen = [name for name, default in plain.items() if getattr(task, name) != default]
+    chosen = _chosen(task)
     if not task.is_facts:
         if strange := [name for name in _OF_FACTS if name in chosen]:
             raise InputError(

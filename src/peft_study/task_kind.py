@@ -21,7 +21,7 @@ class Trained:
     Args:
         task, phase: of the cell.
         parts: the rows of the task.
-        model, tokenizer: in memory.
+        model, tokenizer: in memory; of images the image processor.
         encoded: the evaluation rows of the phase, as `TaskKind.encode` returned them.
         before: what `TaskKind.before` returned.
         is_bf16: whether it was trained in bfloat16, and is to be scored in it, as `lrlora train` does.
@@ -52,7 +52,11 @@ class TaskKind:
         reads: whether the rows of a task come from files or the hub.
         assumed: rows to train on and classes of a task whose data are not here, for estimates; None: not known.
         settings: what of a task's fields determines a result of a phase, apart from the rows.
-        encode: training and evaluation rows in tokens; its last argument gets a line about rows that were cut.
+        task_type: lrlora's word for the kind of base model, given the classes; None: a language model has none.
+        tokens: of a row at most, given the config of the base, for estimates.
+        encode: training and evaluation rows as the model reads them, given the seed of a cell; its last argument gets
+            a line about rows that were cut.
+        is_encoded_by_seed: whether the seed changes what `encode` returns.
         under_arm: the base model under an arm, given PEFT's word for the task and the steps; and the arm's config.
         before: what is measured of the base model, once for all arms; given the task, its rows, the base, its
             tokenizer, and whether to compute in bfloat16.
@@ -67,7 +71,10 @@ class TaskKind:
     reads: Callable[[Task], bool]
     assumed: Callable[[Study, Task], tuple[int | None, int | None]]
     settings: Callable[[Task, Phase], dict[str, Any]]
-    encode: Callable[[Task, TaskData, Any, Say], tuple[Any, Any]]
+    task_type: Callable[[int | None], str]
+    tokens: Callable[[Study, Task, Any], int]
+    encode: Callable[[Task, TaskData, Any, int, Say], tuple[Any, Any]]
+    is_encoded_by_seed: bool
     under_arm: Callable[[Study, Arm, Any, str, int], tuple[Any, Any]]
     before: Callable[[Task, Parts, Any, Any, bool], dict[str, float]]
     score: Callable[[Trained], tuple[str, dict[str, float]]]

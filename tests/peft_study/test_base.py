@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from transformers import CLIPConfig, CLIPForImageClassification, SwinConfig, SwinForImageClassification
 
 from lrlora import InputError
 from peft_study.base import blocks_of, keep_blocks
@@ -14,6 +15,8 @@ from peft_study.estimate import estimates
 from peft_study.plan import cell_of, digests_of, final_cells
 from tests.conftest import tiny_bert, tiny_llama
 from tests.peft_study.small_facts import EVERY, LORA, OPEN, facts_study, run_one
+
+_SMALL = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16}
 
 
 @pytest.mark.parametrize("arm", EVERY, ids=lambda arm: arm.name)
@@ -54,6 +57,21 @@ def test_blocks_are_the_first_ones_and_part_of_what_a_cell_is_known_by(tiny_enco
         assert not torch.equal(model(ids).logits, before)
         with pytest.raises(InputError, match=r"blocks asks for the first 2 blocks of \w+, which has 1"):
             keep_blocks(model, 2)
+    # of a model with two towers the blocks are those of the tower that reads images; 3 and 2 of them tell them apart
+    towers = CLIPConfig(
+        vision_config={**_SMALL, "num_hidden_layers": 3, "image_size": 16, "patch_size": 8},
+        text_config={**_SMALL, "num_hidden_layers": 2, "vocab_size": 20},
+    )
+    images = CLIPForImageClassification(towers)
+    assert blocks_of(images) == "vision_model.encoder.layers"
+    keep_blocks(images, 1)
+    assert (towers.vision_config.num_hidden_layers, towers.text_config.num_hidden_layers) == (1, 2)
+    assert images(torch.zeros(1, 3, 16, 16)).logits.shape == (1, 2)
+    stages = SwinForImageClassification(SwinConfig(image_size=16, patch_size=2, embed_dim=8, depths=[1], num_heads=[1]))
+    with pytest.raises(
+        InputError, match="needs one list of its blocks, and has stages of several widths; leave blocks"
+    ):
+        keep_blocks(stages, 1)
     shared = torch.nn.Module()
     shared.config = tiny_bert().config  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(InputError, match="needs one list of its 2 blocks, and has none; leave blocks out"):

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import pytest
-from PIL import Image
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from lrlora import InputError
@@ -41,14 +40,3 @@ def test_rows_are_scored_the_same_in_whatever_batches_they_come(tiny_encoder, wo
     logits = [model(**tokenizer(row["text"], return_tensors="pt")).logits[0] for row in long]
     right = [int(row.argmax()) == each["label"] for row, each in zip(logits, long, strict=True)]
     assert together["accuracy"] == sum(right) / len(right)
-
-
-def test_images_are_refused_by_name(tiny_encoder, words, tmp_path):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        for number in range(8):
-            Image.new("L", (4, 4), number).save(tmp_path / name / f"{number}.png")
-    study = small_study(tiny_encoder, words)
-    task = dataclasses.replace(study.tasks[0], name="pets", task=None, data=str(tmp_path))
-    with pytest.raises(InputError, match="task 'pets' is of images, which a study does not train on"):
-        load_parts(study, task)

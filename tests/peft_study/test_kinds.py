@@ -8,6 +8,7 @@ from peft_study import read_study
 from peft_study.commonsense import COMMONSENSE
 from peft_study.facts import FACTS
 from peft_study.held_out import HELD_OUT
+from peft_study.images import CLASSIFIED_IMAGES
 from peft_study.kinds import kind_of
 from peft_study.plan import digests_of, open_cells
 from peft_study.run import rows_of
@@ -26,6 +27,8 @@ MIX = Task("mix", kind="causal", commonsense=("obqa",), commonsense_data="hub", 
         (Task("mix", commonsense=("obqa",)), COMMONSENSE, ("lm_eval",)),
         (MIX, COMMONSENSE, ()),
         (Task("held", kind="facts", facts=8), FACTS, ()),
+        (Task("pets", kind="image-classification"), CLASSIFIED_IMAGES, ()),
+        (Task("digits", data="embedded-digits"), CLASSIFIED_IMAGES, ()),
     ],
 )
 def test_every_task_has_a_kind_that_says_what_must_be_installed(task, kind, packages):

@@ -22,6 +22,8 @@ from lrlora.errors import InputError
 if TYPE_CHECKING:
     from datasets import Dataset
 
+    from lrlora.data.tasks import TaskData
+
 Augment = Literal["auto", "none", "crop", "crop-flip"]
 _SCALE, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 """Of the area and of the sides of a random crop: the defaults of torchvision's RandomResizedCrop."""
@@ -169,6 +171,21 @@ class Pixels(torch.utils.data.Dataset):
                 image = ImageOps.mirror(image)
             kept = {"do_resize": False, "do_center_crop": False}
         return {"pixel_values": pixel_values(image, self.processor, **kept), "labels": row["label"]}
+
+
+def pixels_of(task: TaskData, processor: Any, augment: Augment, seed: int) -> tuple[Pixels, Pixels]:
+    """The rows to train on, drawn anew in every pass, and those to evaluate on, which never are.
+
+    Args:
+        task: of images.
+        processor: as in `Pixels`.
+        augment: "auto" is crop-flip, and none for images that say which size they need, such as the digits.
+        seed: of what is drawn.
+    """
+    own: Augment = "none" if task.image_size is not None else "crop-flip"
+    return Pixels(task.train, processor, own if augment == "auto" else augment, seed), Pixels(
+        task.evaluation, processor
+    )
 
 
 def pixel_values(image: Image.Image, processor: Any, **changed: Any) -> torch.Tensor:

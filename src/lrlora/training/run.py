@@ -211,11 +211,9 @@ def _train_one(
 def _encoded(config: TrainConfig, task: TaskData, tokenizer: Any, model: Any) -> tuple[int | None, Any, Any]:
     """Tokens of a row at most, None of images, and the rows to train on and to evaluate on."""
     if task.kind == IMAGES:
-        from lrlora.data.pixels import Pixels
+        from lrlora.data.pixels import pixels_of
 
-        own: Any = "none" if task.image_size is not None else "crop-flip"
-        augment = own if config.augment == "auto" else config.augment
-        return None, Pixels(task.train, tokenizer, augment, config.seed), Pixels(task.evaluation, tokenizer)
+        return None, *pixels_of(task, tokenizer, config.augment, config.seed)
     length = length_of_rows(config.max_length, tokenizer, model, _warn)
     return length, *encode(task, tokenizer, length, config.template, _warn)
 
