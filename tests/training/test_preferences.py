@@ -153,7 +153,8 @@ def test_real_pairs_on_a_real_model(embedded_decoder, tmp_path):
     data = write_rows(tmp_path / "pairs.jsonl", short)
     config = TrainConfig.of(
         model=str(embedded_decoder), data=str(data), out=str(tmp_path / "run"), max_steps=4, batch_size=2, r=4,
-        learning_rate=1e-3, logging_steps=1, save_steps=100, rank_steps=0,
+        learning_rate=5e-3, logging_steps=1, save_steps=100, rank_steps=0,
+        target_modules=["q_proj", "v_proj", "down_proj"], layers_to_transform=[27, 28, 29],
     )  # fmt: skip
     result = train(config)
     lines = list(map(json.loads, (tmp_path / "run" / "log.jsonl").read_text().splitlines()))
