@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from lrlora.cli import main
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
@@ -75,3 +77,12 @@ def test_every_example_is_short_and_is_run_here():
         assert file.stem in tested, file
         assert len(file.read_text(encoding="utf-8").splitlines()) <= 60, file
     assert {"plain_loop", "trainer", "sft_trl", "merge_and_serve"} <= {file.stem for file in EXAMPLES}
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "examples" / "llm").glob("*.yaml")), ids=lambda file: file.stem)
+def test_every_file_of_settings_can_be_read(file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    # all is read and checked before the rows, which are not there
+    assert main(["train", "--config", str(file)]) == 2
+    assert "no such file or folder: gsm8k.jsonl" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
