@@ -71,8 +71,8 @@ def tiny_bert(labels: int = 3) -> BertForSequenceClassification:
     return BertForSequenceClassification(config).eval()
 
 
-def tiny_llama(vocabulary: int = 64) -> LlamaForCausalLM:
-    """Two blocks of 32, random weights."""
+def tiny_llama(vocabulary: int = 64, length: int = 128, pad: int = 0, bos: int = 1, eos: int = 2) -> LlamaForCausalLM:
+    """Two blocks of 32, random weights; reads so many tokens, of which some have the numbers of special ones."""
     torch.manual_seed(1)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -81,10 +81,10 @@ def tiny_llama(vocabulary: int = 64) -> LlamaForCausalLM:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=128,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
+        max_position_embeddings=length,
+        pad_token_id=pad,
+        bos_token_id=bos,
+        eos_token_id=eos,
     )
     return LlamaForCausalLM(config).eval()
 
@@ -124,37 +124,32 @@ def write_rows(path: Path, rows: list[dict]) -> Path:
     return path
 
 
+def _folder_or_skip(model: str) -> Path:
+    """Folder of an embedded model; skips the test where the package that carries it is not installed."""
+    from lrlora.data import embedded
+
+    try:
+        return getattr(embedded, f"{model}_folder")()
+    except lrlora.InputError as error:
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def embedded_encoder() -> Path:
     """Folder of the embedded pretrained encoder."""
-    from lrlora.data.embedded import encoder_folder
-
-    try:
-        return encoder_folder()
-    except lrlora.InputError as error:
-        pytest.skip(str(error))
+    return _folder_or_skip("encoder")
 
 
 @pytest.fixture(scope="session")
 def embedded_decoder() -> Path:
     """Folder of the embedded pretrained causal model; the first time on a machine it takes half a minute."""
-    from lrlora.data.embedded import decoder_folder
-
-    try:
-        return decoder_folder()
-    except lrlora.InputError as error:
-        pytest.skip(str(error))
+    return _folder_or_skip("decoder")
 
 
 @pytest.fixture(scope="session")
 def embedded_vision() -> Path:
     """Folder of the embedded image model; the first time on a machine it takes a second."""
-    from lrlora.data.embedded import vision_folder
-
-    try:
-        return vision_folder()
-    except lrlora.InputError as error:
-        pytest.skip(str(error))
+    return _folder_or_skip("vision")
 
 
 @pytest.fixture(scope="session")

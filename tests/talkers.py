@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaForCausalLM
 
-from tests.conftest import write_rows
+from tests.conftest import tiny_llama, write_rows
 
 QUESTIONS = [
     {"question_id": 81, "category": "writing", "turns": ["Write a line about rain.", "Now in capital letters."]},
@@ -19,7 +19,7 @@ QUESTIONS = [
 def talker(folder: Path, decoder: Path, length: int = 256) -> Path:
     """A random Llama with the tokenizer of the embedded decoder."""
     tokenizer = AutoTokenizer.from_pretrained(decoder)
-    _llama(len(tokenizer), tokenizer, length).save_pretrained(folder)
+    _llama(tokenizer, length).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -27,7 +27,7 @@ def talker(folder: Path, decoder: Path, length: int = 256) -> Path:
 def grader(folder: Path, decoder: Path) -> Path:
     """A Llama that has learned to answer every chat with [[7]]."""
     tokenizer = AutoTokenizer.from_pretrained(decoder)
-    model = _llama(len(tokenizer), tokenizer, 2048).train()
+    model = _llama(tokenizer, 2048).train()
     end = tokenizer("<|im_end|>\n<|im_start|>assistant\n[[7]]<|im_end|>", return_tensors="pt").input_ids
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     generator = torch.Generator().manual_seed(3)
@@ -52,18 +52,5 @@ def questions_file(folder: Path, count: int | None = None) -> Path:
     return write_rows(folder / "questions.jsonl", rows)
 
 
-def _llama(vocabulary: int, tokenizer, length: int) -> LlamaForCausalLM:
-    torch.manual_seed(1)
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return LlamaForCausalLM(config).eval()
+def _llama(tokenizer, length: int) -> LlamaForCausalLM:
+    return tiny_llama(len(tokenizer), length, tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)

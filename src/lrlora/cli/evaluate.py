@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,7 +9,7 @@ from typing import Any, Optional
 
 from lrlora.cli import mt_bench
 from lrlora.cli.flags import parse, quiet_libraries
-from lrlora.cli.settings import flags_of, values_of
+from lrlora.cli.settings import flags_of, given, values_of
 from lrlora.cli.show import print_table, tell_of_changes
 from lrlora.data.embedded import model_folder
 from lrlora.errors import InputError
@@ -95,12 +94,12 @@ def run(arguments: list[str]) -> None:
         quiet_libraries()
         mt_bench.run(chosen.adapter, chosen.mt_bench, asked_for, chosen.model, chosen.json)
         return
-    if asked_for.given:
-        raise InputError(f"--{next(iter(asked_for.given))} is of --mt_bench FILE, which is not there; leave it out")
+    if flags_given := given(asked_for):
+        raise InputError(f"--{next(iter(flags_given))} is of --mt_bench FILE, which is not there; leave it out")
     chosen.adapter = model_folder(chosen.adapter)
     harness = HarnessOptions(**{each.name: getattr(chosen, each.name) for each in fields[1]})
-    if harness.given and not chosen.lm_eval:
-        raise InputError(f"--{next(iter(harness.given))} is of --lm_eval TASK ..., which is not there; leave it out")
+    if (flags_given := given(harness)) and not chosen.lm_eval:
+        raise InputError(f"--{next(iter(flags_given))} is of --lm_eval TASK ..., which is not there; leave it out")
     if chosen.lm_eval and (chosen.commonsense or chosen.data or chosen.eval_rows):
         raise InputError("--lm_eval has its own rows; leave --commonsense, --data and --eval_rows out")
     choice = RankChoice(chosen.energy, chosen.rank, chosen.budget)
@@ -127,10 +126,8 @@ def run(arguments: list[str]) -> None:
 
 def _refuse_others(chosen: Any, own: Sequence[str]) -> None:
     """Refuse flags that --mt_bench does not read."""
-    for each in dataclasses.fields(chosen):
-        default = each.default_factory() if callable(each.default_factory) else each.default
-        if each.name not in own and getattr(chosen, each.name) != default:
-            raise InputError(f"--{each.name} is not of --mt_bench, which answers its own questions; leave it out")
+    if others := [name for name in given(chosen) if name not in own]:
+        raise InputError(f"--{others[0]} is not of --mt_bench, which answers its own questions; leave it out")
 
 
 def _harness(chosen: Any, options: HarnessOptions) -> Harness:

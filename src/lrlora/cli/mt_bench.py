@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from lrlora.cli.settings import given
 from lrlora.cli.show import print_table, tell_of_changes
 from lrlora.data.embedded import model_folder
 from lrlora.data.mt_bench import Question, read_answers, read_questions
@@ -84,15 +85,6 @@ class MtBenchOptions:
     judge_price_out: float | None = field(default=None, metadata=_help("price of a million tokens of replies"))
 
     @property
-    def given(self) -> dict[str, Any]:
-        """What differs from the defaults, by name."""
-        return {
-            each.name: getattr(self, each.name)
-            for each in dataclasses.fields(self)
-            if getattr(self, each.name) != each.default
-        }
-
-    @property
     def prices(self) -> tuple[float, float] | None:
         """Of a million tokens of prompts and of replies."""
         if self.judge_price_in is None or self.judge_price_out is None:
@@ -112,7 +104,7 @@ class MtBenchOptions:
         Raises:
             InputError: names the flags.
         """
-        judging = sorted(name for name in self.given if name.startswith("judge_"))
+        judging = sorted(name for name in given(self) if name.startswith("judge_"))
         if judging and not (self.judge_url and self.judge_model):
             lacks = "--judge_url URL" if not self.judge_url else "--judge_model NAME"
             raise InputError(f"--{judging[0]} needs {lacks} as well; a judge has both")

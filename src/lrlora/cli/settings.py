@@ -39,6 +39,12 @@ def values_of(flags: Any, settings: Fields) -> dict[str, Any]:
     return {each.name: _read(found[each.name]) if _is_json(each.type) else found[each.name] for each in settings}
 
 
+def given(settings: Any) -> dict[str, Any]:
+    """What of a dataclass of settings differs from its defaults, by name."""
+    values = {each.name: (getattr(settings, each.name), default_of(each)) for each in dataclasses.fields(settings)}
+    return {name: value for name, (value, default) in values.items() if value != default}
+
+
 def words_of_file(file: str, settings: Fields) -> list[str]:
     """The flags that a file of settings stands for.
 

@@ -55,15 +55,6 @@ class HarnessOptions:
         default=False, metadata={"help": "of --lm_eval: run code that the model writes, in tasks that do (HumanEval)"}
     )
 
-    @property
-    def given(self) -> dict[str, Any]:
-        """What differs from the defaults, by name."""
-        return {
-            each.name: getattr(self, each.name)
-            for each in dataclasses.fields(self)
-            if getattr(self, each.name) != each.default
-        }
-
 
 @dataclass(frozen=True)
 class Harness:
