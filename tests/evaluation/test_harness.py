@@ -1,5 +1,7 @@
 import inspect
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -126,3 +128,17 @@ def test_what_cannot_be_scored_is_refused(words, said, run, capsys):
     assert main(["evaluate", str(run[0]), *words]) == 2
     err = capsys.readouterr().err
     assert said in err.splitlines()[-1], err
+
+
+def test_lm_eval_s_own_command_scores_an_adapter_the_same(run, decoder, tmp_path):
+    folder, tasks = run
+    model = f"pretrained={decoder},peft={folder / 'adapter'},dtype=float32"
+    words = ["--model", "hf", "--model_args", model, "--tasks", "colours_alone", "--include_path", tasks]
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "lrlora.run", "lm_eval", *words, "--output_path", str(tmp_path)],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr
+    (written,) = tmp_path.rglob("results_*.json")
+    found = json.loads(written.read_text())["results"]["colours_alone"]
+    assert found["acc,none"] == by_hand(folder, ROWS)
