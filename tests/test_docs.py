@@ -85,7 +85,12 @@ def modules() -> list[str]:
 
 @pytest.mark.parametrize("name", modules())
 def test_the_examples_in_docstrings(name):
-    failed, _ = doctest.testmod(importlib.import_module(name))
+    try:
+        module = importlib.import_module(name)
+    except lrlora.InputError as error:
+        assert name.startswith("lrlora.integrations."), name
+        pytest.skip(str(error))
+    failed, _ = doctest.testmod(module)
     assert failed == 0
 
 

@@ -16,10 +16,10 @@ from tests.circles import circles, graph, modules
 SOURCE, STUDY = (Path(package.__path__[0]) for package in (lrlora, peft_study))
 ROOMS = [
     "errors", "files", "statistics", "method", "ops", "internals", "tuner", "ranks", "data", "saved", "evaluation",
-    "training", "generation", "export", "report", "cli",
+    "training", "generation", "export", "report", "cli", "integrations", "run",
 ]  # fmt: skip
 """From the top down: a room may import those that stand before it."""
-PEFT_ROOMS = ("tuner", "saved", "training", "export")
+PEFT_ROOMS = ("tuner", "saved", "training", "export", "integrations")
 """Rooms that import peft."""
 DOOR = SOURCE / "cli" / "verbs.py"
 """The one file of lrlora that names peft_study, and imports it by name when a verb needs it."""
@@ -56,6 +56,16 @@ def test_a_room_imports_only_what_stands_above_it(file):
         parts = name.split(".")
         if parts[0] == "lrlora" and len(parts) > 1 and parts[1] in ROOMS:
             assert ROOMS.index(parts[1]) <= ROOMS.index(room), f"{room} imports {name}"
+
+
+def test_what_serves_other_tools_uses_the_adapter_alone_and_is_used_by_nothing():
+    inside = {"errors", "tuner", "ranks", "saved", "integrations"}
+    for file in files():
+        used = {name.split(".")[1] for name in imports_of(file) if name.startswith("lrlora.")} & set(ROOMS)
+        if file.parent.name == "integrations":
+            assert used <= inside, (file, used)
+        else:
+            assert "integrations" not in used, file
 
 
 def test_lrlora_reaches_peft_study_by_one_door():
