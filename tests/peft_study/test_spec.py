@@ -26,10 +26,9 @@ def test_committed_studies_resolve_to_what_they_ran_with(name):
     rows = read_rows(STUDIES / "results" / name / "results.jsonl")
     for arm in study.arms:
         mine = next(row for row in rows if row.arm == arm.name)
-        # the head of an encoder stays as it is drawn where facts are counted, so that PEFT is told of no task
-        kind = {"commonsense-small": "CAUSAL_LM", "facts-pairs": "CAUSAL_LM", "facts-encoder": None}.get(
-            name, "SEQ_CLS"
-        )
+        # PEFT is told of no task where the head stays as it is drawn (facts), and has none for images
+        named = {"commonsense-small": "CAUSAL_LM", "facts-pairs": "CAUSAL_LM", "facts-encoder": None, "vision": None}
+        kind = named.get(name, "SEQ_CLS")
         resolved = settings_of(adapter_config(study, arm, kind, 100))
         # PEFT writes the names of this model's modules into the first two; by its version an adapter holds c itself or
         # theta, which Adam moves c alike with
