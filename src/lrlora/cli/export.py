@@ -11,9 +11,11 @@ from lrlora.cli.show import print_table, tell_of_changes
 from lrlora.errors import InputError
 from lrlora.export import LoraExport, RankChoice, export_lora
 from lrlora.export.compare import run_config
+from lrlora.export.lora.servers import SERVERS, serving
 from lrlora.export.tolerance.rows import HALF
 from lrlora.export.tolerance.smallest import SmallestLora, smallest_lora
 from lrlora.saved.hub import check_push, push
+from lrlora.saved.updates import adapter_settings
 from lrlora.training import processes
 from lrlora.tuner.names import kind_of
 
@@ -34,6 +36,11 @@ class ExportArguments:
     uniform: bool = field(
         default=False, metadata={"help": "one rank for all layers out of 8 ... 512, as some servers need it"}
     )
+    for_: Optional[str] = field(
+        default=None,
+        metadata={"help": "vllm or llama.cpp: --uniform, what this server would not take is refused, and the command "
+                          "that serves the export is printed"},
+    )  # fmt: skip
     tolerance: Optional[float] = field(
         default=None,
         metadata={"help": "search for the smallest export whose metric on held-out rows is worse than the adapter's by "
@@ -86,22 +93,28 @@ def run(arguments: list[str]) -> None:
             raise InputError(
                 f"--{name} is of a search, got no --tolerance; pass it, 0.005 for example, or leave --{name} out"
             )
+    if chosen.for_ is not None and chosen.for_ not in SERVERS:
+        raise InputError(f"--for takes {' or '.join(SERVERS)}, got {chosen.for_!r}")
     choice = RankChoice(chosen.energy, chosen.rank, chosen.budget, chosen.uniform)
     quiet_libraries()
-    made = export_lora(chosen.adapter, chosen.out, choice, chosen.model, chosen.overwrite, processes.tell)
+    made = export_lora(chosen.adapter, chosen.out, choice, chosen.model, chosen.overwrite, processes.tell, chosen.for_)
     tell_of_changes([chosen.adapter])
     if chosen.json:
         print(json.dumps(made.as_dict(), indent=2))
     else:
         _print(made)
+    if chosen.for_ is not None:
+        base = adapter_settings(made.folder)["base_model_name_or_path"]
+        processes.tell(f"to serve it: {serving(chosen.for_, base, made.folder, made.layers[0].rank)}")
     push(made.folder, chosen.push_to_hub, chosen.public, processes.tell)
 
 
 def _search(chosen: ExportArguments, out: str, tolerance: float) -> None:
     """Search for the smallest export, and print it."""
-    for name in ("energy", "budget", "uniform"):
+    for name in ("energy", "budget", "uniform", "for_"):
         if getattr(chosen, name):
-            raise InputError(f"--tolerance searches for the number of parameters, got --{name} as well; leave one out")
+            given = name.rstrip("_")
+            raise InputError(f"--tolerance searches for the number of parameters, got --{given} as well; leave one out")
     quiet_libraries()
     settings = {name: getattr(chosen, name) for name in ("data", "task", "eval_rows", "batch_size")}
     found = smallest_lora(

@@ -25,7 +25,7 @@ def parse(
     """Read the flags of a verb.
 
     Args:
-        cls: dataclass whose fields are the flags.
+        cls: dataclass whose fields are the flags; a name that is a word of Python ends in "_", which the flag has not.
         verb: name of the verb.
         arguments: words of the command line after the verb.
         example: a line to paste, at the end of the help.
@@ -49,6 +49,11 @@ def parse(
         allow_abbrev=False,
     )
 
+    for action in parser._actions:
+        if action.dest.endswith("_"):
+            action.option_strings = [f"--{action.dest[:-1]}"]
+            parser._option_string_actions[action.option_strings[0]] = action
+            action.metavar = action.dest[:-1].upper()
     if more:
         parser.add_argument_group(heading, more)
 
@@ -62,7 +67,7 @@ def parse(
         # argparse would be content with a stdout that takes nothing
         print(_help_of(parser, positional), end="")
         raise SystemExit(0)
-    names = [field.name for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
+    names = [field.name.removesuffix("_") for field in dataclasses.fields(cls)]  # pyright: ignore[reportArgumentType]
     check_flags(names, arguments, refuse, why_not)
     if words_of_file is not None and (file := parser.parse_known_args(arguments)[0].config):
         arguments = [*words_of_file(file), *arguments]

@@ -19,8 +19,10 @@ DEFAULT_MAX_RANK = 16
 _TAKEN = re.compile(r".*(\.lora_[AB]\.weight|\.lora_embedding_[AB]|\.(embed_tokens|lm_head)\.base_layer\.weight)")
 
 
-def why_vllm_refuses(config: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    """Why vLLM would reject a LoRA, with what to do; empty where it would load it with its default settings.
+def why_vllm_refuses(
+    config: dict[str, Any], shapes: dict[str, tuple[int, ...]], max_rank: int = DEFAULT_MAX_RANK
+) -> list[str]:
+    """Why vLLM would reject a LoRA, with what to do; empty where it would load it.
 
     Per-layer ranks are no reason: an export has alpha = r, and the scale is 1 in versions that read `rank_pattern` and
     in those that do not.
@@ -28,6 +30,7 @@ def why_vllm_refuses(config: dict[str, Any], shapes: dict[str, tuple[int, ...]])
     Args:
         config: adapter_config.json.
         shapes: of the tensors of adapter_model.safetensors.
+        max_rank: its max_lora_rank, by default that of a vLLM with default settings.
 
     Example:
         >>> why_vllm_refuses({"r": 24, "bias": "none"}, {})
@@ -49,7 +52,7 @@ def why_vllm_refuses(config: dict[str, Any], shapes: dict[str, tuple[int, ...]])
     if convolutions := [name for name, shape in shapes.items() if len(shape) > 2]:
         reasons.append(f"it adapts linear layers and embeddings, not convolutions ({convolutions[0]}): lrlora merge")
     rank = max([config["r"], *(config.get("rank_pattern") or {}).values()])
-    if rank > DEFAULT_MAX_RANK:
+    if rank > max_rank:
         fits = [allowed for allowed in UNIFORM_RANKS if allowed >= rank]
         advice = (
             f"start it with --max-lora-rank {fits[0]}" if fits else "pass a lower --energy or --rank, or lrlora merge"

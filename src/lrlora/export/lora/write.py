@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from lrlora.export.lora.factor import Factors, factorise
 from lrlora.export.lora.llama_cpp import said_of_llama_cpp
 from lrlora.export.lora.names import pattern_keys, target_modules
 from lrlora.export.lora.plain import CONVOLUTIONS, METHODS, AnyLayer, layers_of, refuse_what_changes_the_base
+from lrlora.export.lora.servers import check_server
 from lrlora.export.lora.vllm import said_of_vllm
 from lrlora.export.skeleton import Skeleton, skeleton
 from lrlora.files import check_folder, new_folder, write_json
@@ -28,6 +30,9 @@ from lrlora.saved.base import IMAGE_CLS
 from lrlora.saved.names import ADAPTER_WEIGHTS, BASE, LABELS, POOLING
 from lrlora.saved.pooling import own_pooling
 from lrlora.saved.updates import adapter_settings, order_config
+
+MOST_IS_LOST = 0.5
+"""Relative error of a layer from which the export warns of it."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ def export_lora(
     model: str | None = None,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    server: str | None = None,
 ) -> LoraExport:
     """Write an adapter as plain LoRA: a truncated singular value decomposition of the dW of each layer.
 
@@ -94,15 +100,18 @@ def export_lora(
         model: base model; None means the one that the adapter names.
         overwrite: take the place of a folder that is there, if it holds nothing but what an export writes.
         say: gets a line for what the user should know.
+        server: "vllm" or "llama.cpp": one rank for all layers, and what this server does not take is refused.
 
     Raises:
-        InputError: an adapter, base, choice or folder that cannot work; layers that plain LoRA has no form for; an
-            `out` that is, holds or is inside the adapter, its run or its base.
+        InputError: an adapter, base, choice, server or folder that cannot work; layers that plain LoRA has no form for;
+            an `out` that is, holds or is inside the adapter, its run or its base.
 
     Example:
         export_lora("runs/demo", "exported", RankChoice(energy=0.95))
     """
     choice = RankChoice() if choice is None else choice
+    if server is not None:
+        choice = dataclasses.replace(choice, uniform=True)
     saved = read_adapter(adapter, model)
     check_folder(Path(out), overwrite, EXPORTED_FILES, saved.sources())
     refuse_what_changes_the_base(saved)
@@ -110,7 +119,7 @@ def export_lora(
     layers = layers_of(built, saved)
     ranks = ranks_of(layers, choice)
     made = (factorise(layer.matrix(), rank) for layer, rank in zip(layers, ranks, strict=True))
-    return write_lora(saved, built, made, out, overwrite, say)
+    return write_lora(saved, built, made, out, overwrite, say, server)
 
 
 def write_lora(
@@ -120,6 +129,7 @@ def write_lora(
     out: str | Path,
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
+    server: str | None = None,
 ) -> LoraExport:
     """Write factors as a plain LoRA adapter, with the heads and biases of the adapter that they are from.
 
@@ -130,6 +140,7 @@ def write_lora(
         out: as in `export_lora`.
         overwrite: as in `export_lora`.
         say: as in `export_lora`.
+        server: as in `export_lora`.
 
     Raises:
         InputError: a folder that cannot be written.
@@ -151,13 +162,22 @@ def write_lora(
             write_json(folder / POOLING, saved.pooling)
         if saved.options.measured:
             write_json(folder / BASE, saved.options.measured)
+        config, shapes = adapter_settings(folder), {name: tuple(value.shape) for name, value in tensors.items()}
+        if server is not None:
+            check_server(server, config, shapes, saved.task)
         error = total_error([row.relative_error * row.norm for row in rows], [row.norm for row in rows])
         finish_exported(folder, Path(out), saved, built.base, rows, error, say)
-        config, shapes = adapter_settings(folder), {name: tuple(value.shape) for name, value in tensors.items()}
     for line in (said_of_vllm(config, shapes), said_of_llama_cpp(config)):
         # neither serves image classifiers
-        if line is not None and saved.task != IMAGE_CLS:
+        if line is not None and saved.task != IMAGE_CLS and server is None:
             say(line)
+    if lost := [row for row in rows if row.relative_error > MOST_IS_LOST]:
+        worst = max(lost, key=lambda row: row.relative_error)
+        say(
+            f"warning: {len(lost)} of {len(rows)} layers lose more than half of |dW|, most {worst.layer} "
+            f"({worst.relative_error:.2g} at rank {worst.rank}): such an update has no small LoRA, as with a carrier "
+            "whose gate is open; lrlora merge keeps it whole"
+        )
     if saved.pooling not in ("auto", own_pooling(base_config(saved.base, saved.options) or {})):
         say(
             f"warning: it was trained with --pooling {saved.pooling}, which peft does not know: lrlora reads it from "
