@@ -80,7 +80,8 @@ block = axolotl.LRLoraBlock(**{name: value for name, value in values.items() if 
 found, asked = axolotl.config_of(settings, block.model_dump()), LRLoraConfig(**values)
 names = set(LRLoraConfig.__annotations__) - {"init_lora_weights", "config_version"}
 print("FIELDS", json.dumps([found == asked, sorted(names - set(values)),
-      sorted(name for name in names if getattr(asked, name) == getattr(LRLoraConfig(), name))]))
+      sorted(name for name in names if getattr(asked, name) == getattr(LRLoraConfig(), name)),
+      sorted(axolotl.LRLoraBlock.model_fields)]))
 """
 
 
@@ -179,6 +180,7 @@ REFUSED = [
     ({"lrlora": {"r": 4}}, "lrlora: has no r; the setting for it is lora_r"),
     ({"lrlora": {"num_basis": 4}}, "num_basis must be odd"),
     ({"lrlora": {"phi": "sink"}}, "Input should be 'sinc', 'residual', 'sine' or 'linear'"),
+    ({"lrlora": "auto"}, "lrlora: needs fields by name, such as {tau: auto}, got 'auto'"),
     ({"adapter": "lora"}, "the keys under lrlora: need adapter: lrlora, got adapter: lora"),
 ]
 
@@ -199,4 +201,11 @@ def test_what_cannot_be_done_is_refused_by_name(trained):
 def test_every_field_has_a_key(tmp_path):
     printed = run(tmp_path, "python", "-c", FIELDS)
     line = next(line for line in printed.splitlines() if line.startswith("FIELDS"))
-    assert json.loads(line.removeprefix("FIELDS")) == [True, [], []]
+    phi = ["carrier", "carrier_offset", "carrier_seed", "carrier_start", "kappa", "num_basis", "omega", "phi", "share"]
+    tau = ["tau", "tau_follow", "tau_warmup_steps"]
+    assert json.loads(line.removeprefix("FIELDS")) == [
+        True,
+        [],
+        [],
+        ["bias", *phi[:4], "exclude_modules", *phi[4:], *tau],
+    ]

@@ -143,7 +143,10 @@ def _check_names(data: dict[str, Any], schema: type[BaseModel]) -> None:
         InputError: one of them, with what is probably meant.
     """
     key_of_field = {field: key for key, field in FIELD_OF_KEY.items()}
-    check_names(data.get("lrlora") or (), _OWN, key_of_field, "lrlora:")
+    block = data.get("lrlora")
+    if block is not None and not isinstance(block, dict):
+        raise InputError(f"lrlora: needs fields by name, such as {{tau: auto}}, got {block!r}")
+    check_names(block or (), _OWN, key_of_field, "lrlora:")
     for name in data:
         bare = name.removeprefix("lrlora_").removeprefix("lora_").removeprefix("peft_")
         if name in schema.model_fields or (bare == name and name not in _OWN):
