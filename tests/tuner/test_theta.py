@@ -133,13 +133,60 @@ def test_peft_s_helper_for_lora_plus_gives_b_its_rate():
         )
 
 
+def moved_by(scale: float, make) -> list[torch.Tensor]:
+    """How far a step of SGD moves B A of each layer, with A `scale` times as large and B as much smaller."""
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_llama(), LRLoraConfig(**FIELDS, init_weights=False)).double()
+    factors = [delta for *_, delta in deltas(model)]
+    with torch.no_grad():
+        for delta in factors:
+            delta.A.mul_(scale)
+            delta.B.div_(scale)
+    before = [(delta.B @ delta.A).detach() for delta in factors]
+    optimizer = make(model)
+    words = torch.arange(12).reshape(2, 6) % 7 + 3
+    model(input_ids=words, labels=words).loss.backward()
+    optimizer.step()
+    assert all(delta.theta.grad is not None and delta.theta.abs().max() > 0 for delta in factors)
+    return [delta.B @ delta.A - old for delta, old in zip(factors, before, strict=True)]
+
+
+def test_peft_s_riemannian_optimizer_moves_the_product_alike_however_it_is_split():
+    def riemannian(model):
+        return peft.optimizers.create_riemannian_optimizer(model, torch.optim.SGD, lr=1e-6, reg=1e-14)
+
+    def plain(model):
+        return torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-6)
+
+    for one, other in zip(moved_by(1.0, riemannian), moved_by(3.0, riemannian), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
+    one, other = moved_by(1.0, plain)[0], moved_by(3.0, plain)[0]
+    assert (one - other).abs().max() > 0.5 * one.abs().max()
+
+
+def test_peft_s_riemannian_optimizer_preconditions_what_is_in_the_formula():
+    torch.manual_seed(0)
+    model = get_peft_model(tiny_llama(), LRLoraConfig(**FIELDS, init_weights=False))
+    optimizer = peft.optimizers.create_riemannian_optimizer(model, torch.optim.SGD, lr=0.1, reg=1e-2)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    assert [id(p) for group in optimizer.param_groups for p in group["params"]] == [id(p) for p in trained]
+    for parameter in trained:
+        parameter.grad = torch.randn_like(parameter)
+    _, _, _, delta = deltas(model)[0]
+    reg = 1e-2 * torch.eye(len(delta.A))
+    A = delta.A - 0.1 * torch.linalg.inv(delta.B.T @ delta.B + reg) @ delta.A.grad
+    B = delta.B - 0.1 * delta.B.grad @ torch.linalg.inv(delta.A @ delta.A.T + reg)
+    theta = delta.theta - 0.1 * delta.theta.grad
+    optimizer.step()
+    for new, expected in ((delta.A, A), (delta.B, B), (delta.theta, theta)):
+        torch.testing.assert_close(new, expected, rtol=1e-3, atol=1e-4)
+
+
 def test_helpers_that_are_derived_for_lora_are_refused_by_name_and_lora_keeps_them():
     ours = get_peft_model(tiny_llama(), LRLoraConfig(**FIELDS))
     plain = get_peft_model(tiny_llama(), peft.LoraConfig(**FIELDS))
-    with pytest.raises(InputError, match="LoRA-FA is derived for an update s B A"):
+    with pytest.raises(InputError, match="LoRA-FA fits s B A to the full gradient by least squares"):
         peft.optimizers.create_lorafa_optimizer(ours, r=2, lora_alpha=4, lr=1e-3)
-    with pytest.raises(InputError, match="the Riemannian optimizer is derived"):
-        peft.optimizers.create_riemannian_optimizer(ours, optimizer_cls=torch.optim.AdamW, lr=1e-3)
     groups = peft.optimizers.create_loraplus_optimizer(
         plain, torch.optim.AdamW, lr=1e-4, loraplus_lr_ratio=16
     ).param_groups
