@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 from lrlora.cli.flags import parse, quiet_libraries
+from lrlora.cli.settings import given
 from lrlora.cli.show import print_table, tell_of_changes
 from lrlora.errors import InputError
 from lrlora.export import LoraExport, RankChoice, export_lora
 from lrlora.export.compare import run_config
-from lrlora.export.lora.servers import SERVERS, serving
+from lrlora.export.lora.servers import serving
 from lrlora.export.tolerance.rows import HALF
 from lrlora.export.tolerance.smallest import SmallestLora, smallest_lora
 from lrlora.saved.hub import check_push, push
@@ -38,9 +39,12 @@ class ExportArguments:
     )
     for_: Optional[str] = field(
         default=None,
-        metadata={"help": "vllm or llama.cpp: --uniform, what this server would not take is refused, and the command "
-                          "that serves the export is printed"},
-    )  # fmt: skip
+        metadata={
+            "aliases": ["--for"],
+            "help": "vllm or llama.cpp: --uniform, what this server would not take is refused, and the command that "
+            "serves the export is printed",
+        },
+    )
     tolerance: Optional[float] = field(
         default=None,
         metadata={"help": "search for the smallest export whose metric on held-out rows is worse than the adapter's by "
@@ -88,13 +92,11 @@ def run(arguments: list[str]) -> None:
     if chosen.tolerance is not None:
         _search(chosen, chosen.out, chosen.tolerance)
         return
-    for name in _OF_SEARCH:
-        if getattr(chosen, name) != getattr(ExportArguments(chosen.adapter), name):
-            raise InputError(
-                f"--{name} is of a search, got no --tolerance; pass it, 0.005 for example, or leave --{name} out"
-            )
-    if chosen.for_ is not None and chosen.for_ not in SERVERS:
-        raise InputError(f"--for takes {' or '.join(SERVERS)}, got {chosen.for_!r}")
+    flags_given = given(chosen)
+    if name := next((name for name in _OF_SEARCH if name in flags_given), None):
+        raise InputError(
+            f"--{name} is of a search, got no --tolerance; pass it, 0.005 for example, or leave --{name} out"
+        )
     choice = RankChoice(chosen.energy, chosen.rank, chosen.budget, chosen.uniform)
     quiet_libraries()
     made = export_lora(chosen.adapter, chosen.out, choice, chosen.model, chosen.overwrite, processes.tell, chosen.for_)
@@ -104,8 +106,9 @@ def run(arguments: list[str]) -> None:
     else:
         _print(made)
     if chosen.for_ is not None:
-        base = adapter_settings(made.folder)["base_model_name_or_path"]
-        processes.tell(f"to serve it: {serving(chosen.for_, base, made.folder, made.layers[0].rank)}")
+        config = adapter_settings(made.folder)
+        command = serving(chosen.for_, config["base_model_name_or_path"], made.folder, config["r"])
+        processes.tell(f"to serve it: {command}")
     push(made.folder, chosen.push_to_hub, chosen.public, processes.tell)
 
 
@@ -113,8 +116,8 @@ def _search(chosen: ExportArguments, out: str, tolerance: float) -> None:
     """Search for the smallest export, and print it."""
     for name in ("energy", "budget", "uniform", "for_"):
         if getattr(chosen, name):
-            given = name.rstrip("_")
-            raise InputError(f"--tolerance searches for the number of parameters, got --{given} as well; leave one out")
+            flag = name.removesuffix("_")
+            raise InputError(f"--tolerance searches for the number of parameters, got --{flag} as well; leave one out")
     quiet_libraries()
     settings = {name: getattr(chosen, name) for name in ("data", "task", "eval_rows", "batch_size")}
     found = smallest_lora(

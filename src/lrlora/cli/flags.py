@@ -25,7 +25,7 @@ def parse(
     """Read the flags of a verb.
 
     Args:
-        cls: dataclass whose fields are the flags; a name that is a word of Python ends in "_", which the flag has not.
+        cls: dataclass whose fields are the flags; one named as a word of Python ends in "_", its flag is an alias.
         verb: name of the verb.
         arguments: words of the command line after the verb.
         example: a line to paste, at the end of the help.
@@ -51,9 +51,7 @@ def parse(
 
     for action in parser._actions:
         if action.dest.endswith("_"):
-            action.option_strings = [f"--{action.dest[:-1]}"]
-            parser._option_string_actions[action.option_strings[0]] = action
-            action.metavar = action.dest[:-1].upper()
+            action.option_strings, action.metavar = [f"--{action.dest[:-1]}"], action.dest[:-1].upper()
     if more:
         parser.add_argument_group(heading, more)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from lrlora.export.lora.factor import Factors, factorise
 from lrlora.export.lora.llama_cpp import said_of_llama_cpp
 from lrlora.export.lora.names import pattern_keys, target_modules
 from lrlora.export.lora.plain import CONVOLUTIONS, METHODS, AnyLayer, layers_of, refuse_what_changes_the_base
-from lrlora.export.lora.servers import check_server
+from lrlora.export.lora.servers import check_known, check_server
 from lrlora.export.lora.vllm import said_of_vllm
 from lrlora.export.skeleton import Skeleton, skeleton
 from lrlora.files import check_folder, new_folder, write_json
@@ -111,12 +111,18 @@ def export_lora(
     """
     choice = RankChoice() if choice is None else choice
     if server is not None:
-        choice = dataclasses.replace(choice, uniform=True)
+        check_known(server)
+        choice = replace(choice, uniform=True)
     saved = read_adapter(adapter, model)
     check_folder(Path(out), overwrite, EXPORTED_FILES, saved.sources())
     refuse_what_changes_the_base(saved)
     built = skeleton(saved, METHODS)
     layers = layers_of(built, saved)
+    if server is not None:
+        # before the decompositions, which take long
+        check_server(
+            server, {"r": 1, **common_fields(saved, built, layers)}, _shapes_at_rank_1(saved, layers), saved.task
+        )
     ranks = ranks_of(layers, choice)
     made = (factorise(layer.matrix(), rank) for layer, rank in zip(layers, ranks, strict=True))
     return write_lora(saved, built, made, out, overwrite, say, server)
@@ -140,7 +146,7 @@ def write_lora(
         out: as in `export_lora`.
         overwrite: as in `export_lora`.
         say: as in `export_lora`.
-        server: as in `export_lora`.
+        server: as in `export_lora`, which has checked it; nothing is said of others then.
 
     Raises:
         InputError: a folder that cannot be written.
@@ -162,11 +168,9 @@ def write_lora(
             write_json(folder / POOLING, saved.pooling)
         if saved.options.measured:
             write_json(folder / BASE, saved.options.measured)
-        config, shapes = adapter_settings(folder), {name: tuple(value.shape) for name, value in tensors.items()}
-        if server is not None:
-            check_server(server, config, shapes, saved.task)
         error = total_error([row.relative_error * row.norm for row in rows], [row.norm for row in rows])
         finish_exported(folder, Path(out), saved, built.base, rows, error, say)
+        config, shapes = adapter_settings(folder), {name: tuple(value.shape) for name, value in tensors.items()}
     for line in (said_of_vllm(config, shapes), said_of_llama_cpp(config)):
         # neither serves image classifiers
         if line is not None and saved.task != IMAGE_CLS and server is None:
@@ -224,7 +228,21 @@ def as_peft_names_them(layer: AnyLayer, A: Tensor, B: Tensor) -> dict[str, Tenso
 
 def _trained_whole(saved: AdapterFolder) -> dict[str, Tensor]:
     tensors = load_file(saved.folder / ADAPTER_WEIGHTS)
-    return {name: value for name, value in tensors.items() if ".lrlora_" not in name and ".lora_" not in name}
+    return {name: value for name, value in tensors.items() if _is_trained_whole(name)}
+
+
+def _is_trained_whole(name: str) -> bool:
+    return ".lrlora_" not in name and ".lora_" not in name
+
+
+def _shapes_at_rank_1(saved: AdapterFolder, layers: Iterable[AnyLayer]) -> dict[str, tuple[int, ...]]:
+    """Of the tensors that an export would have, by name."""
+    shapes = {name: shape for name, shape in saved.shapes.items() if _is_trained_whole(name)}
+    for layer in layers:
+        out, into = layer.shape
+        factors = as_peft_names_them(layer, torch.zeros(1, into), torch.zeros(out, 1))
+        shapes.update({name: tuple(value.shape) for name, value in factors.items()})
+    return shapes
 
 
 def _config(saved: AdapterFolder, built: Skeleton, layers: Sequence[AnyLayer], ranks: Sequence[int]) -> LoraConfig:
