@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+
+from lrlora.files import read_json_lines
 
 HERE = Path(__file__).parent
 TASKS = {"gsm8k": "GSM8K", "chat": "Alpaca rows"}
@@ -16,8 +17,7 @@ SMOOTHED = 5
 
 def losses(task: str, method: str, name: str) -> list[tuple[int, float]]:
     """The losses of that name in a run's log.jsonl by step; of steps done again after a stop, the last."""
-    file = HERE / "llm" / f"{task}-{method}.log.jsonl"
-    lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    lines = read_json_lines(HERE / "llm" / f"{task}-{method}.log.jsonl")
     return sorted({line["step"]: line[name] for line in lines if name in line}.items())
 
 

@@ -11,19 +11,9 @@ import peft_study
 SOURCE, STUDY = (Path(package.__path__[0]) for package in (lrlora, peft_study))
 TESTS = Path(__file__).parent
 ROOMS = (
-    "ops",
-    "tuner",
-    "ranks",
-    "data",
-    "saved",
-    "evaluation",
-    "generation",
-    "export",
-    "report",
-    "statistics",
-    "cli",
+    "ops", "tuner", "ranks", "data", "saved", "evaluation", "generation", "export", "report", "statistics", "cli",
     "integrations",
-)
+)  # fmt: skip
 ELSEWHERE = {
     "cli/evaluate.py": "export/test_compare.py::test_all_models_of_a_run_are_scored_as_the_run_was",
     "cli/export.py": "export/test_lora.py::test_the_commands_print_and_write",

@@ -17,7 +17,6 @@ forks know LR-LoRA; a new Python that it starts does not. A launcher therefore c
 
 from __future__ import annotations
 
-import difflib
 import importlib.metadata
 import importlib.util
 import os
@@ -26,7 +25,7 @@ import shutil
 import sys
 
 import lrlora
-from lrlora.errors import InputError
+from lrlora.errors import InputError, meant
 
 USAGE = """usage: python -m lrlora.run [-m] TOOL ARGS...
 
@@ -98,8 +97,8 @@ def _command(name: str, arguments: list[str]) -> object:
     point = next(iter(targets.values()))
     _tell(f"command {name} ({point.value})")
     if name in LAUNCHERS:
-        _warn(
-            f"{name} starts new Python processes, which do not import lrlora; to run yours with it: "
+        _say(
+            f"warning: {name} starts new Python processes, which do not import lrlora; to run yours with it: "
             "accelerate launch -m lrlora.run TOOL ..., or torchrun -m lrlora.run TOOL ..."
         )
     sys.argv = [where or name, *arguments]
@@ -114,8 +113,8 @@ def _no_command(name: str, where: str | None, known: set[str]) -> str:
         )
     if importlib.util.find_spec(name.partition(".")[0]) is not None:
         return f"no command {name} in this Python; there is a module of that name: python -m lrlora.run -m {name}"
-    near = difflib.get_close_matches(name, sorted(known), 1)
-    hint = f"; did you mean {near[0]}?" if near else f"; is it installed for {sys.executable}?"
+    near = meant(name, sorted(known))
+    hint = f"; did you mean {near}?" if near else f"; is it installed for {sys.executable}?"
     return f"no command {name} in this Python{hint}"
 
 
@@ -127,19 +126,20 @@ def _first_on_path(folder: str | None) -> None:
 
 
 def _tell(what: str) -> None:
+    # as lrlora.training.processes.is_first, whose room would import all that training needs
     if os.environ.get("RANK", "0") == "0":
         peft = importlib.metadata.version("peft")
-        print(f"lrlora.run: {what}, with lrlora {lrlora.__version__} and peft {peft}", file=sys.stderr, flush=True)
+        _say(f"{what}, with lrlora {lrlora.__version__} and peft {peft}")
 
 
-def _warn(line: str) -> None:
-    print(f"lrlora.run: warning: {line}", file=sys.stderr, flush=True)
+def _say(line: str) -> None:
+    print(f"lrlora.run: {line}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":
     try:
         status = main()
     except InputError as error:
-        print(f"lrlora.run: {error}", file=sys.stderr)
+        _say(str(error))
         status = 2
     sys.exit(status)  # pyright: ignore[reportArgumentType]

@@ -61,9 +61,10 @@ def run(optimizer: str, folder: Path) -> dict[str, dict[int, float]]:
     digests = digests_of(study)
     is_plain = optimizer == "adamw"
     changed = contextlib.nullcontext() if is_plain else patch.object(Trainer, "create_optimizer", preconditioned)
+    bench = Bench(study)
     with changed, Results(folder / f"{optimizer}.jsonl") as results:
         while cells := open_cells(study, digests, results.rows):
-            row = Bench(study).run(cells[0])
+            row = bench.run(cells[0])
             results.append(row)
             print(optimizer, row.arm, row.phase, row.learning_rate, row.seed, row.value, flush=True)
         bits: dict[str, dict[int, float]] = {}

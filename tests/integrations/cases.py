@@ -1,4 +1,4 @@
-"""What the tests of other training tools share: a tiny base with a real tokenizer, rows, the tool's own commands."""
+"""What the tests of other training tools share: rows, the tool's own commands, what is true of an adapter."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import peft
+import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 import lrlora
-from tests.conftest import tiny_llama, write_rows
+from tests.conftest import write_rows
 
 TARGETS = ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
 
@@ -29,14 +29,10 @@ def is_installed(distribution: str) -> bool:
         return False
 
 
-def write_base(folder: Path, tokenizer_folder: Path) -> Path:
-    """A Llama of two blocks with random weights, and the tokenizer of SmolLM2."""
-    tokenizer: Any = AutoTokenizer.from_pretrained(tokenizer_folder)
-    ends = {"pad": tokenizer.pad_token_id, "bos": tokenizer.bos_token_id, "eos": tokenizer.eos_token_id}
-    model = tiny_llama(len(tokenizer), 256, **ends)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def needs(distribution: str) -> pytest.MarkDecorator:
+    """Skips a test outside of the tool's environment."""
+    reason = f"{distribution} has an environment of its own: make integrations"
+    return pytest.mark.skipif(not is_installed(distribution), reason=reason)
 
 
 def write_chats(folder: Path) -> None:

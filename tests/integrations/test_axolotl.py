@@ -15,15 +15,14 @@ from tests.integrations.cases import (
     assert_merged,
     assert_same_adapter,
     is_installed,
+    needs,
     run,
     weights,
-    write_base,
     write_chats,
 )
+from tests.talkers import talker
 
-real = pytest.mark.skipif(
-    not is_installed("axolotl"), reason="axolotl has an environment of its own: make integrations"
-)
+real = needs("axolotl")
 SETTINGS = {
     "plugins": ["lrlora.integrations.axolotl.LRLoraPlugin"],
     "base_model": "base",
@@ -89,7 +88,7 @@ print("FIELDS", json.dumps([found == asked, sorted(names - set(values)),
 def trained(embedded_decoder, tmp_path_factory) -> Path:
     """A folder in which axolotl has trained four steps, with checkpoints after the second and the fourth."""
     folder = tmp_path_factory.mktemp("axolotl")
-    write_base(folder / "base", embedded_decoder)
+    talker(folder / "base", embedded_decoder)
     write_chats(folder)
     write_settings(folder)
     run(folder, "axolotl", "preprocess", "settings.yaml")

@@ -13,14 +13,13 @@ from tests.integrations.cases import (
     assert_merged,
     assert_same_adapter,
     is_installed,
+    needs,
     run,
-    write_base,
     write_chats,
 )
+from tests.talkers import talker
 
-real = pytest.mark.skipif(
-    not is_installed("ms-swift"), reason="ms-swift has an environment of its own: make integrations"
-)
+real = needs("ms-swift")
 AUTO = ("--model_kwargs", json.dumps({"lrlora": {"tau": "auto", "tau_warmup_steps": 1}}))
 FLAGS = (
     *("--external_plugins", "plugin.py", "--tuner_type", "lrlora", "--callbacks", "lrlora"),
@@ -37,7 +36,7 @@ SFT = ("swift", "sft", *FLAGS, "--dataset", "chats.jsonl")
 def trained(embedded_decoder, tmp_path_factory) -> Path:
     """A folder in which swift has trained four steps, with checkpoints after the second and the fourth."""
     folder = tmp_path_factory.mktemp("swift")
-    write_base(folder / "base", embedded_decoder)
+    talker(folder / "base", embedded_decoder)
     write_chats(folder)
     (folder / "plugin.py").write_text("import lrlora.integrations.ms_swift\n", encoding="utf-8")
     run(folder, *SFT, *AUTO, "--output_dir", "out")

@@ -10,14 +10,13 @@ from __future__ import annotations
 from typing import Any
 
 import peft
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from lrlora.errors import InputError
 from lrlora.integrations.fields import check_names, config_of_loaded, fields_without
 from lrlora.ranks.record import RankCallback
+from lrlora.tuner.callback import TauCallback
 from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.lora_fields import NOT_HERE
-from lrlora.tuner.optimize import follow_tau
 
 try:
     from swift.callbacks import callbacks_map  # pyright: ignore[reportMissingImports]
@@ -136,17 +135,11 @@ class LRLoraTuner(PeftTuner):
         return model
 
 
-class LRLoraCallback(RankCallback):
+class LRLoraCallback(RankCallback, TauCallback):
     """`--callbacks lrlora`: records the learned ranks in output_dir, and moves tau where it is "auto"."""
 
     def __init__(self, args: Any, trainer: Any) -> None:
         super().__init__(log=trainer.log)
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """As `lrlora.TauCallback`."""
-        follow_tau(kwargs["model"], step=state.global_step, total_steps=state.max_steps)
 
 
 tuners_map[NAME] = LRLoraTuner
