@@ -37,7 +37,7 @@ docs: .venv/.docs
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
 	@touch $@
 
-# Every notebook from its first cell to its last, in place; two minutes on a quiet core.
+# Every notebook from its first cell to its last, in place; four minutes on a quiet core.
 notebooks: install
 	$(BIN)/python notebooks/execute.py
 
