@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint docs bench gpu conformance integrations
+.PHONY: install demo test lint docs bench gpu conformance upstream integrations
 
 install: .venv/.installed
 
@@ -40,6 +40,12 @@ docs: .venv/.docs
 # PEFT's own tests, of the PEFT that is installed, run with LR-LoRA and with LoRA; about four minutes on two cores.
 conformance: install
 	$(BIN)/python -m tests.conformance.run --compare -n 2
+
+# LR-LoRA as a tuner inside PEFT's own source tree, in build/upstream/, and PEFT's tests there and here, which must end in the
+# same way; about six minutes on two cores.
+upstream: install
+	$(BIN)/python -W ignore -m upstream.make
+	$(BIN)/python -m tests.conformance.run --tree build/upstream -n 2
 
 # axolotl and ms-swift with LR-LoRA, each in an environment of its own, .venv-axolotl/ and .venv-ms_swift/ (5 GB together), since
 # their dependencies exclude each other's and ours; nine minutes on two cores. The tests of one tool skip those of the other.
