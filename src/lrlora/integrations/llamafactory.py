@@ -16,7 +16,7 @@ from typing import Any
 import peft
 
 from lrlora.errors import InputError
-from lrlora.integrations.fields import check_names, fields_without
+from lrlora.integrations.fields import check_names, config_of_saved, fields_without, refuse_without
 from lrlora.ranks.record import RankCallback
 from lrlora.tuner.callback import TauCallback
 from lrlora.tuner.config import LRLoraConfig
@@ -27,12 +27,7 @@ try:
     from llamafactory.cli import main as run_llamafactory  # pyright: ignore[reportMissingImports]
     from llamafactory.extras.misc import get_device_count, is_env_enabled  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] != "llamafactory":
-        raise
-    raise InputError(
-        "lrlora.integrations.llamafactory runs LLaMA-Factory, which is not installed here: pip install llamafactory, "
-        'then "peft>=0.21,<0.22" (docs/integrations.md)'
-    ) from error
+    refuse_without("llamafactory", "llamafactory", error)
 
 KEY_OF_FIELD = {
     "r": "lora_rank",
@@ -125,9 +120,7 @@ def _check(given: dict[str, Any], block: Any) -> None:
         if saved is None:
             raise InputError("no lrlora: in the YAML, such as {tau: auto} or {}; plain LoRA is: llamafactory-cli train")
         names = saved.split(",") if isinstance(saved, str) else saved
-        config = peft.PeftConfig.from_pretrained(names[-1].strip())
-        if not isinstance(config, LRLoraConfig):
-            raise InputError(f"{names[-1]} holds an adapter of the method {config.peft_type.value}; name one of LRLORA")
+        config_of_saved(names[-1].strip())
         return
     if saved is not None:
         raise InputError(f"the fields of the adapter in {saved} hold; leave lrlora: out, or adapter_name_or_path")
@@ -174,6 +167,11 @@ def main(arguments: list[str] | None = None) -> None:
     """
     command, *rest = (sys.argv[1:] if arguments is None else arguments) or ["help"]
     is_v1 = is_env_enabled("USE_V1")
+    run = train
+    if is_v1:
+        from lrlora.integrations.llamafactory_v1 import run_sft
+
+        run = run_sft
     if command in (("train", "sft", "dpo", "rm") if is_v1 else ("train",)):
         if is_v1 and command not in ("train", "sft"):
             raise InputError(
@@ -185,11 +183,7 @@ def main(arguments: list[str] | None = None) -> None:
                 f"torchrun --nproc_per_node {max(get_device_count(), 1)} -m {MODULE} {' '.join([command, *rest])}"
             )
         sys.argv = ["llamafactory-cli", *rest]
-        if not is_v1:
-            return train()
-        from lrlora.integrations.llamafactory_v1 import run_sft
-
-        return run_sft()
+        return run()
     sys.argv = ["llamafactory-cli", command, *rest]
     run_llamafactory()
 
@@ -198,4 +192,5 @@ if __name__ == "__main__":
     try:
         main()
     except InputError as refused:
-        sys.exit(f"{MODULE}: {refused}")
+        print(f"{MODULE}: {refused}", file=sys.stderr, flush=True)
+        sys.exit(2)

@@ -9,22 +9,26 @@ from __future__ import annotations
 from typing import Any
 
 import peft
-from llamafactory.v1.accelerator.interface import DistributedInterface  # pyright: ignore[reportMissingImports]
-from llamafactory.v1.config import get_args  # pyright: ignore[reportMissingImports]
-from llamafactory.v1.core.data_engine import DataEngine  # pyright: ignore[reportMissingImports]
-from llamafactory.v1.core.model_engine import ModelEngine  # pyright: ignore[reportMissingImports]
-from llamafactory.v1.plugins.model_plugins.peft import PeftPlugin, load_adapter  # pyright: ignore[reportMissingImports]
-from llamafactory.v1.trainers.sft_trainer import SFTTrainer  # pyright: ignore[reportMissingImports]
-from llamafactory.v1.utils.callbacks import TrainerCallback  # pyright: ignore[reportMissingImports]
 from torch.nn.parallel import DistributedDataParallel
 from transformers import TrainerControl, TrainerState
 
 from lrlora.errors import InputError
-from lrlora.integrations.fields import check_names, fields_without
+from lrlora.integrations.fields import check_names, config_of_saved, fields_without, refuse_without
 from lrlora.ranks.record import RankCallback
 from lrlora.tuner.config import LRLoraConfig
 from lrlora.tuner.lora_fields import NOT_HERE
 from lrlora.tuner.optimize import follow_tau
+
+try:
+    from llamafactory.v1.accelerator.interface import DistributedInterface  # pyright: ignore[reportMissingImports]
+    from llamafactory.v1.config import get_args  # pyright: ignore[reportMissingImports]
+    from llamafactory.v1.core.data_engine import DataEngine  # pyright: ignore[reportMissingImports]
+    from llamafactory.v1.core.model_engine import ModelEngine  # pyright: ignore[reportMissingImports]
+    from llamafactory.v1.plugins.model_plugins.peft import PeftPlugin, load_adapter  # pyright: ignore[reportMissingImports]
+    from llamafactory.v1.trainers.sft_trainer import SFTTrainer  # pyright: ignore[reportMissingImports]
+    from llamafactory.v1.utils.callbacks import TrainerCallback  # pyright: ignore[reportMissingImports]
+except ModuleNotFoundError as error:
+    refuse_without("llamafactory", "llamafactory", error)
 
 NAME = "lrlora"
 """Of the method, in `peft_config`."""
@@ -96,9 +100,7 @@ def get_lrlora_model(model: Any, config: dict[str, Any], is_train: bool = False)
     saved = config.get("adapter_name_or_path")
     if saved:
         for folder in [saved] if isinstance(saved, str) else saved:
-            found = peft.PeftConfig.from_pretrained(folder)
-            if not isinstance(found, LRLoraConfig):
-                raise InputError(f"{folder} holds an adapter of the method {found.peft_type.value}; name one of LRLORA")
+            config_of_saved(folder)
         return load_adapter(model, saved, is_train)
     if any(parameter.is_meta for parameter in model.parameters()):
         raise InputError(
