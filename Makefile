@@ -47,8 +47,8 @@ upstream: install
 	$(BIN)/python -W ignore -m upstream.make
 	$(BIN)/python -m tests.conformance.run --tree build/upstream -n 2
 
-# axolotl, ms-swift and LLaMA-Factory with LR-LoRA, each in an environment of its own, .venv-axolotl/ and so on (7 GB together),
-# since their dependencies exclude each other's and ours; fifteen minutes on two cores. The tests of one tool skip those of the others.
+# axolotl, ms-swift and LLaMA-Factory with LR-LoRA, each in an environment of its own, .venv-axolotl/ and so on (2 to 4 GB each),
+# since their dependencies exclude each other's and ours; half an hour on two busy cores. The tests of one tool skip those of the others.
 TOOLS := axolotl ms_swift llamafactory
 integrations: $(TOOLS:%=.venv-%/.installed)
 	for tool in $(TOOLS); do \
