@@ -6,6 +6,8 @@ the repository, so that nothing is kept twice.
 
 from __future__ import annotations
 
+import base64
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -18,8 +20,9 @@ ROOT = Path(__file__).parents[1]
 HOME = {"README.md": "index.md"}
 ALSO = ("src/lrlora/ops/README.md",)
 """Pages outside docs/ that mkdocs.yml lists and no page links to."""
-SHOWN = {".py": "python", ".yaml": "yaml", ".cff": "yaml"}
+SHOWN = {".py": "python", ".yaml": "yaml", ".cff": "yaml", ".ipynb": "notebook"}
 """Files that become a page with their text, by their ending; others are handed out as they are."""
+WITH_LINKS = (".md", ".ipynb")
 LINK = re.compile(r"(\]\()([^)#\s]+)(#[^)\s]*)?(\))")
 # page of the site: file of the repository
 _came_from: dict[str, str] = {}
@@ -32,9 +35,38 @@ def in_site(path: str) -> str:
     return f"{at}.md" if Path(path).suffix in SHOWN else at
 
 
+def text_of(path: str) -> str:
+    """The Markdown of a page; of a notebook its cells, with code and outputs as blocks, and figures as images."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    if not path.endswith(".ipynb"):
+        return text
+    parts = []
+    for number, cell in enumerate(json.loads(text)["cells"]):
+        source = "".join(cell["source"])
+        parts.append(source if cell["cell_type"] == "markdown" else f"````python\n{source}\n````")
+        for output in cell.get("outputs", []):
+            if "text" in output:
+                parts.append(f"````text\n{''.join(output['text'])}````")
+        # as HTML: in Markdown it would be a link to a file of the repository
+        drawn = [name for name in figures(path) if name.startswith(f"{number}.")]
+        parts += [f'<img alt="a figure" src="{Path(path).name}.{name}">' for name in drawn]
+    return "\n\n".join(parts)
+
+
+def figures(path: str) -> dict[str, bytes]:
+    """The figures of a notebook, by the number of their cell."""
+    cells = json.loads((ROOT / path).read_text(encoding="utf-8"))["cells"]
+    return {
+        f"{number}.png": base64.b64decode(output["data"]["image/png"])
+        for number, cell in enumerate(cells)
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    }
+
+
 def targets(path: str) -> set[str]:
     """Files of the repository that a page links to."""
-    text = (ROOT / path).read_text(encoding="utf-8")
+    text = text_of(path)
     found = {posixpath.normpath(posixpath.join(posixpath.dirname(path), link)) for _, link, _, _ in LINK.findall(text)}
     return {target for target in found if (ROOT / target).is_file()}
 
@@ -49,7 +81,10 @@ def on_files(files: Any, config: Any) -> Any:
         _came_from[in_site(path)] = path
         if files.get_file_from_path(in_site(path)) is None:
             files.append(_added(path, config))
-        if path.endswith(".md"):
+        if path.endswith(".ipynb"):
+            for name, image in figures(path).items():
+                files.append(File.generated(config, f"{in_site(path)[:-3]}.{name}", content=image))
+        if path.endswith(WITH_LINKS):
             waiting |= targets(path) - seen
     return files
 
@@ -58,15 +93,15 @@ def _added(path: str, config: Any) -> File:
     language = SHOWN.get(Path(path).suffix)
     if language is None:
         return File.generated(config, in_site(path), abs_src_path=str(ROOT / path))
-    text = (ROOT / path).read_text(encoding="utf-8")
-    page = f"# {path}\n\n````{language}\n{text}````\n"
+    text = text_of(path)
+    page = text if language == "notebook" else f"# {path}\n\n````{language}\n{text}````\n"
     return File.generated(config, in_site(path), content=page, inclusion=InclusionLevel.NOT_IN_NAV)
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Turn links between files of the repository into links between files of the site."""
     here = _came_from[page.file.src_uri]
-    if not here.endswith(".md"):
+    if not here.endswith(WITH_LINKS):
         return markdown
 
     def moved(found: re.Match[str]) -> str:
