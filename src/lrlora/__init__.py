@@ -19,7 +19,7 @@ Importing this package registers the method with PEFT. Its rooms, each importing
     export/      merge into plain weights; plain LoRA; the ranks to train one with
     report/      what was learned, as one HTML page of runs
     cli/         the command `lrlora`, one file per verb
-    integrations/  inside other training tools: axolotl, ms-swift
+    integrations/  inside other training tools: axolotl, ms-swift, LLaMA-Factory
     run.py       python -m lrlora.run TOOL: a tool that knows nothing of lrlora, in a process that does
 
 The package peft_study, methods x tasks x rates x seeds, comes with this one and depends on it, not the reverse.

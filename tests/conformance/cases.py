@@ -1,16 +1,22 @@
-"""What PEFT's own tests are run with: one list of cases, for LR-LoRA and, as the yardstick, for LoRA."""
+"""What PEFT's own tests are run with: one list of cases, for LR-LoRA and, as the yardstick, for LoRA.
+
+A PEFT that has LR-LoRA inside ("upstream") has these cases in its own test files, written there by `upstream.rows`.
+"""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from peft import LoraConfig
-
-from lrlora import LRLoraConfig
-
 METHOD = os.environ.get("CONFORMANCE_METHOD", "lrlora")
-CONFIG: type = {"lrlora": LRLoraConfig, "lora": LoraConfig}[METHOD]
+TITLE = "LoRA" if METHOD == "lora" else "LR-LoRA"
+CONFIG: type
+if METHOD == "lora":
+    from peft import LoraConfig as CONFIG
+elif METHOD == "upstream":
+    from peft import LRLoraConfig as CONFIG
+else:
+    from lrlora import LRLoraConfig as CONFIG
 
 # (name, name of a mock model in test_custom_models, fields)
 _CUSTOM: list[tuple[str, str, dict[str, Any]]] = [
@@ -47,11 +53,11 @@ def rows(kind: str, theirs: list[Any]) -> list[Any]:
     random = {"init_weights": False} if METHOD == "lrlora" else {"init_lora_weights": False}
     one, other = ({"target_modules": [name], **random} for name in ("lin0", "lin1"))
     if kind == "custom":
-        return [(f"{name} {METHOD}", model, CONFIG, dict(fields)) for name, model, fields in _CUSTOM]
+        return [(f"{name} {TITLE}", model, CONFIG, dict(fields)) for name, model, fields in _CUSTOM]
     if kind == "several":
-        return [("Same", METHOD, CONFIG, one, dict(one)), ("Different", METHOD, CONFIG, one, other)]
+        return [(f"{TITLE} Same", METHOD, CONFIG, one, dict(one)), (f"{TITLE} Different", METHOD, CONFIG, one, other)]
     if kind == "mixed":
-        return [("mixed", CONFIG(**one), CONFIG(**one, r=16))]
+        return [(f"{TITLE} mixed adapter", CONFIG(**one), CONFIG(**one, r=16))]
     if kind == "classes":
         return [CONFIG]
     if kind == "configs":
@@ -61,5 +67,5 @@ def rows(kind: str, theirs: list[Any]) -> list[Any]:
     if kind == "quantised":
         return [(CONFIG, {"r": 8, "target_modules": ["q_proj", "v_proj"]})]
     # the suite draws B at random, larger than training makes it: a knee of that size, or phi folds most of B A to 0
-    knee = {"tau": 1.0} if METHOD == "lrlora" and kind == "CAUSAL_LM" else {}
+    knee = {"tau": 1.0} if METHOD == "lrlora" and kind in ("CAUSAL_LM", "SEQ_2_SEQ_LM") else {}
     return [(CONFIG, {"task_type": kind, "target_modules": None, **knee})]

@@ -1,7 +1,8 @@
 """A pytest plugin that runs PEFT's parametrised tests with our cases: pytest -p tests.conformance.plugin FILES
 
 PEFT's tests are parametrised with lists of its own methods. pytest's marks hold these very lists, so exchanging what is
-in them, after a module is imported and before it is collected, exchanges the cases.
+in them, after a module is imported and before it is collected, exchanges the cases. The lists of a PEFT that has
+LR-LoRA inside hold ours already: there the plugin only chooses our tests.
 """
 
 from __future__ import annotations
@@ -9,15 +10,18 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import sys
 import unittest.mock
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.conformance import cases
 from tests.conformance.deviations import reason_for
+from tests.conformance.run import OWN
 
 # module of PEFT's suite: {its list: kind of our cases}
 LISTS = {
@@ -47,10 +51,18 @@ def pytest_configure(config: pytest.Config) -> None:
     for argument in config.args:
         name = Path(argument.split("::")[0]).stem
         module = importlib.import_module(f"{package}.{name}")
-        for list_name, kind in LISTS[name].items():
+        for list_name, kind in LISTS.get(name, {}).items():
             if not hasattr(module, list_name):
                 raise pytest.UsageError(f"{name}.{list_name} is not in this peft: bring plugin.LISTS up to date")
+            if cases.METHOD == "upstream":
+                continue
             _exchange(module, list_name, cases.rows(kind, list(getattr(module, list_name))))
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """Let a test end in the same way in whatever order, process or tree it runs: PEFT's tests draw without a seed."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +104,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
                 item.add_marker(pytest.mark.xfail(reason=reason, strict=True))
 
 
+def pytest_sessionfinish() -> None:
+    """Tests of a PEFT that has LR-LoRA inside say something of it only where this package took no part."""
+    assert cases.METHOD != "upstream" or "lrlora" not in sys.modules, "lrlora was imported"
+
+
 def _is_ours(item: pytest.Item) -> bool:
+    if item.path.stem == OWN:
+        return True
     parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
     classes = [value if isinstance(value, type) else type(value) for value in parameters]
     return cases.CONFIG in classes

@@ -60,6 +60,7 @@ def run(folder: Path, *command: str, fails: bool = False, typed: str | None = No
         "HF_HUB_OFFLINE": "1",
         "USE_HF": "1",
         "AXOLOTL_DO_NOT_TRACK": "1",
+        "DISABLE_VERSION_CHECK": "1",  # LLaMA-Factory's, of peft and others
         "OMP_NUM_THREADS": "1",
     }
     ended = subprocess.run(

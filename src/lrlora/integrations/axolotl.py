@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
 from transformers import TrainerCallback
 
 from lrlora.errors import InputError, meant
-from lrlora.integrations.fields import check_names, config_of_loaded, fields_without
+from lrlora.integrations.fields import check_names, config_of_loaded, fields_without, refuse_without
 from lrlora.ranks.record import RankCallback
 from lrlora.tuner.callback import TauCallback
 from lrlora.tuner.config import LRLoraConfig
@@ -25,12 +25,7 @@ try:
     from axolotl.loaders.adapter import find_all_linear_names  # pyright: ignore[reportMissingImports]
     from axolotl.utils.logging import get_logger  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] != "axolotl":
-        raise
-    raise InputError(
-        "lrlora.integrations.axolotl is a plugin of axolotl, which is not installed here: pip install axolotl, then "
-        '"peft>=0.21,<0.22" (docs/integrations.md)'
-    ) from error
+    refuse_without("axolotl", "axolotl", error)
 
 _LOG = get_logger(__name__)
 

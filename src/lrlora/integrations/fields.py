@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
+
+from peft import PeftConfig
 
 from lrlora.errors import InputError, meant
 from lrlora.tuner.config import LRLoraConfig
@@ -43,10 +45,42 @@ def config_of_loaded(model: Any, folder: str) -> LRLoraConfig:
     Raises:
         InputError: the adapter is of another method.
     """
-    found = model.peft_config["default"]
+    return _ours(model.peft_config["default"], folder)
+
+
+def config_of_saved(folder: str) -> LRLoraConfig:
+    """The config of the adapter in a folder.
+
+    Raises:
+        InputError: the adapter is of another method.
+    """
+    return _ours(PeftConfig.from_pretrained(folder), folder)
+
+
+def _ours(found: Any, folder: str) -> LRLoraConfig:
     if not isinstance(found, LRLoraConfig):
         raise InputError(
             f"{folder} holds an adapter of the method {found.peft_type.value}, got lrlora as the method to go on with; "
             "name a folder of LRLORA, or the adapter's own method"
         )
     return found
+
+
+def refuse_without(tool: str, package: str, error: ModuleNotFoundError) -> NoReturn:
+    """Say what to install, where an import found no tool.
+
+    Args:
+        tool: its name on PyPI.
+        package: the name that is imported.
+        error: of the import.
+
+    Raises:
+        InputError: the tool is not there.
+        ModuleNotFoundError: it is, but a package that it needs is not.
+    """
+    if (error.name or "").partition(".")[0] != package:
+        raise error
+    raise InputError(
+        f'this module is for {tool}, which is not installed here: pip install {tool}, then "peft>=0.21,<0.22" '
+        "(docs/integrations.md)"
+    ) from error

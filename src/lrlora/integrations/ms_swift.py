@@ -12,7 +12,7 @@ from typing import Any
 import peft
 
 from lrlora.errors import InputError
-from lrlora.integrations.fields import check_names, config_of_loaded, fields_without
+from lrlora.integrations.fields import check_names, config_of_loaded, fields_without, refuse_without
 from lrlora.ranks.record import RankCallback
 from lrlora.tuner.callback import TauCallback
 from lrlora.tuner.config import LRLoraConfig
@@ -22,12 +22,7 @@ try:
     from swift.callbacks import callbacks_map  # pyright: ignore[reportMissingImports]
     from swift.tuner_plugin import PeftTuner, tuners_map  # pyright: ignore[reportMissingImports]
 except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] != "swift":
-        raise
-    raise InputError(
-        "lrlora.integrations.ms_swift is a plugin of ms-swift 4, which is not installed here: pip install ms-swift, "
-        'then "peft>=0.21,<0.22" (docs/integrations.md)'
-    ) from error
+    refuse_without("ms-swift", "swift", error)
 
 NAME = "lrlora"
 """Of the tuner, of the callback, and of the key in `--model_kwargs`."""

@@ -117,7 +117,11 @@ def register(config_cls: type, model_cls: type) -> None:
     if NAME in PEFT_TYPE_TO_CONFIG_MAPPING:
         registered = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(NAME)]
         if registered is not config_cls:
-            raise ImportError(f"peft {version} already has a method named {NAME} ({registered.__module__})")
+            raise ImportError(
+                f"peft {version} has LR-LoRA itself ({registered.__module__}), and lrlora cannot register it a second "
+                "time; its adapters are the same files: use it without lrlora (from peft import LRLoraConfig), or "
+                f"install a peft that does not have it for what lrlora adds: pip install 'peft<{NEWEST_BELOW}'"
+            )
         return
     _add_peft_type()
     register_peft_method(name=NAME.lower(), config_cls=config_cls, model_cls=model_cls, is_mixed_compatible=False)
