@@ -1,6 +1,7 @@
 """What torch.compile makes of C++ on this machine can be loaded."""
 
 import ctypes
+import os
 import sys
 
 
@@ -12,3 +13,8 @@ def find_libstdcxx() -> None:
     """
     if sys.platform == "linux":
         ctypes.CDLL("libstdc++.so.6", ctypes.RTLD_GLOBAL)
+
+
+def environment() -> dict[str, str]:
+    """This process's environment, for one that runs no code of ours before what it compiles is loaded."""
+    return {**os.environ, "LD_PRELOAD": "libstdc++.so.6"} if sys.platform == "linux" else dict(os.environ)

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import re
 import socket
 import subprocess
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests.linking import environment
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "notebooks"
@@ -52,7 +53,7 @@ def test_it_runs_and_shows_what_the_committed_one_shows(file, tmp_path, request)
     request.getfixturevalue("embedded_decoder" if file.stem == "to_server" else "embedded_encoder")
     script = [sys.executable, str(FOLDER / "execute.py"), file.stem, "--out", str(tmp_path)]
     # it ends with an error where a cell fails, writes on stderr, or leaves a file behind
-    ended = subprocess.run(script, capture_output=True, text=True, timeout=1100, env=os.environ)
+    ended = subprocess.run(script, capture_output=True, text=True, timeout=1100, env=environment())
     assert ended.returncode == 0, ended.stderr
     committed, executed = (code_cells(read(folder / file.name)) for folder in (FOLDER, tmp_path))
     assert [cell["source"] for cell in executed] == [cell["source"] for cell in committed]

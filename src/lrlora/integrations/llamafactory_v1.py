@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import peft
-from torch.nn.parallel import DistributedDataParallel
+from torch import nn
 from transformers import TrainerControl, TrainerState
 
 from lrlora.errors import InputError
@@ -68,7 +68,7 @@ def _as_transformers(state: Any) -> TrainerState:
 
 
 def _whole(model: Any) -> Any:
-    return model.module if isinstance(model, DistributedDataParallel) else model
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
 
 
 def config_of(given: dict[str, Any], is_train: bool = True) -> LRLoraConfig:
