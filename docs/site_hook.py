@@ -40,7 +40,7 @@ def text_of(path: str) -> str:
     text = (ROOT / path).read_text(encoding="utf-8")
     if not path.endswith(".ipynb"):
         return text
-    parts = []
+    parts, drawn = [], figures(path)
     for number, cell in enumerate(json.loads(text)["cells"]):
         source = "".join(cell["source"])
         parts.append(source if cell["cell_type"] == "markdown" else f"````python\n{source}\n````")
@@ -48,8 +48,8 @@ def text_of(path: str) -> str:
             if "text" in output:
                 parts.append(f"````text\n{''.join(output['text'])}````")
         # as HTML: in Markdown it would be a link to a file of the repository
-        drawn = [name for name in figures(path) if name.startswith(f"{number}.")]
-        parts += [f'<img alt="a figure" src="{Path(path).name}.{name}">' for name in drawn]
+        if f"{number}.png" in drawn:
+            parts.append(f'<img alt="a figure" src="{Path(path).name}.{number}.png">')
     return "\n\n".join(parts)
 
 

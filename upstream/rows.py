@@ -77,7 +77,7 @@ def with_rows(name: str, text: str) -> str:
     if not found_imports:
         raise ValueError(f"{name}.py imports nothing of peft by name: bring upstream/rows.py up to date")
     lines = text.splitlines()
-    found = {node.targets[0].id: node.value for node in ast.parse(text).body if _is_list(node)}  # pyright: ignore
+    found = {node.targets[0].id: node.value for node in ast.parse(text).body if _is_list(node)}
     wanted = {list_name: kind for list_name, kind in LISTS[name].items() if list_name not in DERIVED}
     if missing := wanted.keys() - found.keys():
         raise ValueError(f"{name}.py has no list {', '.join(sorted(missing))}: bring upstream/rows.py up to date")

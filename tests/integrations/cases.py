@@ -8,10 +8,12 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import peft
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -50,6 +52,11 @@ def write_chats(folder: Path) -> None:
     write_rows(folder / "prompts.jsonl", prompts)
 
 
+def write_yaml(folder: Path, name: str, settings: dict[str, Any]) -> None:
+    """A file of settings."""
+    (folder / name).write_text(yaml.safe_dump(settings), encoding="utf-8")
+
+
 def run(folder: Path, *command: str, fails: bool = False, typed: str | None = None) -> str:
     """What a command of the tool's environment prints; it runs in a folder, on the CPU and without a network."""
     environment = {
@@ -82,6 +89,32 @@ def assert_same_adapter(folder: Path, other: Path) -> None:
     assert found.keys() == expected.keys() and found
     for name, value in found.items():
         torch.testing.assert_close(value, expected[name], rtol=0, atol=0, msg=name)
+
+
+def assert_same_but_for_tau(folder: Path, other: Path) -> None:
+    """A saved adapter has the tensors of another, bit for bit; tau, which follows the training, may differ."""
+    found, expected = weights(folder), weights(other)
+    assert all((found[name] == expected[name]).all() for name in expected if not name.endswith("tau"))
+
+
+def errors_of(folder: Path, code: str, settings: list[Any]) -> list[str | None]:
+    """What code, which reads one file of settings and writes another with an error or null for each, writes."""
+    (folder / "many.json").write_text(json.dumps(settings), encoding="utf-8")
+    run(folder, "python", "-c", code, "many.json", "errors.json")
+    return json.loads((folder / "errors.json").read_text(encoding="utf-8"))
+
+
+def assert_refused(refused: list[tuple[Any, str]], errors: list[str | None]) -> None:
+    """Every change has an error that says what it should."""
+    for (change, said), error in zip(refused, errors, strict=True):
+        assert error is not None and said in error, (change, error)
+
+
+def fields_said(folder: Path, code: str) -> list[Any]:
+    """What code prints as JSON after FIELDS, among what the tool prints."""
+    printed = run(folder, "python", "-c", code)
+    line = next(line for line in printed.splitlines() if line.startswith("FIELDS"))
+    return json.loads(line.removeprefix("FIELDS"))
 
 
 def assert_learned(base: Path, adapter: Path, tau: float | str = "auto") -> peft.PeftModel:

@@ -1,24 +1,24 @@
 """LR-LoRA by a YAML of axolotl, with axolotl's own commands."""
 
-import importlib
-import json
 import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
 import lrlora
 from lrlora.ranks.record import read_records
 from tests.integrations.cases import (
     assert_learned,
     assert_merged,
+    assert_refused,
     assert_same_adapter,
-    is_installed,
+    assert_same_but_for_tau,
+    errors_of,
+    fields_said,
     needs,
     run,
-    weights,
     write_chats,
+    write_yaml,
 )
 from tests.talkers import talker
 
@@ -97,13 +97,7 @@ def trained(embedded_decoder, tmp_path_factory) -> Path:
 
 
 def write_settings(folder: Path, name: str = "settings.yaml", **changed) -> None:
-    (folder / name).write_text(yaml.safe_dump({**SETTINGS, **changed}), encoding="utf-8")
-
-
-@pytest.mark.skipif(is_installed("axolotl"), reason="axolotl is installed here")
-def test_without_axolotl_the_error_says_what_to_install():
-    with pytest.raises(lrlora.InputError, match="pip install axolotl"):
-        importlib.import_module("lrlora.integrations.axolotl")
+    write_yaml(folder, name, {**SETTINGS, **changed})
 
 
 @real
@@ -130,8 +124,7 @@ def test_a_saved_adapter_is_gone_on_with(trained):
     write_settings(trained, "on.yaml", output_dir="on", lora_model_dir="out", learning_rate=0.0, lora_r=2)
     printed = run(trained, "axolotl", "train", "on.yaml")
     assert "the adapter of out keeps what it was trained with: r 4, not 2" in printed
-    found, expected = weights(trained / "on"), weights(trained / "out")
-    assert all((found[name] == expected[name]).all() for name in expected if not name.endswith("tau"))
+    assert_same_but_for_tau(trained / "on", trained / "out")
 
 
 @real
@@ -188,21 +181,16 @@ REFUSED = [
 def test_what_cannot_be_done_is_refused_by_name(trained):
     good = {"lrlora": {"tau": "5e-2"}, "lr_groups": [{"name": "B", "modules": ["lrlora_delta.default.B"], "lr": 0.1}]}
     changes = [*(change for change, _ in REFUSED), good]
-    (trained / "many.json").write_text(json.dumps([{**SETTINGS, **change} for change in changes]), encoding="utf-8")
-    run(trained, "python", "-c", READ, "many.json", "errors.json")
-    errors = json.loads((trained / "errors.json").read_text(encoding="utf-8"))
-    for (change, said), error in zip(REFUSED, errors, strict=False):
-        assert error is not None and said in error, (change, error)
-    assert errors[-1] is None, errors[-1]
+    *errors, of_good = errors_of(trained, READ, [{**SETTINGS, **change} for change in changes])
+    assert_refused(REFUSED, errors)
+    assert of_good is None, of_good
 
 
 @real
 def test_every_field_has_a_key(tmp_path):
-    printed = run(tmp_path, "python", "-c", FIELDS)
-    line = next(line for line in printed.splitlines() if line.startswith("FIELDS"))
     phi = ["carrier", "carrier_offset", "carrier_seed", "carrier_start", "kappa", "num_basis", "omega", "phi", "share"]
     tau = ["tau", "tau_follow", "tau_warmup_steps"]
-    assert json.loads(line.removeprefix("FIELDS")) == [
+    assert fields_said(tmp_path, FIELDS) == [
         True,
         [],
         [],

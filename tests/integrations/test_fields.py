@@ -1,5 +1,7 @@
 """Names of fields under a key of another tool, and adapters of another method."""
 
+import importlib
+
 import peft
 import pytest
 from transformers import AutoModelForCausalLM
@@ -7,6 +9,7 @@ from transformers import AutoModelForCausalLM
 import lrlora
 from lrlora.integrations.fields import check_names, config_of_loaded, fields_without
 from tests.conftest import tiny_llama
+from tests.integrations.cases import is_installed
 
 
 def test_the_fields_are_those_of_the_config_without_what_a_tool_has_itself():
@@ -35,3 +38,19 @@ def test_an_adapter_of_another_method_is_refused(tmp_path, config):
         return
     with pytest.raises(lrlora.InputError, match="adapter holds an adapter of the method LORA"):
         config_of_loaded(model, "adapter")
+
+
+@pytest.mark.parametrize(
+    ("tool", "module"),
+    [
+        ("axolotl", "axolotl"),
+        ("ms-swift", "ms_swift"),
+        ("llamafactory", "llamafactory"),
+        ("llamafactory", "llamafactory_v1"),
+    ],
+)
+def test_without_the_tool_the_error_says_what_to_install(tool, module):
+    if is_installed(tool):
+        pytest.skip(f"{tool} is installed here")
+    with pytest.raises(lrlora.InputError, match=f"pip install {tool}"):
+        importlib.import_module(f"lrlora.integrations.{module}")

@@ -1,23 +1,24 @@
 """LR-LoRA by a YAML of LLaMA-Factory, with LLaMA-Factory's own commands, of its first version."""
 
-import importlib
 import json
 from pathlib import Path
 
 import pytest
-import yaml
 
-import lrlora
 from lrlora.ranks.record import read_records
 from tests.integrations.cases import (
     assert_learned,
     assert_merged,
+    assert_refused,
     assert_same_adapter,
-    is_installed,
+    assert_same_but_for_tau,
+    errors_of,
+    fields_said,
     needs,
     run,
     weights,
     write_chats,
+    write_yaml,
 )
 from tests.talkers import talker
 
@@ -108,21 +109,11 @@ def trained(embedded_decoder, tmp_path_factory) -> Path:
         "pairs": {"file_name": "prompts.jsonl", "ranking": True, "columns": pairs},
     }
     (folder / "dataset_info.json").write_text(json.dumps(info), encoding="utf-8")
-    write(folder, "train.yaml", SETTINGS)
-    write(folder, "go_on.yaml", {key: value for key, value in SETTINGS.items() if key != "lrlora"})
-    write(folder, "saved.yaml", SAVED)
+    write_yaml(folder, "train.yaml", SETTINGS)
+    write_yaml(folder, "go_on.yaml", {key: value for key, value in SETTINGS.items() if key != "lrlora"})
+    write_yaml(folder, "saved.yaml", SAVED)
     run(folder, *COMMAND, "train", "train.yaml")
     return folder
-
-
-def write(folder: Path, name: str, settings: dict) -> None:
-    (folder / name).write_text(yaml.safe_dump(settings), encoding="utf-8")
-
-
-@pytest.mark.skipif(is_installed("llamafactory"), reason="llamafactory is installed here")
-def test_without_llamafactory_the_error_says_what_to_install():
-    with pytest.raises(lrlora.InputError, match="pip install llamafactory"):
-        importlib.import_module("lrlora.integrations.llamafactory")
 
 
 @real
@@ -147,8 +138,7 @@ def test_a_resumed_training_ends_with_the_same_adapter(trained):
 def test_a_saved_adapter_is_gone_on_with(trained):
     go_on = ("adapter_name_or_path=out", "learning_rate=0.0", "output_dir=more")
     run(trained, *COMMAND, "train", "go_on.yaml", *go_on)
-    found, expected = weights(trained / "more"), weights(trained / "out")
-    assert all((found[name] == expected[name]).all() for name in expected if not name.endswith("tau"))
+    assert_same_but_for_tau(trained / "more", trained / "out")
 
 
 @real
@@ -186,15 +176,9 @@ def test_what_cannot_be_done_is_refused_by_name(trained):
     base = AutoModelForCausalLM.from_pretrained(trained / "base")
     peft.get_peft_model(base, peft.LoraConfig(target_modules=["q_proj"])).save_pretrained(trained / "plain")
     changes = [{**SETTINGS, **change} for change, _ in REFUSED]
-    (trained / "many.json").write_text(json.dumps(changes), encoding="utf-8")
-    run(trained, "python", "-c", READ, "many.json", "errors.json")
-    errors = json.loads((trained / "errors.json").read_text(encoding="utf-8"))
-    for (change, said), error in zip(REFUSED, errors, strict=True):
-        assert error is not None and said in error, (change, error)
+    assert_refused(REFUSED, errors_of(trained, READ, changes))
 
 
 @real
 def test_every_field_has_a_key(tmp_path):
-    printed = run(tmp_path, "python", "-c", FIELDS)
-    line = next(line for line in printed.splitlines() if line.startswith("FIELDS"))
-    assert json.loads(line.removeprefix("FIELDS")) == [True, ["config_version", "init_lora_weights"]]
+    assert fields_said(tmp_path, FIELDS) == [True, ["config_version", "init_lora_weights"]]

@@ -1,23 +1,22 @@
 """LR-LoRA by a YAML of LLaMA-Factory's second version, which USE_V1=1 switches on."""
 
-import importlib
 import json
 from pathlib import Path
 
 import pytest
-import yaml
 
-import lrlora
 from lrlora.ranks.record import read_records
 from tests.conftest import write_rows
 from tests.integrations.cases import (
     assert_learned,
     assert_merged,
+    assert_refused,
     assert_same_adapter,
-    is_installed,
+    errors_of,
     needs,
     run,
     write_chats,
+    write_yaml,
 )
 from tests.talkers import talker
 
@@ -70,20 +69,10 @@ def trained(embedded_decoder, tmp_path_factory) -> Path:
     write_chats(folder)
     rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()]
     write_rows(folder / "alpaca.jsonl", [{"instruction": row["prompt"], "output": row["chosen"]} for row in rows])
-    write(folder, "rows.yaml", {"sums": {"path": "alpaca.jsonl", "source": "local", "converter": "alpaca"}})
-    write(folder, "train.yaml", SETTINGS)
+    write_yaml(folder, "rows.yaml", {"sums": {"path": "alpaca.jsonl", "source": "local", "converter": "alpaca"}})
+    write_yaml(folder, "train.yaml", SETTINGS)
     run(folder, *COMMAND, "sft", "train.yaml")
     return folder
-
-
-def write(folder: Path, name: str, settings: dict) -> None:
-    (folder / name).write_text(yaml.safe_dump(settings), encoding="utf-8")
-
-
-@pytest.mark.skipif(is_installed("llamafactory"), reason="llamafactory is installed here")
-def test_without_llamafactory_the_error_says_what_to_install():
-    with pytest.raises(lrlora.InputError, match="pip install llamafactory"):
-        importlib.import_module("lrlora.integrations.llamafactory_v1")
 
 
 @real
@@ -92,11 +81,11 @@ def test_an_adapter_is_trained_recorded_merged_and_used(trained):
     assert [record["step"] for record in read_records(trained / "out")][-1] == 4
     merge = {"name": "lora", "adapter_name_or_path": "out", "export_dir": "merged", "infer_dtype": "float32"}
     common = {"model": "base", "template": "chatml"}
-    write(trained, "merge.yaml", {**common, "peft_config": merge})
+    write_yaml(trained, "merge.yaml", {**common, "peft_config": merge})
     run(trained, *COMMAND, "merge", "merge.yaml")
     assert_merged(model, trained / "merged")
     saved = {"name": "lrlora", "adapter_name_or_path": "out"}
-    write(trained, "saved.yaml", {**common, "peft_config": saved, "max_new_tokens": 4})
+    write_yaml(trained, "saved.yaml", {**common, "peft_config": saved, "max_new_tokens": 4})
     assert "Assistant: " in run(trained, *COMMAND, "chat", "saved.yaml", typed="What is 2 plus 3?\nexit\n")
 
 
@@ -113,8 +102,4 @@ def test_what_cannot_be_done_is_refused_by_name(trained):
     assert "leave USE_V1 out, and set stage: rm" in run(trained, *COMMAND, "rm", "train.yaml", fails=True)
     said = "the YAML needs peft_config: {name: lrlora}"
     assert said in run(trained, *COMMAND, "sft", "train.yaml", "peft_config.name=lora", fails=True)
-    (trained / "many.json").write_text(json.dumps([change for change, _ in REFUSED]), encoding="utf-8")
-    run(trained, "python", "-c", READ, "many.json", "errors.json")
-    errors = json.loads((trained / "errors.json").read_text(encoding="utf-8"))
-    for (change, said), error in zip(REFUSED, errors, strict=True):
-        assert error is not None and said in error, (change, error)
+    assert_refused(REFUSED, errors_of(trained, READ, [change for change, _ in REFUSED]))

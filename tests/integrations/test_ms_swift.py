@@ -1,18 +1,15 @@
 """LR-LoRA by flags of ms-swift, with swift's own commands."""
 
-import importlib
 import json
 from pathlib import Path
 
 import pytest
 
-import lrlora
 from lrlora.ranks.record import read_records
 from tests.integrations.cases import (
     assert_learned,
     assert_merged,
     assert_same_adapter,
-    is_installed,
     needs,
     run,
     write_chats,
@@ -41,12 +38,6 @@ def trained(embedded_decoder, tmp_path_factory) -> Path:
     (folder / "plugin.py").write_text("import lrlora.integrations.ms_swift\n", encoding="utf-8")
     run(folder, *SFT, *AUTO, "--output_dir", "out")
     return folder
-
-
-@pytest.mark.skipif(is_installed("ms-swift"), reason="ms-swift is installed here")
-def test_without_swift_the_error_says_what_to_install():
-    with pytest.raises(lrlora.InputError, match="pip install ms-swift"):
-        importlib.import_module("lrlora.integrations.ms_swift")
 
 
 @real

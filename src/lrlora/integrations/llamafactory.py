@@ -97,16 +97,8 @@ def config_of(settings: Any, block: dict[str, Any], target_modules: list[str]) -
     Raises:
         InputError: a value that LRLoraConfig refuses.
     """
-    return LRLoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.lora_rank,
-        lora_alpha=settings.lora_alpha,
-        lora_dropout=settings.lora_dropout,
-        use_rslora=settings.use_rslora,
-        target_modules=target_modules,
-        modules_to_save=settings.additional_target,
-        **block,
-    )
+    fields = {field: getattr(settings, key) for field, key in KEY_OF_FIELD.items()}
+    return LRLoraConfig(task_type="CAUSAL_LM", **{**fields, "target_modules": target_modules}, **block)
 
 
 def _check(given: dict[str, Any], block: Any) -> None:
