@@ -11,8 +11,11 @@ def main() -> None:
     """Rows for two lengths of a batch, into results/carrier.json."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    names = ("LoRA", "lrlora compiled", *(f"{name} compiled" for name in methods.CARRIED))
-    measure.write("carrier", [step.training_row(names, tokens, 11) for tokens in (256, 1024)])
+    names = ("LoRA", "lrlora native", *(f"{name} compiled" for name in methods.CARRIED))
+    rows: list[dict] = []
+    for tokens in (256, 1024):
+        rows.append(step.training_row(names, tokens, 11))
+        measure.write("carrier", rows)
 
 
 if __name__ == "__main__":

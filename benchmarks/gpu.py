@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks import measure, methods
 from lrlora.method.carrier import Carrier, starting_coefficients
 from lrlora.method.nonlinearity import initial_coefficients
-from lrlora.ops import choose, tiles
+from lrlora.ops import choose
 from lrlora.ops.passes import factors_in_precision, signs_of
 
 SHAPES = {"4096x4096": (4096, 4096), "11008x4096": (11008, 4096)}
@@ -98,8 +98,8 @@ def kernel_row(label: str, shape: tuple[int, int], r: int = 8) -> dict[str, Any]
         tau = torch.tensor(0.05 / 64, device="cuda") if phi != "linear" else torch.tensor(torch.inf, device="cuda")
         factors = factors_in_precision(triton, A, B, c, tau, 2.0, phi, *signs_of(triton, carrier, A, B))
         G = torch.randn(shape, device="cuda", dtype=torch.bfloat16)
-        passes[f"{name}, weight"] = lambda f=factors, p=triton: tiles.weight(p, None, f, torch.bfloat16)
-        passes[f"{name}, gradients"] = lambda f=factors, p=triton, G=G: tiles.gradients(p, G, None, f)
+        passes[f"{name}, weight"] = lambda f=factors, p=triton: p.weight(None, f, torch.bfloat16)
+        passes[f"{name}, gradients"] = lambda f=factors, p=triton, G=G: p.gradients(G, None, f)
     row = {"what": "passes", "shape": label, "r": r, "seconds": in_turn(passes)}
     _show(row, 1e3)
     return row

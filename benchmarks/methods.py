@@ -12,7 +12,7 @@ import lrlora
 from lrlora import ops
 from lrlora.tuner.delta import LRLoraDelta
 
-OURS = ("lrlora compiled", "lrlora eager", "lrlora definition")
+OURS = ("lrlora native", "lrlora eager", "lrlora definition")
 """`definition` is the naive formula, differentiated by autograd."""
 
 CARRIED: dict[str, dict[str, Any]] = {

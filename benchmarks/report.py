@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import measure, methods
+from benchmarks import measure, methods, passes
 
 PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
@@ -100,13 +100,80 @@ times are too short by the time of that sum.
 """
 
 
+FIRST_RUN = """
+## The first step
+
+On a CPU the passes of phi are a C++ library that is compiled once per machine, at the first use, and kept in
+`$XDG_CACHE_HOME/lrlora`. Seconds of whole runs of `lrlora train` on the demo, one method each, from the start of the
+process to its end: LoRA, LR-LoRA with a cache that has no library yet, and LR-LoRA again; medians of {rounds}.
+
+"""
+
+PARTS = """
+## Where the time of a layer goes
+
+Milliseconds of the parts of one adapted layer in float32, r = 8, K = 11, medians of {rounds}. A copy moves
+{copy:.1f} GB/s here (read and written), a product of matrices does {product:.0f} GFLOP/s; {instructions} instructions.
+"weight" reads W0 and writes W0 + dW; "gradients" reads W0 and G, writes W0 + dW over G and gives dA, dB and dc. The
+least that a layer can take are its three products as they were measured, and the bytes of both passes at the speed of a
+copy. "layer" is a whole step through autograd: the three products, "weight" and "gradients", and Python.
+
+"""
+
+
+def first_run_section() -> str:
+    """Whole runs of the demo, from results/first_run.json."""
+    (row,) = measure.read("first_run")["rows"]
+    of = seconds(row)
+    lines = [[name, f"{t:.1f} s", f"{t - of['LoRA']:+.1f} s"] for name, t in of.items()]
+    rounds = len(row["seconds"]["LoRA"])
+    return FIRST_RUN.format(rounds=rounds) + table(["run", "seconds", "beyond LoRA's"], lines)
+
+
+def parts_section() -> str:
+    """The parts of a layer, from results/passes.json."""
+    measured = measure.read("passes")
+    top, *rows = measured["rows"]
+    of_top = seconds(top)
+    lines = []
+    for row in rows:
+        of, bound = seconds(row), passes.least(row, top)
+        parts = [f"{1e3 * of[name]:.2f}" for name in ("x W^T", "weight", "dY^T X", "gradients", "dY W", "layer")]
+        ratios = f"{1e3 * bound:.2f}", f"{of['layer'] / bound:.2f}", f"{of['layer'] / of['full fine-tuning']:.2f}"
+        lines.append([row["shape"], str(row["T"]), *parts, *ratios])
+    numbers = {
+        "rounds": len(top["seconds"]["copy"]),
+        "copy": top["copied_bytes"] / of_top["copy"] / 1e9,
+        "product": 2 * top["multiplications"] / of_top["product"] / 1e9,
+        "instructions": measured["environment"]["instructions"],
+    }
+    headings = ["layer", "T", "x W^T", "weight", "dY^T X", "gradients", "dY W", "layer", "least", "x least", "x full"]
+    return PARTS.format(**numbers) + table(headings, lines)
+
+
+def sentence() -> str:
+    """The README's words about speed on a CPU, from results/step.json and results/first_run.json."""
+    rows = {row["T"]: seconds(row) for row in measure.read("step")["rows"] if row["what"] == "training step"}
+    (first,) = measure.read("first_run")["rows"]
+    run = seconds(first)
+    ratios = {T: of["lrlora native"] / of["LoRA"] for T, of in rows.items()}
+    of_full = rows[1024]["lrlora native"] / rows[1024]["full fine-tuning"]
+    return (
+        f"{ratios[1024]:.2f} times a LoRA step with 1,024 tokens per step, {ratios[4096]:.2f} times with 4,096 and"
+        f" {ratios[256]:.2f} times with 256 ({of_full:.2f} times full fine-tuning's with 1,024), on two cores."
+        " The first run on a machine compiles the passes of phi, and the demo then takes"
+        f" {run['lrlora, first'] - run['LoRA']:.1f} s longer than with LoRA,"
+        f" later {run['lrlora, second'] - run['LoRA']:.1f} s"
+    )
+
+
 def carrier_section() -> str:
     """What a carrier adds to a training step, from results/carrier.json."""
     measured = measure.read("carrier")
     lines = []
     for row in measured["rows"]:
         of = seconds(row)
-        plain = of["lrlora compiled"]
+        plain = of["lrlora native"]
         lines.append([f"T = {row['T']}"] + [f"{1e3 * t:.0f} ms ({t / plain:.2f})" for t in of.values()])
     return (
         "\n## The carrier\n\nThe same training step, in brackets over LR-LoRA without a carrier; {device},"
@@ -142,13 +209,13 @@ def gpu_section() -> str:
     (top,) = (row for row in rows if row["what"] == "ceilings")
     speed = top["copy_bytes_per_s"]
     steps = [row for row in rows if row["what"] == "training step"]
-    passes = [row for row in rows if row["what"] == "passes"]
-    names = [name.removesuffix(", weight") for name in passes[0]["seconds"] if name.endswith(", weight")]
+    alone = [row for row in rows if row["what"] == "passes"]
+    names = [name.removesuffix(", weight") for name in alone[0]["seconds"] if name.endswith(", weight")]
     numbers = {"copy": speed / 1e12, "product": top["bf16_flops_per_s"] / 1e12, "blocks": steps[0]["blocks"]}
     lines = [
         [
             name,
-            *(f"{1e3 * seconds(row)[f'{name}, {which}']:.3f}" for row in passes for which in ("weight", "gradients")),
+            *(f"{1e3 * seconds(row)[f'{name}, {which}']:.3f}" for row in alone for which in ("weight", "gradients")),
         ]
         for name in names
     ]
@@ -158,7 +225,7 @@ def gpu_section() -> str:
         + training_tables(steps)
         # dW in bf16; G in, dW out, dZ out in float32 and in again for each of dA and dB
         + PASSES.format(weight=1e3 * 2 * entries / speed, gradients=1e3 * 16 * entries / speed)
-        + table(["phi", *(f"{row['shape']} {which}" for row in passes for which in ("weight", "gradients"))], lines)
+        + table(["phi", *(f"{row['shape']} {which}" for row in alone for which in ("weight", "gradients"))], lines)
         + "\nOne layer, forward and backward, milliseconds; Python's own work counts where it is longer.\n\n"
         + gpu_layers([row for row in rows if row["what"] == "layer"])
     )
@@ -183,6 +250,8 @@ def page() -> str:
         + "\n## K\n\nThe same step, T = 1024.\n\n"
         + basis_table(step["rows"])
         + carrier_section()
+        + parts_section()
+        + first_run_section()
         + "\n## Evaluation without merging, and merged\n\n"
         + EVALUATION
         + evaluation_table(step["rows"])

@@ -12,7 +12,7 @@ TARGET = Path(__file__).parents[1] / "src" / "peft_study" / "step_costs.json"
 # methods of a study by the name of what was measured; rsLoRA and Sine-LoRA do the same work as these
 MEASURED = {
     "full": "full fine-tuning", "lora": "LoRA", "rslora": "LoRA", "dora": "DoRA", "hira": "HiRA",
-    "randlora": "RandLoRA", "loha": "LoHa", "lrlora": "lrlora compiled", "sine": "lrlora compiled",
+    "randlora": "RandLoRA", "loha": "LoHa", "lrlora": "lrlora native", "sine": "lrlora native",
 }  # fmt: skip
 
 

@@ -27,16 +27,9 @@ from torch import nn
 from transformers import BertConfig, BertForSequenceClassification, BertModel, LlamaConfig, LlamaForCausalLM
 
 import lrlora
-from lrlora.ops import compiled, dispatch
-from tests.linking import find_libstdcxx
-
-find_libstdcxx()
 
 BENCHMARK_DATA = Path(os.environ.get("LRLORA_DATA") or os.devnull)
 """Real benchmark data in jsonl.gz, no part of the project; without LRLORA_DATA the tests that read it skip."""
-
-UNCHECKED = compiled.Compiler().passes()
-"""The compilations of the tests that `unchecked_shapes`."""
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +41,7 @@ def _seeded() -> None:
 def unchecked_shapes():
     """The checks of jaxtyping mistake the symbols of torch.compile for wrong shapes, and break its compilations."""
     jaxtyping.config.update("jaxtyping_disable", True)
-    # of their own: a compilation that the checks broke in an earlier test would count as one that cannot be
-    with dispatch.using(UNCHECKED):
-        yield
+    yield
     jaxtyping.config.update("jaxtyping_disable", False)
 
 

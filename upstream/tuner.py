@@ -25,10 +25,8 @@ HEADER = """\
 PEFT_INTERNALS = "tuner/internals.py"
 """Our file that imports what of PEFT is not public; inside PEFT each file imports what it needs."""
 
-_CHOOSE_COMPILED = """\
-    if A.device.type == "cpu" and A.shape[1] * B.shape[0] < compiled.FROM_ENTRIES:
-        return plain, "eager, because so small a matrix is not worth a compilation"
-    name = "compiled" if A.device.type == "cpu" else "triton"
+_CHOOSE_NATIVE = """\
+    name = "native" if A.device.type == "cpu" else "triton"
     passes, reason = _backend(name, A)
     return (plain, f"eager, because {reason}") if passes is None or reason is not None else (passes, name)
 """
@@ -36,9 +34,9 @@ _CHOOSE_TRITON = """\
     passes, reason = _backend("triton", A)
     return (plain, f"eager, because {reason}") if passes is None or reason is not None else (passes, "triton")
 """
-_BACKEND_COMPILED = """\
-    if name == "compiled":
-        passes = _instead.get(name, compiled.PASSES)
+_BACKEND_NATIVE = """\
+    if name == "native":
+        passes = _instead.get(name, native.PASSES)
         return passes, passes.why_not(A)
 """
 _DEFINITION_OF_WEIGHT = """\
@@ -111,8 +109,8 @@ TARGETS = (
     )),), said_in="method/carrier.py"),
     Target("fast.py", (Part("method/series.py"), Part("method/fast.py", leave=("phi",), edits=(
         (" Derivation: ours.", ""),
-        ("`lrlora.ops` runs them unchanged, and compiles them too. What does not depend on z is\n"
-         "computed beforehand, into a `Phi`: a compiled loop would compute it again for every entry.",
+        ("`lrlora.ops` runs them unchanged. What does not depend on z is\n"
+         "computed beforehand, into a `Phi`.",
          "`ops.py` runs them. What does not depend on z is computed beforehand, into a `Phi`."),
     ))), said_in="method/fast.py"),
     Target("ops.py", (
@@ -123,27 +121,20 @@ TARGETS = (
             ("`numbers` of the backend made them (`fast.Phi`, `triton.Numbers`)",
              "`numbers` of the backend made them (`fast.Phi`, `triton_ops.Numbers`)"),
         )),
-        Part("ops/eager.py", edits=(
-            ("As `write_weight`, from Z = B A: the part that `compiled` compiles.", "As `write_weight`, from Z = B A."),
-            ("As `write_weight_and_gradients`, from Z = B A: the part that `compiled` compiles.",
-             "As `write_weight_and_gradients`, from Z = B A."),
-        )),
-        Part("ops/tiles.py", edits=(
-            ("def weight(", "def weight_in_tiles("), ("def gradients(", "def gradients_in_tiles("),
-            ("    # equal tiles: a compiled pass would be compiled again for a last tile of one row\n", ""),
-        )),
+        Part("ops/tiles.py"),
+        Part("ops/eager.py"),
         Part("ops/dispatch.py", leave=("using", "_instead"), edits=(
-            ('Literal["auto", "definition", "eager", "compiled", "triton"]', 'Literal["auto", "eager", "triton"]'),
-            ('if impl in ("eager", "compiled", "triton"):', 'if impl in ("eager", "triton"):'),
-            (_CHOOSE_COMPILED, _CHOOSE_TRITON),
-            (_BACKEND_COMPILED, ""),
+            ('Literal["auto", "definition", "eager", "native", "triton"]', 'Literal["auto", "eager", "triton"]'),
+            ('if impl in ("eager", "native", "triton"):', 'if impl in ("eager", "triton"):'),
+            (_CHOOSE_NATIVE, _CHOOSE_TRITON),
+            (_BACKEND_NATIVE, ""),
             ("from lrlora.ops import triton\n", "from . import triton_ops\n"),
             ("_instead.get(name, triton.PASSES)", "triton_ops.PASSES"),
             ('_instead.get("eager", eager.passes(A.device))', "passes(A.device)"),
         )),
         Part("ops/linear.py", edits=(
             (_DEFINITION_OF_LINEAR, ""), (_DEFINITION_OF_UPDATE, ""), (_DEFINITION_OF_WEIGHT, ""),
-            ('"auto", "triton" (CUDA), "compiled" (CPU with a C++ compiler), "eager" (plain torch, any device) or\n'
+            ('"auto", "triton" (CUDA), "native" (CPU with a C++ compiler), "eager" (plain torch, any device) or\n'
              '            "definition" (the plain formula through autograd).',
              '"auto", "triton" (CUDA) or "eager" (plain torch, any device).'),
             ("(`lrlora.method.carrier`)", "(`carrier.py`)"),
@@ -153,14 +144,10 @@ TARGETS = (
             ('"second derivatives (create_graph=True) are not implemented by the fused op; call "\n'
              "            \"lrlora.adapted_linear with impl='definition', which keeps a graph of everything\"",
              '"second derivatives (create_graph=True) are not implemented by LR-LoRA"'),
-        ), renames=(
-            ("tiles.weight(", "weight_in_tiles("), ("tiles.gradients(", "gradients_in_tiles("),
         )),
         Part("ops/experts.py", edits=(
             (_DEFINITION_OF_EXPERTS, ""),
             ('as for `adapted_linear`, without "definition".', "as for `adapted_linear`."),
-        ), renames=(
-            ("tiles.weight(", "weight_in_tiles("), ("tiles.gradients(", "gradients_in_tiles("),
         )),
     )),
     Target("triton_ops.py", (

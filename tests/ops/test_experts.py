@@ -31,7 +31,7 @@ def leaves_of(given: dict) -> dict[str, torch.Tensor]:
     return {k: given[k].clone().requires_grad_() for k in ("A", "B", "c") if given[k] is not None}
 
 
-@pytest.mark.parametrize("impl", ["auto", "eager", "compiled"])
+@pytest.mark.parametrize("impl", ["auto", "eager", "native"])
 @pytest.mark.parametrize("is_shared", [False, True])
 @pytest.mark.parametrize("phi", FORMS)
 def test_weights_and_gradients_are_the_definition_s(phi, is_shared, impl):

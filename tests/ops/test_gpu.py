@@ -1,13 +1,11 @@
 """The Triton kernels on a CUDA device, against the definition on the CPU in float64."""
 
-import dataclasses
-
 import pytest
 import torch
 
 from lrlora import LRLoraConfig, ops
 from lrlora.method.carrier import Carrier, hashes, is_minus
-from lrlora.ops import adapted_linear, choose
+from lrlora.ops import adapted_linear
 from lrlora.ops.dispatch import using
 from tests.conftest import rel_rms, tiny_llama
 from tests.ops.cases import KINDS, carried, inputs, with_gradients
@@ -49,9 +47,11 @@ def test_other_numbers_of_basis_functions(K):
 @pytest.mark.parametrize(("phi", "carrier"), KINDS)
 def test_a_layer_of_several_tiles_is_one_layer(phi, carrier):
     given = on_gpu(carried(inputs(1000, phi, dtype=torch.float32), carrier))
-    passes, _ = choose("triton", given["A"], given["B"])
     whole = with_gradients(given, "triton")
-    with using(dataclasses.replace(passes, tile_entries=100_000)):
+    # not at the top: Triton need not be there
+    from lrlora.ops import triton
+
+    with using(triton.of_tiles(100_000)):
         tiled = with_gradients(given, "triton")
     for name, tensor in tiled.items():
         assert rel_rms(tensor, whole[name]) <= 2e-6, name

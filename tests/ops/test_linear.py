@@ -10,7 +10,7 @@ from tests.ops.cases import CARRIERS, KINDS, carried, inputs, with_gradients
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 
 
-FAST = ["auto", "eager", "compiled"]
+FAST = ["auto", "eager", "native"]
 
 
 @pytest.mark.parametrize(("phi", "carrier"), KINDS)

@@ -28,7 +28,7 @@ def test_the_kernels_compute_what_the_plain_passes_compute():
 import json, torch
 from tests.conftest import rel_rms
 from tests.ops.cases import carried, inputs
-from lrlora.ops import eager, tiles, triton
+from lrlora.ops import eager, triton
 from lrlora.method.carrier import Carrier
 from lrlora.ops.passes import factors_in_precision, signs_of
 # one number, such as dc of "linear", has no exact digits where its sum cancels: the same sums in every run
@@ -48,8 +48,8 @@ for phi, carrier in (("sinc", None), ("residual", None), ("sine", None), ("linea
                 signs = signs_of(passes, carrier, given["A"], given["B"])
                 factors = factors_in_precision(passes, *(given[name] for name in names), phi, *signs)
                 place = G.to(dtype, copy=True)
-                gradients = tiles.gradients(passes, place, W0, factors)
-                found.append((tiles.weight(passes, W0, factors, dtype), place, *gradients))
+                gradients = passes.gradients(place, W0, factors)
+                found.append((passes.weight(W0, factors, dtype), place, *gradients))
             for ours, plain, truth in zip(*found):
                 if truth is not None:
                     print(json.dumps([phi, size, rel_rms(ours, truth), rel_rms(plain, truth)]))
@@ -62,9 +62,9 @@ for phi, carrier in (("sinc", None), ("residual", None), ("sine", None), ("linea
 
 def test_rows_by_number_and_tiles_have_the_signs_of_their_place():
     script = """
-import dataclasses, torch
+import torch
 from tests.ops.cases import carried, inputs
-from lrlora.ops import tiles, triton
+from lrlora.ops import triton
 from lrlora.method.carrier import Carrier
 from lrlora.ops.passes import factors_in_precision, signs_of
 carrier = Carrier(0.5, 7)
@@ -72,9 +72,9 @@ given = carried(inputs(50, "sinc", dtype=torch.float32), carrier)
 A, B, *rest = (given[name] for name in ("A", "B", "c", "tau", "scale"))
 def made(passes, B, rows=None):
     factors = factors_in_precision(passes, A, B, *rest, "sinc", *signs_of(passes, carrier, A, B, rows))
-    return tiles.weight(passes, None, factors, torch.float32)
+    return passes.weight(None, factors, torch.float32)
 whole = made(triton.PASSES, B)
-tiled = made(dataclasses.replace(triton.PASSES, tile_entries=1000), B)
+tiled = made(triton.of_tiles(1000), B)
 rows = torch.tensor([40, 3, 17])
 print(torch.equal(whole, tiled), torch.equal(whole[rows], made(triton.PASSES, B[rows], rows)))
 """

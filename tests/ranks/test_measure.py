@@ -17,7 +17,6 @@ def test_a_quick_look_agrees_with_a_whole_one():
         assert quick.rms_over_tau == whole.rms_over_tau
 
 
-# matrices of this size are compiled
 @pytest.mark.usefixtures("unchecked_shapes")
 @pytest.mark.parametrize("shape", [(300, 200), (65, 700)])
 def test_a_quick_look_at_a_large_matrix_takes_lanczos_steps_to_the_same_rank(shape):

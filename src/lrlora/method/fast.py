@@ -13,8 +13,8 @@ The sums over k are then sums of v and v^2. One division serves a centre and its
 the first as well, g P / g = P, if g = 0 is replaced by a number too small to matter. P and C are Taylor polynomials:
 seven terms are exact to 4e-10 for |g| <= 1/2 (float32), eleven to 1e-17 (float64). Derivation: ours.
 
-The functions are plain torch: `lrlora.ops` runs them unchanged, and compiles them too. What does not depend on z is
-computed beforehand, into a `Phi`: a compiled loop would compute it again for every entry.
+The functions are plain torch: `lrlora.ops` runs them unchanged. What does not depend on z is
+computed beforehand, into a `Phi`.
 """
 
 from __future__ import annotations

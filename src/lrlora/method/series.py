@@ -37,7 +37,7 @@ def sinc_slope_polynomial(g: Tensor) -> Tensor:
     return 2 * g * _polynomial(_SINC_SLOPE[g.dtype], g * g)
 
 
-# computed here and not where they are used: torch.compile would compute them again for every entry
+# computed here and not where they are used: a trace of the functions would compute them for every entry
 _TERMS = {torch.float32: 7, torch.float64: 11}
 SINC_SERIES = {
     dtype: tuple((-1) ** n * math.pi ** (2 * n) / math.factorial(2 * n + 1) for n in range(terms))

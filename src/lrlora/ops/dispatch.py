@@ -9,10 +9,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from lrlora.ops import compiled, eager
+from lrlora.ops import eager, native
 from lrlora.ops.passes import Passes
 
-Implementation = Literal["auto", "definition", "eager", "compiled", "triton"]
+Implementation = Literal["auto", "definition", "eager", "native", "triton"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 """What `impl` can be; "auto" takes the fastest that can run, and each of the others can be asked for."""
 
@@ -33,7 +33,7 @@ def choose(impl: Implementation, A: Tensor, B: Tensor) -> tuple[Passes, str]:
     """
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {', '.join(IMPLEMENTATIONS)}, got {impl!r}")
-    if impl in ("eager", "compiled", "triton"):
+    if impl in ("eager", "native", "triton"):
         passes, reason = _backend(impl, A)
         if passes is None or reason is not None:
             raise ValueError(f"impl={impl!r} cannot run: {reason}; pass impl='auto'")
@@ -41,9 +41,7 @@ def choose(impl: Implementation, A: Tensor, B: Tensor) -> tuple[Passes, str]:
     plain = _plain(A)
     if torch.compiler.is_compiling():
         return plain, "eager, because the whole model is being compiled around it"
-    if A.device.type == "cpu" and A.shape[1] * B.shape[0] < compiled.FROM_ENTRIES:
-        return plain, "eager, because so small a matrix is not worth a compilation"
-    name = "compiled" if A.device.type == "cpu" else "triton"
+    name = "native" if A.device.type == "cpu" else "triton"
     passes, reason = _backend(name, A)
     return (plain, f"eager, because {reason}") if passes is None or reason is not None else (passes, name)
 
@@ -52,7 +50,7 @@ def choose(impl: Implementation, A: Tensor, B: Tensor) -> tuple[Passes, str]:
 def using(passes: Passes) -> Iterator[None]:
     """Inside, `choose` gives these passes where it would give those of the same name, in every thread.
 
-    For tiles of another size, or compilations of one's own.
+    For tiles of another size, say.
     """
     before = _instead.copy()
     _instead[passes.name] = passes
@@ -67,8 +65,8 @@ def _backend(name: str, A: Tensor) -> tuple[Passes | None, str | None]:
     """A backend and why it cannot run, if so."""
     if name == "eager":
         return _plain(A), None
-    if name == "compiled":
-        passes = _instead.get(name, compiled.PASSES)
+    if name == "native":
+        passes = _instead.get(name, native.PASSES)
         return passes, passes.why_not(A)
     if A.device.type != "cuda":
         return None, f"the Triton kernels are for CUDA, got {A.device.type}"

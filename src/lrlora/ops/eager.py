@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor
 
@@ -12,27 +10,19 @@ from lrlora.method.carrier import Carrier, hashes
 from lrlora.method.fast import Phi
 from lrlora.method.nonlinearity import Form
 from lrlora.ops.passes import Factors, Passes
+from lrlora.ops.tiles import in_tiles
 
 
 def write_weight(out: Tensor, W0: Tensor | None, factors: Factors) -> None:
     """out = [W0 +] scale phi(B A), for a tile of rows of out, B and W0."""
-    write_weight_of_product(out, factors.B @ factors.A, W0, factors.phi)
+    dW = fast.scaled_phi(factors.B @ factors.A, factors.phi)
+    out.copy_(dW if W0 is None else W0 + dW)
 
 
 def write_weight_and_gradients(G: Tensor, dZ: Tensor, W0: Tensor | None, factors: Factors) -> Tensor | None:
     """dZ = scale G phi'(B A), then [W0 +] scale phi(B A) in the place of G; returns dL/dc in parts, to be summed."""
-    return write_both_of_product(G, dZ, factors.B @ factors.A, W0, factors.phi)
-
-
-def write_weight_of_product(out: Tensor, Z: Tensor, W0: Tensor | None, phi: Phi) -> None:
-    """As `write_weight`, from Z = B A: the part that `compiled` compiles."""
-    dW = fast.scaled_phi(Z, phi)
-    out.copy_(dW if W0 is None else W0 + dW)
-
-
-def write_both_of_product(G: Tensor, dZ: Tensor, Z: Tensor, W0: Tensor | None, phi: Phi) -> Tensor | None:
-    """As `write_weight_and_gradients`, from Z = B A: the part that `compiled` compiles."""
-    dW, gradient, dc = fast.scaled_phi_and_gradients(Z, G.to(Z.dtype), phi)
+    Z = factors.B @ factors.A
+    dW, gradient, dc = fast.scaled_phi_and_gradients(Z, G.to(Z.dtype), factors.phi)
     dZ.copy_(gradient)
     G.copy_(dW if W0 is None else W0 + dW)
     return dc
@@ -59,10 +49,15 @@ def why_not(A: Tensor) -> str | None:
     return None
 
 
+def of_tiles(entries: int) -> Passes:
+    """These passes, with tiles of at most so many entries."""
+    return in_tiles("eager", why_not, signs, numbers, write_weight, write_weight_and_gradients, entries)
+
+
 # 0.5 MiB in float32: the handful of buffers of a pass then fit a core's cache
-ON_CPU = Passes("eager", why_not, signs, numbers, write_weight, write_weight_and_gradients, tile_entries=1 << 17)
+ON_CPU = of_tiles(1 << 17)
 # on a GPU a launch costs more than a trip through memory; this bounds the workspace to a dozen buffers of 64 MiB
-ELSEWHERE = dataclasses.replace(ON_CPU, tile_entries=1 << 24)
+ELSEWHERE = of_tiles(1 << 24)
 
 
 def passes(device: torch.device) -> Passes:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form, check_form
-from lrlora.ops import tiles
 from lrlora.ops.dispatch import Implementation, choose
 from lrlora.ops.linear import refuse_second_derivatives
 from lrlora.ops.passes import Factors, Passes, factors_in_precision, signs_of
@@ -78,7 +77,7 @@ class _ExpertsWeight(torch.autograd.Function):
         with torch.autocast(A.device.type, enabled=False):
             for e in range(len(A)):
                 factors = _factors_of(passes, e, A, B, c, tau, scale, phi, carrier)
-                weights[e] = tiles.weight(passes, None if W0 is None else W0[e], factors, dtype)
+                weights[e] = passes.weight(None if W0 is None else W0[e], factors, dtype)
         return weights
 
     @staticmethod
@@ -99,7 +98,7 @@ class _ExpertsWeight(torch.autograd.Function):
                 factors = _factors_of(ctx.passes, e, A, B, c, ctx.tau, ctx.scale, ctx.phi, ctx.carrier)
                 # a copy: the passes overwrite it
                 G = gradient[e].to(factors.A.dtype, copy=True, memory_format=torch.contiguous_format)
-                dA[e], dB[e], dc_of_expert = tiles.gradients(ctx.passes, G, None, factors)
+                dA[e], dB[e], dc_of_expert = ctx.passes.gradients(G, None, factors)
                 if dc is not None and dc_of_expert is not None:
                     (dc if dc.ndim == 1 else dc[e]).add_(dc_of_expert)
         return None, dA, dB, dc, *[None] * 7

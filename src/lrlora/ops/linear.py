@@ -16,7 +16,6 @@ from lrlora.method import update as definition
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form, check_form
 from lrlora.method.update import check_factors
-from lrlora.ops import tiles
 from lrlora.ops.dispatch import Implementation, choose
 from lrlora.ops.passes import factors_in_precision, signs_of
 
@@ -54,7 +53,7 @@ def adapted_linear(
         scale: alpha / r, or alpha / sqrt(r) with rsLoRA.
         phi: "sinc", "residual", "sine" or "linear".
         carrier: signs at which phi is used (`lrlora.method.carrier`), not with "sine"; None: at 0.
-        impl: "auto", "triton" (CUDA), "compiled" (CPU with a C++ compiler), "eager" (plain torch, any device) or
+        impl: "auto", "triton" (CUDA), "native" (CPU with a C++ compiler), "eager" (plain torch, any device) or
             "definition" (the plain formula through autograd).
 
     Returns:
@@ -132,7 +131,7 @@ def adapted_weight(
     passes, _ = choose(impl, A, B)
     with torch.autocast(A.device.type, enabled=False):
         factors = factors_in_precision(passes, A, B, c, tau, scale, phi, *signs_of(passes, carrier, A, B))
-        return tiles.weight(passes, W0, factors, dtype or factors.A.dtype)
+        return passes.weight(W0, factors, dtype or factors.A.dtype)
 
 
 class _AdaptedLinear(torch.autograd.Function):
@@ -140,7 +139,7 @@ class _AdaptedLinear(torch.autograd.Function):
     def forward(x, W0, bias, A, B, c, tau, scale, phi, offset, sign, other_sign, passes) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             factors = factors_in_precision(passes, A, B, c, tau, scale, phi, offset, sign, other_sign)
-            weight = tiles.weight(passes, W0, factors, x.dtype)
+            weight = passes.weight(W0, factors, x.dtype)
             y = linear(x, weight, None if bias is None else bias.to(x.dtype))
             # of a batch of sequences it is a view, which a model could not change in place
             return y if y._base is None or torch.compiler.is_compiling() else y.view_as(y).detach()
@@ -165,9 +164,9 @@ class _AdaptedLinear(torch.autograd.Function):
             factors = factors_in_precision(ctx.passes, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
             if any(needs_factors):
                 weight = rows_of_dy.T @ rows_of_x
-                dA, dB, dc = tiles.gradients(ctx.passes, weight, ctx.W0, factors)
+                dA, dB, dc = ctx.passes.gradients(weight, ctx.W0, factors)
             elif needs_x:
-                weight = tiles.weight(ctx.passes, ctx.W0, factors, x.dtype)
+                weight = ctx.passes.weight(ctx.W0, factors, x.dtype)
             if weight is not None and needs_x:
                 dx = (rows_of_dy @ weight).reshape(x.shape)
             dbias = rows_of_dy.sum(0).to(ctx.bias_dtype) if needs_bias else None
@@ -180,7 +179,7 @@ class _DeltaWeight(torch.autograd.Function):
     def forward(A, B, c, tau, scale, phi, offset, sign, other_sign, passes) -> Tensor:
         with torch.autocast(A.device.type, enabled=False):
             factors = factors_in_precision(passes, A, B, c, tau, scale, phi, offset, sign, other_sign)
-            return tiles.weight(passes, None, factors, factors.A.dtype)
+            return passes.weight(None, factors, factors.A.dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output) -> None:
@@ -195,7 +194,7 @@ class _DeltaWeight(torch.autograd.Function):
             factors = factors_in_precision(ctx.passes, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
             # a copy: the passes overwrite it, and the caller may use it again
             G = grad_outputs[0].to(factors.A.dtype, copy=True, memory_format=torch.contiguous_format)
-            gradients = tiles.gradients(ctx.passes, G, None, factors)
+            gradients = ctx.passes.gradients(G, None, factors)
         dA, dB, dc = (None if g is None else g.to(t.dtype) for g, t in zip(gradients, (A, B, c), strict=True))
         return dA, dB, dc, *[None] * 7
 

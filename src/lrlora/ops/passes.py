@@ -1,4 +1,4 @@
-"""What a backend is: two elementwise passes over a tile of rows, and what they compute the update from."""
+"""What a backend is: the adapted weight, the gradients of its factors, and what they are computed from."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from lrlora.method.carrier import Carrier
@@ -35,23 +36,24 @@ class Factors(NamedTuple):
 class Passes:
     """A backend; `lrlora.ops.eager` is the one that says in plain torch what each function computes.
 
+    Plain torch and Triton compute a tile of rows at a time, by `lrlora.ops.tiles`.
+
     Args:
         name: under which `impl` asks for it.
         why_not: of a first factor A: why the passes cannot run on its device in its precision; None where they can.
         signs: of a carrier, A, B and the numbers of B's rows (None: 0, 1, ...): two tensors that hold its signs.
         numbers: of phi, in the dtype of `like`.
-        write_weight: into `out`, from W0 (or None) and the factors.
-        write_weight_and_gradients: into G and dZ, from G, W0 and the factors; returns dL/dc in parts.
-        tile_entries: size of a tile.
+        weight: of W0 (or None), the factors and a dtype: [W0 +] scale phi(B A) [out, in] in this dtype.
+        gradients: of G = dL/dW [out, in], W0 (or None) and the factors: dL/dA, dL/dB and dL/dc, which is None for form
+            "sine"; G then holds the weight.
     """
 
     name: str
     why_not: Callable[[Tensor], str | None]
     signs: Callable[[Carrier, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor | None]]
     numbers: Callable[..., Any]
-    write_weight: Callable[[Tensor, Tensor | None, Factors], None]
-    write_weight_and_gradients: Callable[[Tensor, Tensor, Tensor | None, Factors], Tensor | None]
-    tile_entries: int
+    weight: Callable[[Tensor | None, Factors, torch.dtype], Tensor]
+    gradients: Callable[[Tensor, Tensor | None, Factors], tuple[Tensor, Tensor, Tensor | None]]
 
 
 def signs_of(

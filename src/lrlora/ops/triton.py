@@ -16,6 +16,7 @@ from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form
 from lrlora.method.update import at_least_float32
 from lrlora.ops.passes import Factors, Passes
+from lrlora.ops.tiles import in_tiles
 from lrlora.ops.triton_kernels import LINEAR, RESIDUAL, SINC, SINE, gradient_kernel, weight_kernel
 
 BLOCK_ROWS, BLOCK_COLUMNS, WARPS = 16, 128, 4
@@ -118,5 +119,10 @@ def _launch(matrix: Tensor, W0: Tensor | None, factors: Factors) -> tuple[tuple[
     return (A, B, W0, at.c, *numbers, rows, columns, A.shape[0]), grid, constants
 
 
+def of_tiles(entries: int) -> Passes:
+    """These passes, with tiles of at most so many entries."""
+    return in_tiles("triton", why_not, signs, numbers, write_weight, write_weight_and_gradients, entries)
+
+
 # bounds dZ, the only buffer besides the weight, to 256 MiB
-PASSES = Passes("triton", why_not, signs, numbers, write_weight, write_weight_and_gradients, tile_entries=1 << 26)
+PASSES = of_tiles(1 << 26)

@@ -13,7 +13,6 @@ from lrlora import ops
 from lrlora.method import rank
 from lrlora.method.carrier import Carrier, gate
 from lrlora.method.nonlinearity import Form
-from lrlora.method.update import at_least_float32
 from lrlora.tuner.model import deltas
 from lrlora.tuner.names import Kind, block_of, kind_of, type_of
 from lrlora.tuner.sharded import whole_layer
@@ -164,11 +163,8 @@ class Update:
 
     def matrix(self, c: Tensor | None) -> Tensor:
         """dW [out, in] with these coefficients."""
-        # a W0 of zeros, frozen as the base is: so it is the pass that training has compiled already
-        zeros = torch.zeros(len(self.B), self.A.shape[1], dtype=at_least_float32(self.A[:0]).dtype)
-        W0 = nn.Parameter(zeros.to(self.A.device), requires_grad=False)
         how: Any = dict(phi=self.phi, carrier=self.carrier)
-        return ops.adapted_weight(W0, self.A, self.B, c, self.tau, self.scale, **how).detach()
+        return ops.adapted_weight(None, self.A, self.B, c, self.tau, self.scale, **how).detach()
 
 
 def updates_of(layer: str, delta: Any, scale: float) -> list[Update]:

@@ -22,7 +22,7 @@ def computation_of(model: nn.Module, autocast: torch.dtype | None = None) -> lis
         autocast: precision in which it will run under autocast, or None without autocast.
 
     Returns:
-        Lines such as "37 layers: x (W0 + dW)^T in one product; passes: compiled".
+        Lines such as "37 layers: x (W0 + dW)^T in one product; passes: native".
 
     Example:
         print(*computation_of(model), sep=chr(10))

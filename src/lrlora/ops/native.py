@@ -1,0 +1,173 @@
+"""The passes on a CPU, in C++: `native.cpp`, compiled once per machine, in two seconds, where a C++ compiler is.
+
+A whole matrix is one call. Z = B A, phi, phi', dZ and its products with A and B are computed while a few rows are in
+the first cache: no tile of any of them goes through memory. The threads are those of torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.nn.functional import pad
+
+from lrlora.method.carrier import Carrier
+from lrlora.method.nonlinearity import Form
+from lrlora.method.update import at_least_float32
+from lrlora.ops import library
+from lrlora.ops.passes import Factors, Passes
+
+FROM_ENTRIES = 1 << 14
+"""Entries from which a matrix is shared out among threads, for which starting them costs less than it gains."""
+
+_FORM_NUMBER = {"sinc": 0, "residual": 0, "linear": 1, "sine": 2}
+_TYPE_NUMBER = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+class Numbers(NamedTuple):
+    """What the library computes phi and the signs from.
+
+    Args:
+        form: which f.
+        c: coefficients [K], contiguous; None for form "sine".
+        tau, scale: knee, and alpha / r or alpha / sqrt(r).
+        offset, seed: of the carrier; seed None: without one.
+        row_numbers: of the rows of B, where they are not 0, 1, ...
+        sincs: sinc(offset - k) and sinc(-offset - k) [2, K].
+    """
+
+    form: Form
+    c: Tensor | None
+    tau: float
+    scale: float
+    offset: float = 0.0
+    seed: int | None = None
+    row_numbers: Tensor | None = None
+    sincs: Tensor | None = None
+
+
+class _Matrix(ctypes.Structure):
+    """`Matrix` of native.cpp, in its order."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("A", "B", "W0", "c", "sincs", "row_numbers", "column_hashes")),
+        *((name, ctypes.c_int64) for name in ("rows", "columns", "stride", "rank", "half")),
+        *((name, ctypes.c_double) for name in ("per_tau", "height", "linear", "bend", "offset")),
+        ("seed", ctypes.c_uint32),
+        *((name, ctypes.c_int32) for name in ("form", "W0_type", "type", "threads")),
+    ]
+
+
+def signs(carrier: Carrier, A: Tensor, B: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """The seed, and the numbers of the rows of B if they are not 0, 1, ..."""
+    return torch.as_tensor(carrier.seed, dtype=torch.int64), rows
+
+
+def numbers(
+    c: Tensor | None, tau: Tensor | float, scale: float, phi: Form, like: Tensor, offset: float, *signs: Tensor | None
+) -> Numbers:
+    """As `eager.numbers`, for the library."""
+    c = None if c is None else c.contiguous()
+    seed, row_numbers = signs
+    if seed is None or c is None:
+        return Numbers(phi, c, float(tau), float(scale))
+    row_numbers = None if row_numbers is None else row_numbers.to(torch.int64).contiguous()
+    sincs = None if phi == "linear" else _sincs(offset, len(c), c.dtype)
+    return Numbers(phi, c, float(tau), float(scale), offset, int(seed), row_numbers, sincs)
+
+
+@functools.lru_cache
+def _sincs(offset: float, num_basis: int, dtype: torch.dtype) -> Tensor:
+    k = torch.arange(num_basis, dtype=torch.float64) - num_basis // 2
+    with torch.inference_mode(False):
+        return torch.stack([torch.sinc(offset - k), torch.sinc(-offset - k)]).to(dtype)
+
+
+def why_not(A: Tensor) -> str | None:
+    """Why the library cannot compute from this first factor; None where it can."""
+    if A.device.type != "cpu":
+        return f"the native passes are for CPUs, got {A.device.type}"
+    if type(A) not in (Tensor, Parameter):
+        return f"the native passes read plain tensors, got factors of type {type(A).__name__}"
+    return library.loaded(at_least_float32(A).dtype).failure
+
+
+def weight(W0: Tensor | None, factors: Factors, dtype: torch.dtype) -> Tensor:
+    """[W0 +] scale phi(B A) [out, in] in `dtype`."""
+    A, B, _ = factors
+    kept = dtype if dtype in _TYPE_NUMBER else A.dtype
+    out = torch.empty(B.shape[0], A.shape[1], dtype=kept)
+    own_W0, other_W0 = _split(W0)
+    own = library.loaded(A.dtype)
+    matrix, held = _matrix(factors, own_W0, out, own.step)
+    own.weight(matrix, out.data_ptr())
+    del held
+    return (out if other_W0 is None else other_W0 + out).to(dtype)
+
+
+def gradients(G: Tensor, W0: Tensor | None, factors: Factors) -> tuple[Tensor, Tensor, Tensor | None]:
+    """dL/dA, dL/dB and dL/dc from G = dL/dW [out, in]; G then holds the weight [W0 +] scale phi(B A)."""
+    A, B, at = factors
+    own = library.loaded(A.dtype)
+    place = G if G.is_contiguous() and G.dtype in _TYPE_NUMBER else G.to(A.dtype).contiguous()
+    own_W0, other_W0 = _split(W0)
+    matrix, held = _matrix(factors, own_W0, place, own.step)
+    dA = torch.empty(2 * matrix.threads, A.shape[0], matrix.stride, dtype=A.dtype)
+    dB = torch.empty(B.shape, dtype=B.dtype)
+    width = 0 if at.c is None else len(at.c) if at.form != "linear" else 1 if at.seed is None else 2
+    dc = torch.empty(matrix.threads, width, dtype=torch.float64)
+    own.gradients(matrix, place.data_ptr(), dA.data_ptr(), dB.data_ptr(), dc.data_ptr())
+    del held
+    if other_W0 is not None:
+        G.copy_(other_W0 + place)
+    elif place is not G:
+        G.copy_(place)
+    return dA.sum(0)[:, : A.shape[1]], dB, dc.sum(0).to(A.dtype) if width else None
+
+
+def _split(W0: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """W0 as one that the library reads, or as one that is added by its own class, as quantised and sharded ones are."""
+    if W0 is None or (type(W0) in (Tensor, Parameter) and W0.dtype in _TYPE_NUMBER):
+        return W0, None
+    return None, W0
+
+
+def _matrix(factors: Factors, W0: Tensor | None, out: Tensor, step: int) -> tuple[_Matrix, list[Tensor | None]]:
+    """What the library is given, and the tensors that must live as long as it reads them."""
+    at: Numbers = factors.phi
+    rows, columns = out.shape
+    stride = -(-columns // step) * step
+    A = factors.A.contiguous() if stride == columns else pad(factors.A, (0, stride - columns))
+    B, W0 = factors.B.contiguous(), None if W0 is None else W0.contiguous()
+    hashes = None if at.seed is None else torch.empty(stride, dtype=torch.int32)
+    held = [A, B, W0, at.c, at.sincs, at.row_numbers, hashes]
+    linear = at.form == "linear"
+    finite = math.isfinite(at.tau)
+    # split as `nonlinearity.split_tau`: at tau = inf phi is the identity
+    height = at.tau if finite else 0.0
+    straight = 1.0 if at.form == "residual" or not finite else 0.0
+    bend = float(finite)
+    if linear:
+        height, straight, bend = 1.0, 0.0, 1.0
+    elif at.form == "sine":
+        height, straight, bend = 1.0, 0.0, 1 / at.tau
+    matrix = _Matrix(
+        *(None if tensor is None else tensor.data_ptr() for tensor in held),
+        *(rows, columns, stride, factors.A.shape[0], 0 if at.c is None or linear else len(at.c) // 2),
+        *(1 / at.tau, at.scale * height, at.scale * straight, at.scale * bend, at.offset),
+        *(0 if at.seed is None else at.seed, _FORM_NUMBER[at.form]),
+        *(0 if W0 is None else _TYPE_NUMBER[W0.dtype], _TYPE_NUMBER[out.dtype], _threads(rows, columns)),
+    )
+    return matrix, held
+
+
+def _threads(rows: int, columns: int) -> int:
+    return 1 if rows * columns < FROM_ENTRIES else max(1, min(torch.get_num_threads(), rows // 4))
+
+
+PASSES = Passes("native", why_not, signs, numbers, weight, gradients)
