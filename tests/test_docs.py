@@ -44,6 +44,13 @@ def test_the_readme_comes_to_the_point():
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
 
 
+def test_the_speeds_in_the_documentation_are_those_that_were_measured():
+    from benchmarks import report
+
+    assert report.sentence() in " ".join(README.split()), report.sentence()
+    assert (ROOT / "docs" / "performance.md").read_text(encoding="utf-8") == report.page()
+
+
 def test_the_readme_s_commands_have_the_flags_that_they_use(capsys):
     used = set(re.findall(r"^lrlora train (.*)$", README, flags=re.MULTILINE))
     assert used
