@@ -36,10 +36,14 @@ from tests.conftest import rel_rms
 from tests.ops.cases import KINDS, carried, inputs, with_gradients
 import jaxtyping
 jaxtyping.config.update("jaxtyping_disable", True)
-for size, K in ((1, 3), (63, 11), (200, 33), (301, 11), (530, 5)):
+def layer(size, phi, K, spread, carrier, dtype):
+    given = carried(inputs(size, phi, num_basis=K, dtype=dtype), carrier)
+    return {**given, "B": given["B"] * spread}
+# B A far beyond the grid; around the reach of the series; all within it
+for size, K, spread in ((1, 3, 1), (63, 11, 1), (200, 33, 1), (530, 5, 1), (301, 11, 0.1), (63, 3, 0.02), (200, 33, 0.02)):
     for phi, carrier in KINDS:
-        truth = with_gradients(carried(inputs(size, phi, num_basis=K), carrier), "definition")
-        single = carried(inputs(size, phi, num_basis=K, dtype=torch.float32), carrier)
+        truth = with_gradients(layer(size, phi, K, spread, carrier, torch.float64), "definition")
+        single = layer(size, phi, K, spread, carrier, torch.float32)
         plain, ours = with_gradients(single, "eager"), with_gradients(single, "native")
         for name in truth:
             print(json.dumps([phi, carrier is not None, size, name, truth[name].numel(),
@@ -52,7 +56,7 @@ for size, K in ((1, 3), (63, 11), (200, 33), (301, 11), (530, 5)):
     assert ended.returncode == 0, ended.stderr[-3000:]
     lines = [json.loads(line) for line in ended.stdout.splitlines()]
     # y, A, B, c, x and the bias; "sine" has no c
-    assert len(lines) == 5 * (6 * len(KINDS) - 1)
+    assert len(lines) == 7 * (6 * len(KINDS) - 1)
     # a sum that cancels to one number has the luck of one number
     assert [line for line in lines if not line[-1] <= 1.5 * line[-2] + 2e-6 / line[-3] ** 0.5] == []
 

@@ -26,7 +26,7 @@ _INSTRUCTIONS = {
     "AVX512": (64, "-mavx512f -mavx512vl -mavx512dq -mavx512bw -mfma -mf16c -mprefer-vector-width=512"),
     "AVX2": (32, "-mavx2 -mfma -mf16c"),
 }
-_FLAGS = "-O3 -std=c++17 -fPIC -fno-exceptions -fno-math-errno -fno-trapping-math -ffp-contract=fast"
+_FLAGS = "-O2 -std=c++17 -fPIC -fno-exceptions -fno-math-errno -fno-trapping-math -ffp-contract=fast"
 _MOST_SECONDS = 300
 
 _log = logging.getLogger(__name__)
@@ -39,6 +39,7 @@ class Library(NamedTuple):
         failure: why the passes cannot run; None: they can.
         weight, gradients: as in native.cpp.
         step: entries of which the rows of A in memory are a multiple.
+        order: powers of the series by which it computes phi near 0; 0: it does not.
         is_threaded: whether it runs in the threads of torch.
     """
 
@@ -46,6 +47,7 @@ class Library(NamedTuple):
     weight: Callable[..., Any]
     gradients: Callable[..., Any]
     step: int = 0
+    order: int = 0
     is_threaded: bool = False
 
 
@@ -75,12 +77,13 @@ def _functions(library: ctypes.CDLL) -> Library:
     library.lrlora_weight.argtypes = [pointer] * 2
     library.lrlora_gradients.argtypes = [pointer] * 5
     library.lrlora_weight.restype = library.lrlora_gradients.restype = None
-    library.lrlora_step.restype = ctypes.c_int64
+    library.lrlora_step.restype = library.lrlora_order.restype = ctypes.c_int64
     return Library(
         None,
         lambda matrix, *places: library.lrlora_weight(ctypes.addressof(matrix), *places),
         lambda matrix, *places: library.lrlora_gradients(ctypes.addressof(matrix), *places),
         library.lrlora_step(),
+        library.lrlora_order(),
         bool(library.lrlora_is_threaded()),
     )
 

@@ -43,6 +43,15 @@ typedef whole I __attribute__((vector_size(LANE_BYTES)));
 constexpr int LANES = LANE_BYTES / sizeof(real), SIGN_SHIFT = 8 * sizeof(real) - 1;
 constexpr int N = 2;  // vectors at a time
 constexpr int64_t STEP = N * LANES;
+
+// Where |z / tau| <= REACH for all of N vectors, the sum of the sincs is its Taylor series in z / tau, whose cost does not
+// depend on K: the remainder is below (pi REACH)^18 / (18! 19) = 7e-9 of sum |c_k|. Doubles go the long way.
+#if defined(DOUBLE)
+constexpr int ORDER = 0;
+#else
+constexpr int ORDER = 17;
+#endif
+constexpr real REACH = 1;
 typedef int32_t Hashes __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Wrapping __attribute__((vector_size(4 * LANES)));
 
@@ -64,10 +73,15 @@ INLINE void store(real* to, V x) {
     memcpy(to, &x, sizeof x);
 }
 
-INLINE double sum(V x) {
-    double total = 0;
-    for (int i = 0; i < LANES; i++) total += x[i];
-    return total;
+// the upper half added to the lower one, until one number is left
+INLINE real sum(V x) {
+    real lanes[LANES];
+    store(lanes, x);
+#pragma GCC unroll 4
+    for (int width = LANES / 2; width > 0; width /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
+    return lanes[0];
 }
 
 // 1 / x, for floats by an estimate of the processor's and one step of Newton's
@@ -107,10 +121,24 @@ INLINE V polynomial(const double* a, V x) {
     return value;
 }
 
+// While it lives, and if it is wanted, results too small for a normal number are 0 in this thread. High powers of a small
+// z / tau are such numbers: a hundred times slower to compute with, and nothing in a sum.
+struct FlushToZero {
+#if defined(__SSE__)
+    const unsigned before = __builtin_ia32_stmxcsr();
+    explicit FlushToZero(bool is_wanted) { __builtin_ia32_ldmxcsr(before | (is_wanted ? 0x8000 : 0)); }
+    ~FlushToZero() { __builtin_ia32_ldmxcsr(before); }
+#else
+    explicit FlushToZero(bool) {}
+    ~FlushToZero() {}
+#endif
+};
+
 // One matrix: what native.py's `_Matrix` holds, in its order.
 struct Matrix {
     const void *A, *B, *W0, *c;    // in memory A has `stride` columns, a multiple of STEP; W0 may be null
     const real* sincs;             // [2, K]: sinc(offset - k), sinc(-offset - k), with a carrier
+    const double* taylor;          // [ORDER, K]: of sinc(u + offset - k) in u, from its first power on
     const int64_t* row_numbers;    // null: 0, 1, ...
     int32_t* column_hashes;        // `stride` numbers to be written, with a carrier; null without
     int64_t rows, columns, stride, rank, half;  // half = K / 2
@@ -125,11 +153,13 @@ struct Numbers {
     int half;
     const real *plus, *minus;  // (-1)^k c_k and (-1)^k c_-k, from k = 1
     real middle;
+    real taylor[2][ORDER + 1];  // of the sum of the sincs, by the carrier's sign, from the first power on
 };
 
 // Sums over a block of rows
 struct Sums {
     V*plus, *minus;  // of upstream times sinc(u - k) and sinc(u + k), up to the sign (-1)^k, from k = 1
+    V moments[2][ORDER + 1];  // of upstream times powers of z / tau: of all entries, and of those of minus
     V middle, lifted, lifted_of_minus;  // of LINEAR: middle has the carrier's signs, lifted has not
 };
 
@@ -171,6 +201,79 @@ INLINE V argument(V z, const Numbers& of, I is_minus, bool carried) {
     if (carried) u += is_minus ? all(-of.offset) : all(of.offset);
     u = u > FURTHEST ? all(FURTHEST) : u;
     return u < -FURTHEST ? all(-FURTHEST) : u;
+}
+
+// z / tau of N vectors, and whether the series serves them all
+INLINE bool is_near(const V* z, const Numbers& of, V* u) {
+    I outside = {};
+#pragma GCC unroll 2
+    for (int n = 0; n < N; n++) {
+        u[n] = z[n] * of.per_tau;
+        outside |= (I)(u[n] > REACH) | (I)(u[n] < -REACH);
+    }
+    uint64_t words[LANE_BYTES / 8], any = 0;
+    memcpy(words, &outside, sizeof words);
+#pragma GCC unroll 8
+    for (int i = 0; i < LANE_BYTES / 8; i++) any |= words[i];
+    return !any;
+}
+
+template <bool CARRIED>
+INLINE V coefficient(const Numbers& of, I is_minus, int power) {
+    if (CARRIED) return is_minus ? all(of.taylor[1][power]) : all(of.taylor[0][power]);
+    return all(of.taylor[0][power]);
+}
+
+// scale phi of N vectors, by the series
+template <bool CARRIED>
+INLINE void near_values(const V* z, const V* u, const Numbers& of, const I* is_minus, V* value) {
+    V f[N];
+#pragma GCC unroll 2
+    for (int n = 0; n < N; n++) f[n] = coefficient<CARRIED>(of, is_minus[n], ORDER - 1);
+#pragma GCC unroll 32
+    for (int power = ORDER - 2; power >= 0; power--)
+#pragma GCC unroll 2
+        for (int n = 0; n < N; n++) f[n] = f[n] * u[n] + coefficient<CARRIED>(of, is_minus[n], power);
+#pragma GCC unroll 2
+    for (int n = 0; n < N; n++) value[n] = of.linear * z[n] + of.height * (f[n] * u[n]);
+}
+
+// the same, with dZ and the moments that dc is made of
+template <bool CARRIED>
+INLINE void near_values_and_gradients(
+    const V* z, const V* u, const V* upstream, const Numbers& of, const I* is_minus, V* value, V* dz, Sums& sums
+) {
+    V f[N], slope[N], share[N];
+#pragma GCC unroll 2
+    for (int n = 0; n < N; n++) {
+        f[n] = slope[n] = coefficient<CARRIED>(of, is_minus[n], ORDER - 1);
+        share[n] = of.height * upstream[n] * u[n];
+    }
+#pragma GCC unroll 32
+    for (int power = ORDER - 2; power >= 0; power--)
+#pragma GCC unroll 2
+        for (int n = 0; n < N; n++) {
+            // the derivative of f u, by the rule of the product from the inside out
+            f[n] = f[n] * u[n] + coefficient<CARRIED>(of, is_minus[n], power);
+            slope[n] = slope[n] * u[n] + f[n];
+        }
+#pragma GCC unroll 32
+    for (int power = 0; power < ORDER; power++) {
+        V total = sums.moments[0][power], of_minus = CARRIED ? sums.moments[1][power] : V{};
+#pragma GCC unroll 2
+        for (int n = 0; n < N; n++) {
+            total += share[n];
+            if (CARRIED) of_minus += where(is_minus[n], share[n]);
+            share[n] *= u[n];
+        }
+        sums.moments[0][power] = total;
+        if (CARRIED) sums.moments[1][power] = of_minus;
+    }
+#pragma GCC unroll 2
+    for (int n = 0; n < N; n++) {
+        value[n] = of.linear * z[n] + of.height * (f[n] * u[n]);
+        dz[n] = upstream[n] * (of.linear + of.bend * slope[n]);
+    }
 }
 
 // scale phi of N vectors
@@ -300,7 +403,11 @@ INLINE void weight_of(const real* z, const real* W0, real* out, const Numbers& o
         is_minus[n] = CARRIED ? minus_signs(row, columns + n * LANES) : I{};
     }
     if constexpr (FORM == SINC) {
-        values<CARRIED>(zs, of, is_minus, value);
+        V u[N];
+        if (ORDER && is_near(zs, of, u))
+            near_values<CARRIED>(zs, u, of, is_minus, value);
+        else
+            values<CARRIED>(zs, of, is_minus, value);
     } else {
 #pragma GCC unroll 2
         for (int n = 0; n < N; n++) {
@@ -332,7 +439,11 @@ INLINE void gradients_of(
         is_minus[n] = CARRIED ? minus_signs(row, columns + n * LANES) : I{};
     }
     if constexpr (FORM == SINC) {
-        values_and_gradients<CARRIED>(zs, upstream, of, is_minus, value, dz, sums);
+        V u[N];
+        if (ORDER && is_near(zs, of, u))
+            near_values_and_gradients<CARRIED>(zs, u, upstream, of, is_minus, value, dz, sums);
+        else
+            values_and_gradients<CARRIED>(zs, upstream, of, is_minus, value, dz, sums);
     } else {
 #pragma GCC unroll 2
         for (int n = 0; n < N; n++) {
@@ -394,8 +505,8 @@ void add_to_dB(const real* A, int64_t stride, int64_t rank, int64_t vectors, con
             }
         }
         for (int i = 0; i < BLOCK; i++) {
-            dB[i * rank + p] += (real)sum(total[i][0]);
-            if (p + 1 < rank) dB[i * rank + p + 1] += (real)sum(total[i][1]);
+            dB[i * rank + p] += sum(total[i][0]);
+            if (p + 1 < rank) dB[i * rank + p + 1] += sum(total[i][1]);
         }
     }
 }
@@ -477,7 +588,7 @@ struct Gradients {
 };
 
 // Add sums to dc, and begin new ones: in a float a sum of more entries would lose digits.
-void add_to_dc(const Matrix& m, int half, Sums& sums, double* dc) {
+void add_to_dc(const Matrix& m, int half, Sums& sums, double* dc, double* moments) {
     const int K = 2 * half + 1;
     if (m.form == LINEAR) {
         dc[0] += sum(sums.lifted);
@@ -490,12 +601,32 @@ void add_to_dc(const Matrix& m, int half, Sums& sums, double* dc) {
             sums.plus[k - 1] = sums.minus[k - 1] = V{};
         }
         if (m.column_hashes) {
-            double of_minus = sum(sums.lifted_of_minus), of_plus = sum(sums.lifted) - of_minus;
+            double of_minus = sum(sums.lifted_of_minus), of_plus = (double)sum(sums.lifted) - of_minus;
             for (int k = 0; k < K; k++) dc[k] -= of_plus * m.sincs[k] + of_minus * m.sincs[K + k];
             dc[half] += sum(sums.middle);
         }
     }
     sums.middle = sums.lifted = sums.lifted_of_minus = V{};
+    if (m.form != SINC) return;
+    for (int side = 0; side < (m.column_hashes ? 2 : 1); side++)
+        for (int power = 0; power < ORDER; power++) {
+            moments[side * ORDER + power] += sum(sums.moments[side][power]);
+            sums.moments[side][power] = V{};
+        }
+}
+
+// dc of what the series served; for a minus sign sinc(u - offset - k) is sinc(-u + offset + k)
+void add_moments(const Matrix& m, int half, const double* moments, double* dc) {
+    const int K = 2 * half + 1;
+    for (int power = 0; power < ORDER; power++) {
+        const double* taylor = m.taylor + power * K;
+        double of_minus = moments[ORDER + power], of_plus = moments[power] - of_minus;
+        double mirrored = power % 2 ? of_minus : -of_minus;
+        for (int k = 0; k < K; k++) {
+            dc[k] += of_plus * taylor[k];
+            if (m.column_hashes) dc[k] += mirrored * taylor[K - 1 - k];
+        }
+    }
 }
 
 INLINE int32_t hash_of_row(const Matrix& m, int64_t row) {
@@ -508,7 +639,7 @@ INLINE int32_t hash_of_row(const Matrix& m, int64_t row) {
 template <int FORM, bool CARRIED, bool GRADIENTS>
 void block_of(
     const Matrix& m, const Numbers& of, char* out, int64_t row, const real* B, Buffers& buffers, real* dA, real* dB, Sums& sums,
-    double* dc
+    double* dc, double* moments
 ) {
     const int64_t rows = m.rows - row < BLOCK ? m.rows - row : BLOCK;
     for (int64_t column = 0; column < m.columns; column += CHUNK) {
@@ -545,7 +676,7 @@ void block_of(
                 else
                     weight_of<FORM, CARRIED>(z + n, added, target + n, of, hash, of_columns);
             }
-            if (GRADIENTS && FORM != SINE) add_to_dc(m, of.half, sums, dc);
+            if (GRADIENTS && FORM != SINE) add_to_dc(m, of.half, sums, dc, moments);
             if (!direct) write(place, m.type, count, buffers.G);
         }
         if constexpr (GRADIENTS) {
@@ -561,6 +692,7 @@ void run(const Matrix& m, char* out, const Gradients& to) {
     const real* c = (const real*)m.c;
     real* coefficients = (real*)__builtin_alloca(sizeof(real) * (2 * half + 2));
     Numbers of = {};
+    double taylor[2][ORDER + 1] = {};
     of.per_tau = (real)m.per_tau, of.height = (real)m.height, of.linear = (real)m.linear, of.bend = (real)m.bend;
     of.offset = (real)m.offset, of.half = half, of.plus = coefficients, of.minus = coefficients + half;
     for (int k = 1; k <= half; k++) {
@@ -576,6 +708,14 @@ void run(const Matrix& m, char* out, const Gradients& to) {
             for (int k = 0; k < 2 * half + 1; k++) value += (double)m.sincs[sign * (2 * half + 1) + k] * c[k];
             of.value[sign] = (real)value;
         }
+    for (int power = 0; FORM == SINC && power < ORDER; power++)
+        for (int k = 0; k < 2 * half + 1; k++) {
+            const double a = m.taylor[power * (2 * half + 1) + k], mirrored = m.taylor[power * (2 * half + 1) + 2 * half - k];
+            taylor[0][power] += a * c[k];
+            taylor[1][power] += (power % 2 ? mirrored : -mirrored) * c[k];
+        }
+    for (int power = 0; power < ORDER; power++)
+        of.taylor[0][power] = (real)taylor[0][power], of.taylor[1][power] = (real)taylor[1][power];
     // columns have numbers that no row has
     for (int64_t column = 0; CARRIED && column < m.stride; column++)
         m.column_hashes[column] = (int32_t)(mix((uint32_t)(-1 - column) + key(m.seed)) | 1);
@@ -594,7 +734,10 @@ void run(const Matrix& m, char* out, const Gradients& to) {
         real *total_dA = GRADIENTS ? to.dA + 2 * thread * size : nullptr, *dA = total_dA + size;
         if (GRADIENTS) memset(total_dA, 0, sizeof(real) * 2 * size);
         for (int k = 0; k < 2 * half; k++) places[k] = V{};
-        Sums sums = {places, places + half, {}, {}, {}};
+        FlushToZero while_it_runs(GRADIENTS);
+        Sums sums = {};
+        sums.plus = places, sums.minus = places + half;
+        double moments[2 * ORDER + 1] = {};
         double* dc = GRADIENTS ? to.dc + thread * width : nullptr;
         for (int k = 0; GRADIENTS && k < width; k++) dc[k] = 0;
         real* B = (real*)__builtin_alloca(sizeof(real) * 2 * BLOCK * m.rank);
@@ -603,13 +746,14 @@ void run(const Matrix& m, char* out, const Gradients& to) {
             const int64_t row = block * BLOCK, rows = m.rows - row < BLOCK ? m.rows - row : BLOCK;
             memset(B, 0, sizeof(real) * 2 * BLOCK * m.rank);
             memcpy(B, (const real*)m.B + row * m.rank, sizeof(real) * rows * m.rank);
-            block_of<FORM, CARRIED, GRADIENTS>(m, of, out, row, B, buffers, dA, dB, sums, dc);
+            block_of<FORM, CARRIED, GRADIENTS>(m, of, out, row, B, buffers, dA, dB, sums, dc, moments);
             if (GRADIENTS) memcpy(to.dB + row * m.rank, dB, sizeof(real) * rows * m.rank);
             if (GRADIENTS && block % SUMMED_BLOCKS == SUMMED_BLOCKS - 1) {
                 for (int64_t n = 0; n < size; n += LANES) store(total_dA + n, load(total_dA + n) + load(dA + n));
                 memset(dA, 0, sizeof(real) * size);
             }
         }
+        if (GRADIENTS && FORM == SINC) add_moments(m, half, moments, dc);
     }
 }
 
@@ -633,6 +777,9 @@ int32_t lrlora_is_threaded() { return 0; }
 
 // what A has in memory is a multiple of
 int64_t lrlora_step() { return STEP; }
+
+// powers of the series
+int64_t lrlora_order() { return ORDER; }
 
 // out [rows, columns] = [W0 +] scale phi(B A)
 void lrlora_weight(const Matrix* m, void* out) { chosen<false>(*m, (char*)out, {nullptr, nullptr, nullptr}); }

@@ -11,6 +11,7 @@ import functools
 import math
 from typing import NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -39,6 +40,7 @@ class Numbers(NamedTuple):
         offset, seed: of the carrier; seed None: without one.
         row_numbers: of the rows of B, where they are not 0, 1, ...
         sincs: sinc(offset - k) and sinc(-offset - k) [2, K].
+        taylor: coefficients of sinc(u + offset - k) in u, from its first power on [order, K], float64.
     """
 
     form: Form
@@ -49,13 +51,14 @@ class Numbers(NamedTuple):
     seed: int | None = None
     row_numbers: Tensor | None = None
     sincs: Tensor | None = None
+    taylor: Tensor | None = None
 
 
 class _Matrix(ctypes.Structure):
     """`Matrix` of native.cpp, in its order."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("A", "B", "W0", "c", "sincs", "row_numbers", "column_hashes")),
+        *((name, ctypes.c_void_p) for name in ("A", "B", "W0", "c", "sincs", "taylor", "row_numbers", "column_hashes")),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "stride", "rank", "half")),
         *((name, ctypes.c_double) for name in ("per_tau", "height", "linear", "bend", "offset")),
         ("seed", ctypes.c_uint32),
@@ -74,11 +77,14 @@ def numbers(
     """As `eager.numbers`, for the library."""
     c = None if c is None else c.contiguous()
     seed, row_numbers = signs
+    has_sincs = c is not None and phi != "linear"
+    order = library.loaded(like.dtype).order
+    taylor = _taylor(None if seed is None else offset, len(c), order) if c is not None and has_sincs else None
     if seed is None or c is None:
-        return Numbers(phi, c, float(tau), float(scale))
+        return Numbers(phi, c, float(tau), float(scale), taylor=taylor)
     row_numbers = None if row_numbers is None else row_numbers.to(torch.int64).contiguous()
-    sincs = None if phi == "linear" else _sincs(offset, len(c), c.dtype)
-    return Numbers(phi, c, float(tau), float(scale), offset, int(seed), row_numbers, sincs)
+    sincs = _sincs(offset, len(c), c.dtype) if has_sincs else None
+    return Numbers(phi, c, float(tau), float(scale), offset, int(seed), row_numbers, sincs, taylor)
 
 
 @functools.lru_cache
@@ -86,6 +92,23 @@ def _sincs(offset: float, num_basis: int, dtype: torch.dtype) -> Tensor:
     k = torch.arange(num_basis, dtype=torch.float64) - num_basis // 2
     with torch.inference_mode(False):
         return torch.stack([torch.sinc(offset - k), torch.sinc(-offset - k)]).to(dtype)
+
+
+@functools.lru_cache
+def _taylor(offset: float | None, num_basis: int, order: int) -> Tensor:
+    """sinc^(n)(offset - k) / n! [order, K] for n from 1 on; without a carrier at 0, where the middle sinc does not count.
+
+    From sinc(u) = 1 / pi times the integral of cos(w u) over w from 0 to pi, by a quadrature that is exact to rounding.
+    """
+    nodes, weights = numpy.polynomial.legendre.leggauss(num_basis + 40)
+    w, weights = (nodes + 1) * math.pi / 2, weights / 2
+    at = (offset or 0.0) - (numpy.arange(num_basis) - num_basis // 2)
+    powers = range(1, order + 1)
+    rows = [w**n / math.factorial(n) * weights @ numpy.cos(numpy.outer(w, at) + n * math.pi / 2) for n in powers]
+    found = numpy.array(rows, dtype=numpy.float64).reshape(order, num_basis)
+    if offset is None:
+        found[:, num_basis // 2] = 0
+    return torch.from_numpy(found)
 
 
 def why_not(A: Tensor) -> str | None:
@@ -145,7 +168,7 @@ def _matrix(factors: Factors, W0: Tensor | None, out: Tensor, step: int) -> tupl
     A = factors.A.contiguous() if stride == columns else pad(factors.A, (0, stride - columns))
     B, W0 = factors.B.contiguous(), None if W0 is None else W0.contiguous()
     hashes = None if at.seed is None else torch.empty(stride, dtype=torch.int32)
-    held = [A, B, W0, at.c, at.sincs, at.row_numbers, hashes]
+    held = [A, B, W0, at.c, at.sincs, at.taylor, at.row_numbers, hashes]
     linear = at.form == "linear"
     finite = math.isfinite(at.tau)
     # split as `nonlinearity.split_tau`: at tau = inf phi is the identity
