@@ -11,7 +11,7 @@ def main() -> None:
     """Rows for two lengths of a batch, into results/carrier.json."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    names = ("LoRA", "lrlora native", *(f"{name} compiled" for name in methods.CARRIED))
+    names = ("LoRA", "lrlora native", *(f"{name} native" for name in methods.CARRIED))
     rows: list[dict] = []
     for tokens in (256, 1024):
         rows.append(step.training_row(names, tokens, 11))

@@ -161,9 +161,8 @@ def sentence() -> str:
     return (
         f"{ratios[1024]:.2f} times a LoRA step with 1,024 tokens per step, {ratios[4096]:.2f} times with 4,096 and"
         f" {ratios[256]:.2f} times with 256 ({of_full:.2f} times full fine-tuning's with 1,024), on two cores."
-        " The first run on a machine compiles the passes of phi, and the demo then takes"
-        f" {run['lrlora, first'] - run['LoRA']:.1f} s longer than with LoRA,"
-        f" later {run['lrlora, second'] - run['LoRA']:.1f} s"
+        f" A run of the demo takes {run['lrlora, first']:.0f} s, the first on a machine with two seconds of compilation"
+        f", and LoRA's {run['LoRA']:.0f} s"
     )
 
 

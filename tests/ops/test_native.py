@@ -40,7 +40,8 @@ def layer(size, phi, K, spread, carrier, dtype):
     given = carried(inputs(size, phi, num_basis=K, dtype=dtype), carrier)
     return {**given, "B": given["B"] * spread}
 # B A far beyond the grid; around the reach of the series; all within it
-for size, K, spread in ((1, 3, 1), (63, 11, 1), (200, 33, 1), (530, 5, 1), (301, 11, 0.1), (63, 3, 0.02), (200, 33, 0.02)):
+far, around, within = ((1, 3), (63, 11), (200, 33), (530, 5)), ((301, 11),), ((63, 3), (200, 33))
+for size, K, spread in (*((*s, 1) for s in far), *((*s, 0.1) for s in around), *((*s, 0.02) for s in within)):
     for phi, carrier in KINDS:
         truth = with_gradients(layer(size, phi, K, spread, carrier, torch.float64), "definition")
         single = layer(size, phi, K, spread, carrier, torch.float32)

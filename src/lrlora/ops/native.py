@@ -96,7 +96,7 @@ def _sincs(offset: float, num_basis: int, dtype: torch.dtype) -> Tensor:
 
 @functools.lru_cache
 def _taylor(offset: float | None, num_basis: int, order: int) -> Tensor:
-    """sinc^(n)(offset - k) / n! [order, K] for n from 1 on; without a carrier at 0, where the middle sinc does not count.
+    """sinc^(n)(offset - k) / n! [order, K] for n from 1 on; without a carrier at 0, without the middle sinc.
 
     From sinc(u) = 1 / pi times the integral of cos(w u) over w from 0 to pi, by a quadrature that is exact to rounding.
     """
