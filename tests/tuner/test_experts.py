@@ -168,8 +168,7 @@ def test_ranks_and_knees_are_those_of_each_expert():
     assert {row.kind for row in rows} == {"mlp"}
     assert all(row.rms_over_tau == pytest.approx(1, rel=1e-4) for row in rows)
     assert computation_of(model) == [
-        "4 layers: the module computes with W0 + dW in the place of its parameter; passes: eager, because so small a "
-        "matrix is not worth a compilation"
+        "4 layers: the module computes with W0 + dW in the place of its parameter; passes: native"
     ]
 
 
