@@ -36,7 +36,7 @@ class Factors(NamedTuple):
 class Passes:
     """A backend; `lrlora.ops.eager` is the one that says in plain torch what each function computes.
 
-    Plain torch and Triton compute a tile of rows at a time, by `lrlora.ops.tiles`.
+    Plain torch and Triton compute a tile of rows at a time: `in_tiles` makes theirs.
 
     Args:
         name: under which `impl` asks for it.
