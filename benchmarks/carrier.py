@@ -12,10 +12,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     names = ("LoRA", "lrlora native", *(f"{name} native" for name in methods.CARRIED))
-    rows: list[dict] = []
-    for tokens in (256, 1024):
-        rows.append(step.training_row(names, tokens, 11))
-        measure.write("carrier", rows)
+    measure.write_each("carrier", (step.training_row(names, tokens, 11) for tokens in (256, 1024)))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,14 @@ def write(name: str, rows: list[dict[str, Any]], more: dict[str, Any] | None = N
         encoding="utf-8",
     )
     begun.replace(path)
+
+
+def write_each(name: str, rows: Iterable[dict[str, Any]], more: dict[str, Any] | None = None) -> None:
+    """As `write`, each row as soon as it is measured: a run that is stopped keeps what it has."""
+    done: list[dict[str, Any]] = []
+    for row in rows:
+        done.append(row)
+        write(name, done, more)
 
 
 def read(name: str) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 
@@ -44,23 +46,25 @@ def measure_layer(names: tuple[str, ...], label: str, shape: tuple[int, int], to
     return row
 
 
-def main() -> None:
-    """All rows, into results/op.json."""
-    rows = []
+def rows() -> Iterator[dict]:
+    """Every row, as it is measured."""
     for label, shape in SMALL.items():
         for tokens in (64, 256, 1024):
-            rows.append(measure_layer(methods.NAMES, label, shape, tokens, 8, 11))
+            yield measure_layer(methods.NAMES, label, shape, tokens, 8, 11)
     label, shape = "RoBERTa-base 768x768", SMALL["RoBERTa-base 768x768"]
     for K in (3, 33):
-        rows.append(measure_layer(("LoRA", *methods.OURS), label, shape, 1024, 8, K))
+        yield measure_layer(("LoRA", *methods.OURS), label, shape, 1024, 8, K)
     for r in (4, 32):
-        rows.append(measure_layer(("LoRA", *methods.OURS), label, shape, 1024, r, 11))
+        yield measure_layer(("LoRA", *methods.OURS), label, shape, 1024, r, 11)
     # the naive formula would keep 11 matrices several times over: more than this machine has; eager is merely slow
     feasible = tuple(name for name in methods.NAMES if name not in ("lrlora definition", "lrlora eager"))
     for label, shape in LARGE.items():
-        for tokens in (256,):
-            rows.append(measure_layer(feasible, label, shape, tokens, 8, 11))
-            measure.write("op", rows)
+        yield measure_layer(feasible, label, shape, 256, 8, 11)
+
+
+def main() -> None:
+    """All rows, into results/op.json."""
+    measure.write_each("op", rows())
 
 
 if __name__ == "__main__":

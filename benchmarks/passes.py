@@ -6,6 +6,8 @@ speed of a copy of the bytes that they must move: W0 in and the weight out, then
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from benchmarks import measure
@@ -82,13 +84,17 @@ def least(row: dict, top: dict) -> float:
     return of["x W^T"] + of["dY^T X"] + of["dY W"] + 4 * (2 + 3) * row["entries"] / bytes_per_second
 
 
-def main() -> None:
-    """All rows, into results/passes.json, each as soon as it is measured."""
-    rows = [ceilings()]
+def rows() -> Iterator[dict]:
+    """Every row, as it is measured."""
+    yield ceilings()
     for label, shape in SHAPES.items():
         for tokens in TOKENS:
-            rows.append(layer_row(label, shape, tokens))
-            measure.write("passes", rows, {"instructions": torch.backends.cpu.get_cpu_capability()})
+            yield layer_row(label, shape, tokens)
+
+
+def main() -> None:
+    """All rows, into results/passes.json."""
+    measure.write_each("passes", rows(), {"instructions": torch.backends.cpu.get_cpu_capability()})
 
 
 if __name__ == "__main__":

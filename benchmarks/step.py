@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import transformers
 
@@ -93,23 +95,23 @@ def _show(row: dict) -> None:
     print(row["what"], f"T={row['T']} ms:", shown, flush=True)
 
 
+def rows() -> Iterator[dict]:
+    """Every row, as it is measured."""
+    yield training_row(methods.NAMES, 256, 11)
+    yield training_row(methods.NAMES, 1024, 11)
+    yield training_row(
+        tuple(name for name in methods.NAMES if name not in ("lrlora definition", "lrlora eager")), 4096, 11
+    )
+    yield basis_row(1024)
+    yield evaluation_row(256)
+    yield evaluation_row(1024)
+
+
 def main() -> None:
     """All rows, into results/step.json."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    most = tuple(name for name in methods.NAMES if name not in ("lrlora definition", "lrlora eager"))
-    rows: list[dict] = []
-    for make in (
-        lambda: training_row(methods.NAMES, 256, 11),
-        lambda: training_row(methods.NAMES, 1024, 11),
-        lambda: training_row(most, 4096, 11),
-        lambda: basis_row(1024),
-        lambda: evaluation_row(256),
-        lambda: evaluation_row(1024),
-    ):
-        rows.append(make())
-        # a run that is stopped keeps what it measured
-        measure.write("step", rows)
+    measure.write_each("step", rows())
 
 
 if __name__ == "__main__":

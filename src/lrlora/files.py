@@ -215,6 +215,11 @@ def make_folder(path: Path) -> None:
         raise InputError(f"cannot make the folder {path}: {error.strerror}; pass another place") from error
 
 
+def cache_folder() -> Path:
+    """Where this project keeps what it makes once: $XDG_CACHE_HOME/lrlora (~/.cache/lrlora)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrlora"
+
+
 def check_cache(folder: Path, variable: str) -> None:
     """Refuse a cache that cannot be written, before a library blames what it reads.
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import importlib.util
 import io
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from lrlora.errors import InputError
-from lrlora.files import check_cache, new_folder
+from lrlora.files import cache_folder, check_cache, new_folder
 
 TOPICS: tuple[str, ...] = ("business", "entertainment", "politics", "sports", "tech")
 TRAIN_ROWS, EVALUATION_ROWS = 800, 1000
@@ -90,7 +89,7 @@ def model_folder(name: str) -> str:
 
 def _made_once(name: str, found: Callable[[], Path], unpack: Callable[[Path, Path], None]) -> Path:
     """A folder in the cache; where it is not there yet, it is made beside its place from what is found, and renamed."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrlora"
+    cache = cache_folder()
     folder = cache / name
     if not folder.is_dir():
         packed = found()

@@ -19,6 +19,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+from lrlora.files import cache_folder
+
 SOURCE = Path(__file__).with_name("native.cpp")
 
 # by what torch found of the processor: its own kernels run with these instructions as well
@@ -95,7 +97,7 @@ def _load(dtype: torch.dtype) -> ctypes.CDLL:
     flags += ["-fopenmp"] if openmp else []
     made_of = [SOURCE.read_text(encoding="utf-8"), *flags, platform.machine(), *platform.libc_ver(), sys.platform]
     name = f"native-{hashlib.sha256(chr(0).join(made_of).encode()).hexdigest()[:16]}.so"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lrlora"
+    cache = cache_folder()
     if openmp:
         # what the library leaves open, GOMP_parallel and its kind, is then found there
         ctypes.CDLL(openmp, ctypes.RTLD_GLOBAL)

@@ -195,10 +195,15 @@ INLINE V where(I mask, V x) {
     return (V)((I)x & mask);
 }
 
+// a number by the carrier's sign; without a carrier always the first
+INLINE V by_sign(real plus, real minus, I is_minus, bool carried) {
+    return carried ? (is_minus ? all(minus) : all(plus)) : all(plus);
+}
+
 // z / tau, moved by the carrier, and kept where it has a nearest whole number; NaN stays NaN
 INLINE V argument(V z, const Numbers& of, I is_minus, bool carried) {
     V u = z * of.per_tau;
-    if (carried) u += is_minus ? all(-of.offset) : all(of.offset);
+    if (carried) u += by_sign(of.offset, -of.offset, is_minus, carried);
     u = u > FURTHEST ? all(FURTHEST) : u;
     return u < -FURTHEST ? all(-FURTHEST) : u;
 }
@@ -218,22 +223,16 @@ INLINE bool is_near(const V* z, const Numbers& of, V* u) {
     return !any;
 }
 
-template <bool CARRIED>
-INLINE V coefficient(const Numbers& of, I is_minus, int power) {
-    if (CARRIED) return is_minus ? all(of.taylor[1][power]) : all(of.taylor[0][power]);
-    return all(of.taylor[0][power]);
-}
-
 // scale phi of N vectors, by the series
 template <bool CARRIED>
 INLINE void near_values(const V* z, const V* u, const Numbers& of, const I* is_minus, V* value) {
     V f[N];
 #pragma GCC unroll 2
-    for (int n = 0; n < N; n++) f[n] = coefficient<CARRIED>(of, is_minus[n], ORDER - 1);
+    for (int n = 0; n < N; n++) f[n] = by_sign(of.taylor[0][ORDER - 1], of.taylor[1][ORDER - 1], is_minus[n], CARRIED);
 #pragma GCC unroll 32
     for (int power = ORDER - 2; power >= 0; power--)
 #pragma GCC unroll 2
-        for (int n = 0; n < N; n++) f[n] = f[n] * u[n] + coefficient<CARRIED>(of, is_minus[n], power);
+        for (int n = 0; n < N; n++) f[n] = f[n] * u[n] + by_sign(of.taylor[0][power], of.taylor[1][power], is_minus[n], CARRIED);
 #pragma GCC unroll 2
     for (int n = 0; n < N; n++) value[n] = of.linear * z[n] + of.height * (f[n] * u[n]);
 }
@@ -246,7 +245,7 @@ INLINE void near_values_and_gradients(
     V f[N], slope[N], share[N];
 #pragma GCC unroll 2
     for (int n = 0; n < N; n++) {
-        f[n] = slope[n] = coefficient<CARRIED>(of, is_minus[n], ORDER - 1);
+        f[n] = slope[n] = by_sign(of.taylor[0][ORDER - 1], of.taylor[1][ORDER - 1], is_minus[n], CARRIED);
         share[n] = of.height * upstream[n] * u[n];
     }
 #pragma GCC unroll 32
@@ -254,7 +253,7 @@ INLINE void near_values_and_gradients(
 #pragma GCC unroll 2
         for (int n = 0; n < N; n++) {
             // the derivative of f u, by the rule of the product from the inside out
-            f[n] = f[n] * u[n] + coefficient<CARRIED>(of, is_minus[n], power);
+            f[n] = f[n] * u[n] + by_sign(of.taylor[0][power], of.taylor[1][power], is_minus[n], CARRIED);
             slope[n] = slope[n] * u[n] + f[n];
         }
 #pragma GCC unroll 32
@@ -301,7 +300,7 @@ INLINE void values(const V* z, const Numbers& of, const I* is_minus, V* value) {
         V sinc = polynomial(SERIES.sinc, near[n] * near[n]);
         V f = sinc * signed_by(near[n] * total[n], sign[n]);
         if (CARRIED) {
-            f -= is_minus[n] ? all(of.value[1]) : all(of.value[0]);
+            f -= by_sign(of.value[0], of.value[1], is_minus[n], CARRIED);
             f = where((I)(z[n] != 0), f);
         }
         value[n] = of.linear * z[n] + of.height * f;
@@ -367,7 +366,7 @@ INLINE void values_and_gradients(
         // the coefficient of the centre has the sign (-1)^k in it, which (-1)^j takes away: j = k
         V f = sinc * signed_by(centre[n] + g[n] * total[n], sign[n]);
         if (CARRIED) {
-            f -= is_minus[n] ? all(of.value[1]) : all(of.value[0]);
+            f -= by_sign(of.value[0], of.value[1], is_minus[n], CARRIED);
             f = where((I)(z[n] != 0), f);
         }
         value[n] = of.linear * z[n] + of.height * f;
@@ -386,11 +385,6 @@ INLINE void sine_and_cosine(V u, V& sine, V& cosine) {
     V g = ((u - j * high) - j * low) * (real)(1 / PI), x = g * g;
     sine = signed_by((real)PI * g * polynomial(SERIES.sinc, x), sign);
     cosine = signed_by(polynomial(SERIES.cosine, x), sign);
-}
-
-INLINE V slope_of_sign(const Numbers& of, I is_minus, bool carried) {
-    if (!carried) return all(of.value[0]);
-    return is_minus ? all(of.value[1]) : all(of.value[0]);
 }
 
 template <int FORM, bool CARRIED>
@@ -412,7 +406,7 @@ INLINE void weight_of(const real* z, const real* W0, real* out, const Numbers& o
 #pragma GCC unroll 2
         for (int n = 0; n < N; n++) {
             if constexpr (FORM == LINEAR) {
-                value[n] = of.height * slope_of_sign(of, is_minus[n], CARRIED) * zs[n];
+                value[n] = of.height * by_sign(of.value[0], of.value[1], is_minus[n], CARRIED) * zs[n];
             } else {
                 V unused;
                 sine_and_cosine(argument(zs[n], of, is_minus[n], false), value[n], unused);
@@ -448,7 +442,7 @@ INLINE void gradients_of(
 #pragma GCC unroll 2
         for (int n = 0; n < N; n++) {
             if constexpr (FORM == LINEAR) {
-                V slope = of.height * slope_of_sign(of, is_minus[n], CARRIED);
+                V slope = of.height * by_sign(of.value[0], of.value[1], is_minus[n], CARRIED);
                 V share = of.height * upstream[n] * zs[n];
                 sums.lifted += share;
                 if (CARRIED) sums.middle += is_minus[n] ? -share : share;

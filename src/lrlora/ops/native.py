@@ -77,13 +77,13 @@ def numbers(
     """As `eager.numbers`, for the library."""
     c = None if c is None else c.contiguous()
     seed, row_numbers = signs
-    has_sincs = c is not None and phi != "linear"
-    order = library.loaded(like.dtype).order
-    taylor = _taylor(None if seed is None else offset, len(c), order) if c is not None and has_sincs else None
+    taylor = None
+    if c is not None and phi != "linear":
+        taylor = _taylor(None if seed is None else offset, len(c), library.loaded(like.dtype).order)
     if seed is None or c is None:
         return Numbers(phi, c, float(tau), float(scale), taylor=taylor)
     row_numbers = None if row_numbers is None else row_numbers.to(torch.int64).contiguous()
-    sincs = _sincs(offset, len(c), c.dtype) if has_sincs else None
+    sincs = None if phi == "linear" else _sincs(offset, len(c), c.dtype)
     return Numbers(phi, c, float(tau), float(scale), offset, int(seed), row_numbers, sincs, taylor)
 
 
