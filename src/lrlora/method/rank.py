@@ -17,7 +17,7 @@ from lrlora.method.update import at_least_float32, check_factors
 if TYPE_CHECKING:
     from jaxtyping import Float
 
-EXACT_UP_TO = 512
+EXACT_UP_TO = 256
 """Matrices whose smaller side is at most this get a full singular value decomposition."""
 
 

@@ -15,7 +15,7 @@ from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form, check_form
 from lrlora.ops.dispatch import Implementation, choose
 from lrlora.ops.linear import refuse_second_derivatives
-from lrlora.ops.passes import Factors, Passes, factors_in_precision, signs_of
+from lrlora.ops.passes import Factors, Passes, factors_in_precision, signs_of, without_autocast
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -74,7 +74,7 @@ class _ExpertsWeight(torch.autograd.Function):
     def forward(W0, A, B, c, tau, scale, phi, offset, seed, passes, dtype) -> Tensor:
         carrier = None if seed is None else Carrier(offset, seed)
         weights = torch.empty(A.shape[0], B.shape[1], A.shape[2], dtype=dtype, device=A.device)
-        with torch.autocast(A.device.type, enabled=False):
+        with without_autocast(A.device):
             for e in range(len(A)):
                 factors = _factors_of(passes, e, A, B, c, tau, scale, phi, carrier)
                 weights[e] = passes.weight(None if W0 is None else W0[e], factors, dtype)
@@ -93,7 +93,7 @@ class _ExpertsWeight(torch.autograd.Function):
         (gradient,) = grad_outputs
         dA, dB = torch.zeros_like(A), torch.zeros_like(B)
         dc = None if c is None else torch.zeros_like(c)
-        with torch.autocast(A.device.type, enabled=False):
+        with without_autocast(A.device):
             for e in _experts_with_gradient(gradient):
                 factors = _factors_of(ctx.passes, e, A, B, c, ctx.tau, ctx.scale, ctx.phi, ctx.carrier)
                 # a copy: the passes overwrite it

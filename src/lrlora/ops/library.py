@@ -41,7 +41,6 @@ class Library(NamedTuple):
         failure: why the passes cannot run; None: they can.
         weight, gradients: as in native.cpp.
         step: entries of which the rows of A in memory are a multiple.
-        order: powers of the series by which it computes phi near 0; 0: it does not.
         is_threaded: whether it runs in the threads of torch.
     """
 
@@ -49,7 +48,6 @@ class Library(NamedTuple):
     weight: Callable[..., Any]
     gradients: Callable[..., Any]
     step: int = 0
-    order: int = 0
     is_threaded: bool = False
 
 
@@ -77,15 +75,14 @@ def _unavailable(*_: Any) -> None:
 def _functions(library: ctypes.CDLL) -> Library:
     pointer = ctypes.c_void_p
     library.lrlora_weight.argtypes = [pointer] * 2
-    library.lrlora_gradients.argtypes = [pointer] * 5
+    library.lrlora_gradients.argtypes = [pointer] * 6
     library.lrlora_weight.restype = library.lrlora_gradients.restype = None
-    library.lrlora_step.restype = library.lrlora_order.restype = ctypes.c_int64
+    library.lrlora_step.restype = ctypes.c_int64
     return Library(
         None,
         lambda matrix, *places: library.lrlora_weight(ctypes.addressof(matrix), *places),
         lambda matrix, *places: library.lrlora_gradients(ctypes.addressof(matrix), *places),
         library.lrlora_step(),
-        library.lrlora_order(),
         bool(library.lrlora_is_threaded()),
     )
 

@@ -6,6 +6,7 @@ to compute from A, B and c, so they are computed again instead. What is lost: on
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,8 +17,9 @@ from lrlora.method import update as definition
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form, check_form
 from lrlora.method.update import check_factors
+from lrlora.ops import memory
 from lrlora.ops.dispatch import Implementation, choose
-from lrlora.ops.passes import factors_in_precision, signs_of
+from lrlora.ops.passes import factors_in_precision, signs_of, without_autocast
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -129,7 +131,7 @@ def adapted_weight(
         dW = definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier)
         return (dW if W0 is None else W0 + dW).to(dtype or dW.dtype)
     passes, _ = choose(impl, A, B)
-    with torch.autocast(A.device.type, enabled=False):
+    with without_autocast(A.device):
         factors = factors_in_precision(passes, A, B, c, tau, scale, phi, *signs_of(passes, carrier, A, B))
         return passes.weight(W0, factors, dtype or factors.A.dtype)
 
@@ -137,7 +139,7 @@ def adapted_weight(
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
     def forward(x, W0, bias, A, B, c, tau, scale, phi, offset, sign, other_sign, passes) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             factors = factors_in_precision(passes, A, B, c, tau, scale, phi, offset, sign, other_sign)
             weight = passes.weight(W0, factors, x.dtype)
             y = linear(x, weight, None if bias is None else bias.to(x.dtype))
@@ -160,10 +162,10 @@ class _AdaptedLinear(torch.autograd.Function):
         needs_x, _, needs_bias, *needs_factors = ctx.needs_input_grad[:6]
         rows_of_x, rows_of_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
         dx = dA = dB = dc = weight = None
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x.device):
             factors = factors_in_precision(ctx.passes, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
             if any(needs_factors):
-                weight = rows_of_dy.T @ rows_of_x
+                weight = memory.product(rows_of_dy.T, rows_of_x)
                 dA, dB, dc = ctx.passes.gradients(weight, ctx.W0, factors)
             elif needs_x:
                 weight = ctx.passes.weight(ctx.W0, factors, x.dtype)
@@ -174,10 +176,14 @@ class _AdaptedLinear(torch.autograd.Function):
         return dx, None, dbias, dA, dB, dc, *[None] * 7
 
 
+# apply asks for it at every call, and would otherwise spend a quarter of Python's time here on making it
+_AdaptedLinear.forward.__signature__ = inspect.signature(_AdaptedLinear.forward)  # pyright: ignore[reportFunctionMemberAccess]
+
+
 class _DeltaWeight(torch.autograd.Function):
     @staticmethod
     def forward(A, B, c, tau, scale, phi, offset, sign, other_sign, passes) -> Tensor:
-        with torch.autocast(A.device.type, enabled=False):
+        with without_autocast(A.device):
             factors = factors_in_precision(passes, A, B, c, tau, scale, phi, offset, sign, other_sign)
             return passes.weight(None, factors, factors.A.dtype)
 
@@ -190,7 +196,7 @@ class _DeltaWeight(torch.autograd.Function):
     def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives()
         A, B, c = ctx.saved_tensors
-        with torch.autocast(A.device.type, enabled=False):
+        with without_autocast(A.device):
             factors = factors_in_precision(ctx.passes, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
             # a copy: the passes overwrite it, and the caller may use it again
             G = grad_outputs[0].to(factors.A.dtype, copy=True, memory_format=torch.contiguous_format)

@@ -44,14 +44,10 @@ constexpr int LANES = LANE_BYTES / sizeof(real), SIGN_SHIFT = 8 * sizeof(real) -
 constexpr int N = 2;  // vectors at a time
 constexpr int64_t STEP = N * LANES;
 
-// Where |z / tau| <= REACH for all of N vectors, the sum of the sincs is its Taylor series in z / tau, whose cost does not
-// depend on K: the remainder is below (pi REACH)^18 / (18! 19) = 7e-9 of sum |c_k|. Doubles go the long way.
-#if defined(DOUBLE)
-constexpr int ORDER = 0;
-#else
-constexpr int ORDER = 17;
-#endif
-constexpr real REACH = 1;
+// Where |z / tau| of all of N vectors is within a reach, the sum of the sincs is a series whose cost does not depend on K:
+// series.py has the formulas. Each tier has a reach and a number of terms; doubles have no tiers, and go the long way.
+constexpr int MOST_TIERS = 3, MOST_TERMS = 32;
+enum Part { EVEN, ODD, SLOPE_EVEN, SLOPE_ODD, PARTS };
 typedef int32_t Hashes __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Wrapping __attribute__((vector_size(4 * LANES)));
 
@@ -121,30 +117,25 @@ INLINE V polynomial(const double* a, V x) {
     return value;
 }
 
-// While it lives, and if it is wanted, results too small for a normal number are 0 in this thread. High powers of a small
-// z / tau are such numbers: a hundred times slower to compute with, and nothing in a sum.
-struct FlushToZero {
-#if defined(__SSE__)
-    const unsigned before = __builtin_ia32_stmxcsr();
-    explicit FlushToZero(bool is_wanted) { __builtin_ia32_ldmxcsr(before | (is_wanted ? 0x8000 : 0)); }
-    ~FlushToZero() { __builtin_ia32_ldmxcsr(before); }
-#else
-    explicit FlushToZero(bool) {}
-    ~FlushToZero() {}
-#endif
-};
-
 // One matrix: what native.py's `_Matrix` holds, in its order.
 struct Matrix {
-    const void *A, *B, *W0, *c;    // in memory A has `stride` columns, a multiple of STEP; W0 may be null
-    const real* sincs;             // [2, K]: sinc(offset - k), sinc(-offset - k), with a carrier
-    const double* taylor;          // [ORDER, K]: of sinc(u + offset - k) in u, from its first power on
-    const int64_t* row_numbers;    // null: 0, 1, ...
-    int32_t* column_hashes;        // `stride` numbers to be written, with a carrier; null without
+    const void *A, *B, *W0, *c;  // in memory A has `stride` columns, a multiple of STEP; W0 may be null
+    const real* sincs;           // [2, K]: sinc(offset - k), sinc(-offset - k), with a carrier
+    const double* reaches;       // [tiers]
+    const int64_t* terms;        // [tiers]
+    const double* series;        // [terms of all tiers, PARTS, K]
+    const int64_t* row_numbers;  // null: 0, 1, ...
+    int32_t* column_hashes;      // `stride` numbers to be written, with a carrier; null without
     int64_t rows, columns, stride, rank, half;  // half = K / 2
     double per_tau, height, linear, bend, offset;
     uint32_t seed;
-    int32_t form, W0_type, type, threads;
+    int32_t form, W0_type, type, threads, tiers;
+};
+
+// A series that serves |z / tau| <= reach: its rows among those of all tiers
+struct Tier {
+    real reach, per_reach;
+    int first, terms;
 };
 
 // What does not depend on the entry
@@ -153,13 +144,16 @@ struct Numbers {
     int half;
     const real *plus, *minus;  // (-1)^k c_k and (-1)^k c_-k, from k = 1
     real middle;
-    real taylor[2][ORDER + 1];  // of the sum of the sincs, by the carrier's sign, from the first power on
+    int tiers;
+    Tier tier[MOST_TIERS];
+    real series[MOST_TERMS][PARTS];
 };
 
 // Sums over a block of rows
 struct Sums {
     V*plus, *minus;  // of upstream times sinc(u - k) and sinc(u + k), up to the sign (-1)^k, from k = 1
-    V moments[2][ORDER + 1];  // of upstream times powers of z / tau: of all entries, and of those of minus
+    V moments[MOST_TERMS][2];  // of upstream times what a coefficient of EVEN or ODD has
+    bool is_near[MOST_TIERS], is_far;  // which of them are not 0
     V middle, lifted, lifted_of_minus;  // of LINEAR: middle has the carrier's signs, lifted has not
 };
 
@@ -208,71 +202,110 @@ INLINE V argument(V z, const Numbers& of, I is_minus, bool carried) {
     return u < -FURTHEST ? all(-FURTHEST) : u;
 }
 
-// z / tau of N vectors, and whether the series serves them all
-INLINE bool is_near(const V* z, const Numbers& of, V* u) {
-    I outside = {};
+INLINE bool any(I mask) {
+    uint64_t words[LANE_BYTES / 8], found = 0;
+    memcpy(words, &mask, sizeof words);
+#pragma GCC unroll 8
+    for (int i = 0; i < LANE_BYTES / 8; i++) found |= words[i];
+    return found != 0;
+}
+
+// z / tau, moved by the carrier, of N vectors, and the first tier that serves them all; null: none does
+template <bool CARRIED>
+INLINE const Tier* tier_of(const V* z, const Numbers& of, const I* is_minus, V* u) {
+    V furthest = {};
 #pragma GCC unroll 2
     for (int n = 0; n < N; n++) {
         u[n] = z[n] * of.per_tau;
-        outside |= (I)(u[n] > REACH) | (I)(u[n] < -REACH);
+        if (CARRIED) u[n] += by_sign(of.offset, -of.offset, is_minus[n], CARRIED);
+        V far = u[n] < 0 ? -u[n] : u[n];
+        furthest = far > furthest ? far : furthest;
     }
-    uint64_t words[LANE_BYTES / 8], any = 0;
-    memcpy(words, &outside, sizeof words);
-#pragma GCC unroll 8
-    for (int i = 0; i < LANE_BYTES / 8; i++) any |= words[i];
-    return !any;
+    for (int t = 0; t < of.tiers; t++)
+        if (!any((I)(furthest > of.tier[t].reach))) return &of.tier[t];
+    return nullptr;
 }
 
-// scale phi of N vectors, by the series
+// scale phi of a vector from what f is there: the sum of the sincs, from which a carrier takes its own value
 template <bool CARRIED>
-INLINE void near_values(const V* z, const V* u, const Numbers& of, const I* is_minus, V* value) {
-    V f[N];
+INLINE V value_of(V z, V f, const Numbers& of, I is_minus) {
+    if (CARRIED) {
+        f -= by_sign(of.value[0], of.value[1], is_minus, CARRIED);
+        f = where((I)(z != 0), f);
+    }
+    return of.linear * z + of.height * f;
+}
+
+// height times the gradient of a vector, without the entries where a carrier's phi is 0 by its mask
+template <bool CARRIED>
+INLINE V lifted_of(V z, V upstream, const Numbers& of, I is_minus, Sums& sums) {
+    V lifted = of.height * upstream;
+    if (CARRIED) {
+        lifted = where((I)(z != 0), lifted);
+        sums.lifted += lifted;
+        sums.lifted_of_minus += where(is_minus, lifted);
+    }
+    return lifted;
+}
+
+// Horner's scheme in y = 2 x^2 - 1, x = u / reach, for so many parts of a series
+template <int COUNT>
+INLINE void parts_of(const V* u, const Tier& tier, const Numbers& of, V* x, V* y, V (*part)[N]) {
+    const real(*series)[PARTS] = of.series + tier.first;
+    const int last = tier.terms - 1;
 #pragma GCC unroll 2
-    for (int n = 0; n < N; n++) f[n] = by_sign(of.taylor[0][ORDER - 1], of.taylor[1][ORDER - 1], is_minus[n], CARRIED);
-#pragma GCC unroll 32
-    for (int power = ORDER - 2; power >= 0; power--)
+    for (int n = 0; n < N; n++) {
+        x[n] = u[n] * tier.per_reach;
+        y[n] = 2 * x[n] * x[n] - 1;
+#pragma GCC unroll 4
+        for (int p = 0; p < COUNT; p++) part[p][n] = all(series[last][p]);
+    }
+    for (int m = last - 1; m >= 0; m--)
+#pragma GCC unroll 4
+        for (int p = 0; p < COUNT; p++)
 #pragma GCC unroll 2
-        for (int n = 0; n < N; n++) f[n] = f[n] * u[n] + by_sign(of.taylor[0][power], of.taylor[1][power], is_minus[n], CARRIED);
+            for (int n = 0; n < N; n++) part[p][n] = part[p][n] * y[n] + series[m][p];
+}
+
+// scale phi of N vectors, by a series
+template <bool CARRIED>
+INLINE void near_values(const V* z, const V* u, const Tier& tier, const Numbers& of, const I* is_minus, V* value) {
+    V x[N], y[N], part[2][N];
+    parts_of<2>(u, tier, of, x, y, part);
 #pragma GCC unroll 2
-    for (int n = 0; n < N; n++) value[n] = of.linear * z[n] + of.height * (f[n] * u[n]);
+    for (int n = 0; n < N; n++) {
+        V f = part[EVEN][n] + x[n] * part[ODD][n];
+        value[n] = value_of<CARRIED>(z[n], CARRIED ? f : u[n] * f, of, is_minus[n]);
+    }
 }
 
 // the same, with dZ and the moments that dc is made of
 template <bool CARRIED>
 INLINE void near_values_and_gradients(
-    const V* z, const V* u, const V* upstream, const Numbers& of, const I* is_minus, V* value, V* dz, Sums& sums
+    const V* z, const V* u, const V* upstream, const Tier& tier, const Numbers& of, const I* is_minus, V* value, V* dz, Sums& sums
 ) {
-    V f[N], slope[N], share[N];
+    V x[N], y[N], part[PARTS][N], share[2][N];
+    parts_of<PARTS>(u, tier, of, x, y, part);
 #pragma GCC unroll 2
     for (int n = 0; n < N; n++) {
-        f[n] = slope[n] = by_sign(of.taylor[0][ORDER - 1], of.taylor[1][ORDER - 1], is_minus[n], CARRIED);
-        share[n] = of.height * upstream[n] * u[n];
+        V f = part[EVEN][n] + x[n] * part[ODD][n], lifted = lifted_of<CARRIED>(z[n], upstream[n], of, is_minus[n], sums);
+        value[n] = value_of<CARRIED>(z[n], CARRIED ? f : u[n] * f, of, is_minus[n]);
+        dz[n] = upstream[n] * (of.linear + of.bend * (part[SLOPE_EVEN][n] + x[n] * part[SLOPE_ODD][n]));
+        share[EVEN][n] = CARRIED ? lifted : lifted * u[n];
+        share[ODD][n] = share[EVEN][n] * x[n];
     }
-#pragma GCC unroll 32
-    for (int power = ORDER - 2; power >= 0; power--)
+    sums.is_near[&tier - of.tier] = true;
+    for (int m = tier.first; m < tier.first + tier.terms; m++)
 #pragma GCC unroll 2
-        for (int n = 0; n < N; n++) {
-            // the derivative of f u, by the rule of the product from the inside out
-            f[n] = f[n] * u[n] + by_sign(of.taylor[0][power], of.taylor[1][power], is_minus[n], CARRIED);
-            slope[n] = slope[n] * u[n] + f[n];
+        for (int p = 0; p < 2; p++) {
+            V total = sums.moments[m][p];
+#pragma GCC unroll 2
+            for (int n = 0; n < N; n++) {
+                total += share[p][n];
+                share[p][n] *= y[n];
+            }
+            sums.moments[m][p] = total;
         }
-#pragma GCC unroll 32
-    for (int power = 0; power < ORDER; power++) {
-        V total = sums.moments[0][power], of_minus = CARRIED ? sums.moments[1][power] : V{};
-#pragma GCC unroll 2
-        for (int n = 0; n < N; n++) {
-            total += share[n];
-            if (CARRIED) of_minus += where(is_minus[n], share[n]);
-            share[n] *= u[n];
-        }
-        sums.moments[0][power] = total;
-        if (CARRIED) sums.moments[1][power] = of_minus;
-    }
-#pragma GCC unroll 2
-    for (int n = 0; n < N; n++) {
-        value[n] = of.linear * z[n] + of.height * (f[n] * u[n]);
-        dz[n] = upstream[n] * (of.linear + of.bend * slope[n]);
-    }
 }
 
 // scale phi of N vectors
@@ -298,12 +331,7 @@ INLINE void values(const V* z, const Numbers& of, const I* is_minus, V* value) {
 #pragma GCC unroll 2
     for (int n = 0; n < N; n++) {
         V sinc = polynomial(SERIES.sinc, near[n] * near[n]);
-        V f = sinc * signed_by(near[n] * total[n], sign[n]);
-        if (CARRIED) {
-            f -= by_sign(of.value[0], of.value[1], is_minus[n], CARRIED);
-            f = where((I)(z[n] != 0), f);
-        }
-        value[n] = of.linear * z[n] + of.height * f;
+        value[n] = value_of<CARRIED>(z[n], sinc * signed_by(near[n] * total[n], sign[n]), of, is_minus[n]);
     }
 }
 
@@ -314,17 +342,13 @@ INLINE void values_and_gradients(
 ) {
     V j[N], g[N], near[N], away[N], total[N], squares[N], centre[N];
     I sign[N];
+    sums.is_far = true;
 #pragma GCC unroll 2
     for (int n = 0; n < N; n++) {
         cell(argument(z[n], of, is_minus[n], CARRIED), j[n], g[n], sign[n]);
         I at_point = CARRIED ? (I)(g[n] == 0) : (I)((g[n] == 0) & (j[n] != 0));
         near[n] = at_point ? all((real)TINY) : g[n];
-        V lifted = of.height * upstream[n];
-        if (CARRIED) {
-            lifted = where((I)(z[n] != 0), lifted);
-            sums.lifted += lifted;
-            sums.lifted_of_minus += where(is_minus[n], lifted);
-        }
+        V lifted = lifted_of<CARRIED>(z[n], upstream[n], of, is_minus[n], sums);
         away[n] = signed_by(near[n] * (lifted * polynomial(SERIES.sinc, g[n] * g[n])), sign[n]);
         total[n] = squares[n] = centre[n] = V{};
         if (CARRIED) {
@@ -364,12 +388,7 @@ INLINE void values_and_gradients(
     for (int n = 0; n < N; n++) {
         V x = g[n] * g[n], sinc = polynomial(SERIES.sinc, x);
         // the coefficient of the centre has the sign (-1)^k in it, which (-1)^j takes away: j = k
-        V f = sinc * signed_by(centre[n] + g[n] * total[n], sign[n]);
-        if (CARRIED) {
-            f -= by_sign(of.value[0], of.value[1], is_minus[n], CARRIED);
-            f = where((I)(z[n] != 0), f);
-        }
-        value[n] = of.linear * z[n] + of.height * f;
+        value[n] = value_of<CARRIED>(z[n], sinc * signed_by(centre[n] + g[n] * total[n], sign[n]), of, is_minus[n]);
         V slope = polynomial(SERIES.cosine, x) * total[n] - g[n] * sinc * squares[n];
         slope += centre[n] * (2 * g[n] * polynomial<1>(SERIES.slope, x));
         dz[n] = upstream[n] * (of.linear + of.bend * signed_by(slope, sign[n]));
@@ -398,8 +417,9 @@ INLINE void weight_of(const real* z, const real* W0, real* out, const Numbers& o
     }
     if constexpr (FORM == SINC) {
         V u[N];
-        if (ORDER && is_near(zs, of, u))
-            near_values<CARRIED>(zs, u, of, is_minus, value);
+        const Tier* tier = tier_of<CARRIED>(zs, of, is_minus, u);
+        if (tier)
+            near_values<CARRIED>(zs, u, *tier, of, is_minus, value);
         else
             values<CARRIED>(zs, of, is_minus, value);
     } else {
@@ -434,8 +454,9 @@ INLINE void gradients_of(
     }
     if constexpr (FORM == SINC) {
         V u[N];
-        if (ORDER && is_near(zs, of, u))
-            near_values_and_gradients<CARRIED>(zs, u, upstream, of, is_minus, value, dz, sums);
+        const Tier* tier = tier_of<CARRIED>(zs, of, is_minus, u);
+        if (tier)
+            near_values_and_gradients<CARRIED>(zs, u, upstream, *tier, of, is_minus, value, dz, sums);
         else
             values_and_gradients<CARRIED>(zs, upstream, of, is_minus, value, dz, sums);
     } else {
@@ -577,8 +598,7 @@ struct Buffers {
 };
 
 struct Gradients {
-    real *dA, *dB;  // [2 threads, rank, stride], [rows, rank]
-    double* dc;     // [threads, K]
+    real *parts, *dA, *dB, *dc;  // [2 threads, rank, stride], [rank, columns], [rows, rank], [K]
 };
 
 // Add sums to dc, and begin new ones: in a float a sum of more entries would lose digits.
@@ -587,40 +607,48 @@ void add_to_dc(const Matrix& m, int half, Sums& sums, double* dc, double* moment
     if (m.form == LINEAR) {
         dc[0] += sum(sums.lifted);
         if (m.column_hashes) dc[1] += sum(sums.middle);
-    } else {
+        sums.middle = sums.lifted = V{};
+        return;
+    }
+    if (sums.is_far) {
         for (int k = 1; k <= half; k++) {
             double sign = k % 2 ? -1 : 1;
             dc[half + k] += sign * sum(sums.plus[k - 1]);
             dc[half - k] += sign * sum(sums.minus[k - 1]);
             sums.plus[k - 1] = sums.minus[k - 1] = V{};
         }
-        if (m.column_hashes) {
-            double of_minus = sum(sums.lifted_of_minus), of_plus = (double)sum(sums.lifted) - of_minus;
-            for (int k = 0; k < K; k++) dc[k] -= of_plus * m.sincs[k] + of_minus * m.sincs[K + k];
-            dc[half] += sum(sums.middle);
-        }
+        dc[half] += sum(sums.middle);
+        sums.middle = V{};
+        sums.is_far = false;
     }
-    sums.middle = sums.lifted = sums.lifted_of_minus = V{};
-    if (m.form != SINC) return;
-    for (int side = 0; side < (m.column_hashes ? 2 : 1); side++)
-        for (int power = 0; power < ORDER; power++) {
-            moments[side * ORDER + power] += sum(sums.moments[side][power]);
-            sums.moments[side][power] = V{};
-        }
+    if (m.column_hashes) {
+        double of_minus = sum(sums.lifted_of_minus), of_plus = (double)sum(sums.lifted) - of_minus;
+        for (int k = 0; k < K; k++) dc[k] -= of_plus * m.sincs[k] + of_minus * m.sincs[K + k];
+        sums.lifted = sums.lifted_of_minus = V{};
+    }
+    for (int t = 0, first = 0; t < m.tiers; first += (int)m.terms[t++]) {
+        if (!sums.is_near[t]) continue;
+        sums.is_near[t] = false;
+        for (int i = first; i < first + m.terms[t]; i++)
+            for (int part = 0; part < 2; part++) {
+                moments[2 * i + part] += sum(sums.moments[i][part]);
+                sums.moments[i][part] = V{};
+            }
+    }
 }
 
-// dc of what the series served; for a minus sign sinc(u - offset - k) is sinc(-u + offset + k)
-void add_moments(const Matrix& m, int half, const double* moments, double* dc) {
-    const int K = 2 * half + 1;
-    for (int power = 0; power < ORDER; power++) {
-        const double* taylor = m.taylor + power * K;
-        double of_minus = moments[ORDER + power], of_plus = moments[power] - of_minus;
-        double mirrored = power % 2 ? of_minus : -of_minus;
-        for (int k = 0; k < K; k++) {
-            dc[k] += of_plus * taylor[k];
-            if (m.column_hashes) dc[k] += mirrored * taylor[K - 1 - k];
-        }
-    }
+int64_t terms_of(const Matrix& m) {
+    int64_t terms = 0;
+    for (int t = 0; t < m.tiers; t++) terms += m.terms[t];
+    return terms;
+}
+
+// dc of what the series served
+void add_moments(const Matrix& m, const double* moments, double* dc) {
+    const int64_t K = 2 * m.half + 1;
+    for (int64_t i = 0; i < terms_of(m); i++)
+        for (int part = 0; part < 2; part++)
+            for (int64_t k = 0; k < K; k++) dc[k] += moments[2 * i + part] * m.series[(i * PARTS + part) * K + k];
 }
 
 INLINE int32_t hash_of_row(const Matrix& m, int64_t row) {
@@ -670,10 +698,10 @@ void block_of(
                 else
                     weight_of<FORM, CARRIED>(z + n, added, target + n, of, hash, of_columns);
             }
-            if (GRADIENTS && FORM != SINE) add_to_dc(m, of.half, sums, dc, moments);
             if (!direct) write(place, m.type, count, buffers.G);
         }
         if constexpr (GRADIENTS) {
+            if (FORM != SINE) add_to_dc(m, of.half, sums, dc, moments);
             add_to_dB(A, m.stride, m.rank, vectors, buffers.z, dB);
             add_to_dA(dA + column, m.stride, B, m.rank, vectors, buffers.z);
         }
@@ -686,7 +714,6 @@ void run(const Matrix& m, char* out, const Gradients& to) {
     const real* c = (const real*)m.c;
     real* coefficients = (real*)__builtin_alloca(sizeof(real) * (2 * half + 2));
     Numbers of = {};
-    double taylor[2][ORDER + 1] = {};
     of.per_tau = (real)m.per_tau, of.height = (real)m.height, of.linear = (real)m.linear, of.bend = (real)m.bend;
     of.offset = (real)m.offset, of.half = half, of.plus = coefficients, of.minus = coefficients + half;
     for (int k = 1; k <= half; k++) {
@@ -702,20 +729,25 @@ void run(const Matrix& m, char* out, const Gradients& to) {
             for (int k = 0; k < 2 * half + 1; k++) value += (double)m.sincs[sign * (2 * half + 1) + k] * c[k];
             of.value[sign] = (real)value;
         }
-    for (int power = 0; FORM == SINC && power < ORDER; power++)
-        for (int k = 0; k < 2 * half + 1; k++) {
-            const double a = m.taylor[power * (2 * half + 1) + k], mirrored = m.taylor[power * (2 * half + 1) + 2 * half - k];
-            taylor[0][power] += a * c[k];
-            taylor[1][power] += (power % 2 ? mirrored : -mirrored) * c[k];
+    of.tiers = FORM == SINC ? m.tiers : 0;
+    for (int t = 0, first = 0; t < of.tiers; first += (int)m.terms[t++])
+        of.tier[t] = {(real)m.reaches[t], (real)(1 / m.reaches[t]), first, (int)m.terms[t]};
+    for (int64_t i = 0; FORM == SINC && i < terms_of(m); i++)
+        for (int part = 0; part < PARTS; part++) {
+            const double* row = m.series + (i * PARTS + part) * (2 * half + 1);
+            double value = 0;
+            for (int k = 0; k < 2 * half + 1; k++) value += row[k] * c[k];
+            of.series[i][part] = (real)value;
         }
-    for (int power = 0; power < ORDER; power++)
-        of.taylor[0][power] = (real)taylor[0][power], of.taylor[1][power] = (real)taylor[1][power];
     // columns have numbers that no row has
     for (int64_t column = 0; CARRIED && column < m.stride; column++)
         m.column_hashes[column] = (int32_t)(mix((uint32_t)(-1 - column) + key(m.seed)) | 1);
     const int64_t blocks = (m.rows + BLOCK - 1) / BLOCK;
     const int threads = m.threads;
     const int width = FORM == SINE ? 0 : FORM == LINEAR ? 1 + CARRIED : 2 * half + 1;
+    const int64_t size = m.rank * m.stride;
+    double* all_dc = (double*)__builtin_alloca(sizeof(double) * (threads * width + 1));
+    memset(all_dc, 0, sizeof(double) * threads * width);
 #if defined(_OPENMP)
 #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
 #endif
@@ -724,16 +756,12 @@ void run(const Matrix& m, char* out, const Gradients& to) {
         memset(&buffers, 0, sizeof buffers);
         V* places = (V*)__builtin_alloca_with_align(sizeof(V) * (2 * half + 1), 8 * LANE_BYTES);
         // a sum of sums: one sum over all rows would lose digits
-        const int64_t size = m.rank * m.stride;
-        real *total_dA = GRADIENTS ? to.dA + 2 * thread * size : nullptr, *dA = total_dA + size;
+        real *total_dA = GRADIENTS ? to.parts + 2 * thread * size : nullptr, *dA = total_dA + size;
         if (GRADIENTS) memset(total_dA, 0, sizeof(real) * 2 * size);
         for (int k = 0; k < 2 * half; k++) places[k] = V{};
-        FlushToZero while_it_runs(GRADIENTS);
         Sums sums = {};
         sums.plus = places, sums.minus = places + half;
-        double moments[2 * ORDER + 1] = {};
-        double* dc = GRADIENTS ? to.dc + thread * width : nullptr;
-        for (int k = 0; GRADIENTS && k < width; k++) dc[k] = 0;
+        double moments[2 * MOST_TERMS] = {}, *dc = all_dc + thread * width;
         real* B = (real*)__builtin_alloca(sizeof(real) * 2 * BLOCK * m.rank);
         real* dB = B + BLOCK * m.rank;
         for (int64_t block = blocks * thread / threads; block < blocks * (thread + 1) / threads; block++) {
@@ -747,7 +775,19 @@ void run(const Matrix& m, char* out, const Gradients& to) {
                 memset(dA, 0, sizeof(real) * size);
             }
         }
-        if (GRADIENTS && FORM == SINC) add_moments(m, half, moments, dc);
+        if (GRADIENTS && FORM == SINC) add_moments(m, moments, dc);
+    }
+    if (!GRADIENTS) return;
+    for (int64_t p = 0; p < m.rank; p++)
+        for (int64_t n = 0; n < m.columns; n++) {
+            real total = 0;
+            for (int part = 0; part < 2 * threads; part++) total += to.parts[part * size + p * m.stride + n];
+            to.dA[p * m.columns + n] = total;
+        }
+    for (int k = 0; k < width; k++) {
+        double total = 0;
+        for (int thread = 0; thread < threads; thread++) total += all_dc[thread * width + k];
+        to.dc[k] = (real)total;
     }
 }
 
@@ -772,14 +812,11 @@ int32_t lrlora_is_threaded() { return 0; }
 // what A has in memory is a multiple of
 int64_t lrlora_step() { return STEP; }
 
-// powers of the series
-int64_t lrlora_order() { return ORDER; }
-
 // out [rows, columns] = [W0 +] scale phi(B A)
-void lrlora_weight(const Matrix* m, void* out) { chosen<false>(*m, (char*)out, {nullptr, nullptr, nullptr}); }
+void lrlora_weight(const Matrix* m, void* out) { chosen<false>(*m, (char*)out, {}); }
 
-// dA, dB and dc, the first and the last in parts, from G, and the weight in its place
-void lrlora_gradients(const Matrix* m, void* G, real* dA, real* dB, double* dc) {
-    chosen<true>(*m, (char*)G, {dA, dB, dc});
+// dA, dB and dc from G, and the weight in its place; `parts` [2 threads, rank, stride] is to work in
+void lrlora_gradients(const Matrix* m, void* G, real* parts, real* dA, real* dB, real* dc) {
+    chosen<true>(*m, (char*)G, {parts, dA, dB, dc});
 }
 }

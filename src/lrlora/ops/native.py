@@ -11,7 +11,6 @@ import functools
 import math
 from typing import NamedTuple
 
-import numpy
 import torch
 from torch import Tensor
 from torch.nn import Parameter
@@ -20,8 +19,9 @@ from torch.nn.functional import pad
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form
 from lrlora.method.update import at_least_float32
-from lrlora.ops import library
+from lrlora.ops import library, memory
 from lrlora.ops.passes import Factors, Passes
+from lrlora.ops.series import Series, series
 
 FROM_ENTRIES = 1 << 14
 """Entries from which a matrix is shared out among threads, for which starting them costs less than it gains."""
@@ -40,7 +40,7 @@ class Numbers(NamedTuple):
         offset, seed: of the carrier; seed None: without one.
         row_numbers: of the rows of B, where they are not 0, 1, ...
         sincs: sinc(offset - k) and sinc(-offset - k) [2, K].
-        taylor: coefficients of sinc(u + offset - k) in u, from its first power on [order, K], float64.
+        series: of the sum of the sincs near the point at which phi is used; None: the sincs themselves everywhere.
     """
 
     form: Form
@@ -51,18 +51,21 @@ class Numbers(NamedTuple):
     seed: int | None = None
     row_numbers: Tensor | None = None
     sincs: Tensor | None = None
-    taylor: Tensor | None = None
+    series: Series | None = None
+
+
+_POINTERS = ("A", "B", "W0", "c", "sincs", "reaches", "terms", "series", "row_numbers", "column_hashes")
 
 
 class _Matrix(ctypes.Structure):
     """`Matrix` of native.cpp, in its order."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("A", "B", "W0", "c", "sincs", "taylor", "row_numbers", "column_hashes")),
+        *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int64) for name in ("rows", "columns", "stride", "rank", "half")),
         *((name, ctypes.c_double) for name in ("per_tau", "height", "linear", "bend", "offset")),
         ("seed", ctypes.c_uint32),
-        *((name, ctypes.c_int32) for name in ("form", "W0_type", "type", "threads")),
+        *((name, ctypes.c_int32) for name in ("form", "W0_type", "type", "threads", "tiers")),
     ]
 
 
@@ -77,14 +80,14 @@ def numbers(
     """As `eager.numbers`, for the library."""
     c = None if c is None else c.contiguous()
     seed, row_numbers = signs
-    taylor = None
-    if c is not None and phi != "linear":
-        taylor = _taylor(None if seed is None else offset, len(c), library.loaded(like.dtype).order)
+    near = None
+    if c is not None and phi != "linear" and like.dtype == torch.float32:
+        near = series(len(c), seed is not None)
     if seed is None or c is None:
-        return Numbers(phi, c, float(tau), float(scale), taylor=taylor)
+        return Numbers(phi, c, float(tau), float(scale), series=near)
     row_numbers = None if row_numbers is None else row_numbers.to(torch.int64).contiguous()
     sincs = None if phi == "linear" else _sincs(offset, len(c), c.dtype)
-    return Numbers(phi, c, float(tau), float(scale), offset, int(seed), row_numbers, sincs, taylor)
+    return Numbers(phi, c, float(tau), float(scale), offset, int(seed), row_numbers, sincs, near)
 
 
 @functools.lru_cache
@@ -92,23 +95,6 @@ def _sincs(offset: float, num_basis: int, dtype: torch.dtype) -> Tensor:
     k = torch.arange(num_basis, dtype=torch.float64) - num_basis // 2
     with torch.inference_mode(False):
         return torch.stack([torch.sinc(offset - k), torch.sinc(-offset - k)]).to(dtype)
-
-
-@functools.lru_cache
-def _taylor(offset: float | None, num_basis: int, order: int) -> Tensor:
-    """sinc^(n)(offset - k) / n! [order, K] for n from 1 on; without a carrier at 0, without the middle sinc.
-
-    From sinc(u) = 1 / pi times the integral of cos(w u) over w from 0 to pi, by a quadrature that is exact to rounding.
-    """
-    nodes, weights = numpy.polynomial.legendre.leggauss(num_basis + 40)
-    w, weights = (nodes + 1) * math.pi / 2, weights / 2
-    at = (offset or 0.0) - (numpy.arange(num_basis) - num_basis // 2)
-    powers = range(1, order + 1)
-    rows = [w**n / math.factorial(n) * weights @ numpy.cos(numpy.outer(w, at) + n * math.pi / 2) for n in powers]
-    found = numpy.array(rows, dtype=numpy.float64).reshape(order, num_basis)
-    if offset is None:
-        found[:, num_basis // 2] = 0
-    return torch.from_numpy(found)
 
 
 def why_not(A: Tensor) -> str | None:
@@ -124,7 +110,7 @@ def weight(W0: Tensor | None, factors: Factors, dtype: torch.dtype) -> Tensor:
     """[W0 +] scale phi(B A) [out, in] in `dtype`."""
     A, B, _ = factors
     kept = dtype if dtype in _TYPE_NUMBER else A.dtype
-    out = torch.empty(B.shape[0], A.shape[1], dtype=kept)
+    out = memory.empty(B.shape[0], A.shape[1], kept)
     own_W0, other_W0 = _split(W0)
     own = library.loaded(A.dtype)
     matrix, held = _matrix(factors, own_W0, out, own.step)
@@ -140,17 +126,20 @@ def gradients(G: Tensor, W0: Tensor | None, factors: Factors) -> tuple[Tensor, T
     place = G if G.is_contiguous() and G.dtype in _TYPE_NUMBER else G.to(A.dtype).contiguous()
     own_W0, other_W0 = _split(W0)
     matrix, held = _matrix(factors, own_W0, place, own.step)
-    dA = torch.empty(2 * matrix.threads, A.shape[0], matrix.stride, dtype=A.dtype)
-    dB = torch.empty(B.shape, dtype=B.dtype)
+    parts = torch.empty(2 * matrix.threads, A.shape[0], matrix.stride, dtype=A.dtype)
     width = 0 if at.c is None else len(at.c) if at.form != "linear" else 1 if at.seed is None else 2
-    dc = torch.empty(matrix.threads, width, dtype=torch.float64)
-    own.gradients(matrix, place.data_ptr(), dA.data_ptr(), dB.data_ptr(), dc.data_ptr())
+    dA, dB, dc = (
+        torch.empty(A.shape, dtype=A.dtype),
+        torch.empty(B.shape, dtype=A.dtype),
+        torch.empty(width, dtype=A.dtype),
+    )
+    own.gradients(matrix, place.data_ptr(), *(tensor.data_ptr() for tensor in (parts, dA, dB, dc)))
     del held
     if other_W0 is not None:
         G.copy_(other_W0 + place)
     elif place is not G:
         G.copy_(place)
-    return dA.sum(0)[:, : A.shape[1]], dB, dc.sum(0).to(A.dtype) if width else None
+    return dA, dB, dc if width else None
 
 
 def _split(W0: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -168,7 +157,7 @@ def _matrix(factors: Factors, W0: Tensor | None, out: Tensor, step: int) -> tupl
     A = factors.A.contiguous() if stride == columns else pad(factors.A, (0, stride - columns))
     B, W0 = factors.B.contiguous(), None if W0 is None else W0.contiguous()
     hashes = None if at.seed is None else torch.empty(stride, dtype=torch.int32)
-    held = [A, B, W0, at.c, at.sincs, at.taylor, at.row_numbers, hashes]
+    held = [A, B, W0, at.c, at.sincs, *(at.series or (None, None, None)), at.row_numbers, hashes]
     linear = at.form == "linear"
     finite = math.isfinite(at.tau)
     # split as `nonlinearity.split_tau`: at tau = inf phi is the identity
@@ -185,6 +174,7 @@ def _matrix(factors: Factors, W0: Tensor | None, out: Tensor, step: int) -> tupl
         *(1 / at.tau, at.scale * height, at.scale * straight, at.scale * bend, at.offset),
         *(0 if at.seed is None else at.seed, _FORM_NUMBER[at.form]),
         *(0 if W0 is None else _TYPE_NUMBER[W0.dtype], _TYPE_NUMBER[out.dtype], _threads(rows, columns)),
+        0 if at.series is None else len(at.series.terms),
     )
     return matrix, held
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -54,6 +55,13 @@ class Passes:
     numbers: Callable[..., Any]
     weight: Callable[[Tensor | None, Factors, torch.dtype], Tensor]
     gradients: Callable[[Tensor, Tensor | None, Factors], tuple[Tensor, Tensor, Tensor | None]]
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """torch.autocast switched off; nothing at all where it is off, since entering it takes longer than a small pass."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def signs_of(
