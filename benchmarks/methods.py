@@ -30,6 +30,8 @@ CONFIGS: dict[str, Callable[..., Any]] = {
 }
 
 NAMES = ("full fine-tuning", *CONFIGS, *OURS)
+QUICK = tuple(name for name in NAMES if name not in OURS[1:])
+"""Without the plain passes and the definition, which a benchmark need not wait for more than once."""
 
 
 def adapt(name: str, model: nn.Module, r: int, num_basis: int = 11, **common: Any) -> nn.Module:

@@ -105,7 +105,8 @@ FIRST_RUN = """
 
 On a CPU the passes of phi are a C++ library that is compiled once per machine, at the first use, and kept in
 `$XDG_CACHE_HOME/lrlora`. Seconds of whole runs of `lrlora train` on the demo, one method each, from the start of the
-process to its end: LoRA, LR-LoRA with a cache that has no library yet, and LR-LoRA again; medians of {rounds}.
+process to its end: LoRA, LR-LoRA with a cache that has no library yet, and LR-LoRA again. Runs of each: {rounds}; their
+median.
 
 """
 
