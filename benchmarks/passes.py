@@ -16,8 +16,8 @@ from benchmarks import measure
 from lrlora import ops
 from lrlora.method.nonlinearity import initial_coefficients
 from lrlora.method.rank import product_rms
+from lrlora.ops.expansion import expansion
 from lrlora.ops.passes import factors_in_precision, signs_of
-from lrlora.ops.series import series
 
 SHAPES = {"MiniLM 384x384": (384, 384), "MiniLM 1536x384": (1536, 384), "LLaMA-2-7B 4096x4096": (4096, 4096)}
 TOKENS = (64, 256, 1024)
@@ -70,7 +70,7 @@ def layer_row(label: str, shape: tuple[int, int], tokens: int, r: int = 8, K: in
     }
     row = {"what": "layer", "shape": label, "entries": rows * columns, "T": tokens, "r": r, "K": K}
     # B A, and E and O; then B A, all four parts, the moments, dA and dB
-    terms = int(series(K, False).terms[0])
+    terms = int(expansion(K, False).terms[0])
     row["multiplications"] = {"weight": r + 2 * terms, "gradients": 3 * r + 6 * terms}
     row["seconds"] = measure.in_turn(steps, ROUNDS)
     shown = {name: f"{1e3 * measure.median(t):.2f}" for name, t in row["seconds"].items()}

@@ -45,7 +45,7 @@ constexpr int N = 2;  // vectors at a time
 constexpr int64_t STEP = N * LANES;
 
 // Where |z / tau| of all of N vectors is within a reach, the sum of the sincs is a series whose cost does not depend on K:
-// series.py has the formulas. Each tier has a reach and a number of terms; doubles have no tiers, and go the long way.
+// expansion.py has the formulas. Each tier has a reach and a number of terms; doubles have no tiers, and go the long way.
 constexpr int MOST_TIERS = 3, MOST_TERMS = 32;
 enum Part { EVEN, ODD, SLOPE_EVEN, SLOPE_ODD, PARTS };
 typedef int32_t Hashes __attribute__((vector_size(4 * LANES)));

@@ -20,8 +20,8 @@ from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form
 from lrlora.method.update import at_least_float32
 from lrlora.ops import library, memory
+from lrlora.ops.expansion import Expansion, expansion
 from lrlora.ops.passes import Factors, Passes
-from lrlora.ops.series import Series, series
 
 FROM_ENTRIES = 1 << 14
 """Entries from which a matrix is shared out among threads, for which starting them costs less than it gains."""
@@ -51,7 +51,7 @@ class Numbers(NamedTuple):
     seed: int | None = None
     row_numbers: Tensor | None = None
     sincs: Tensor | None = None
-    series: Series | None = None
+    series: Expansion | None = None
 
 
 _POINTERS = ("A", "B", "W0", "c", "sincs", "reaches", "terms", "series", "row_numbers", "column_hashes")
@@ -82,7 +82,7 @@ def numbers(
     seed, row_numbers = signs
     near = None
     if c is not None and phi != "linear" and like.dtype == torch.float32:
-        near = series(len(c), seed is not None)
+        near = expansion(len(c), seed is not None)
     if seed is None or c is None:
         return Numbers(phi, c, float(tau), float(scale), series=near)
     row_numbers = None if row_numbers is None else row_numbers.to(torch.int64).contiguous()

@@ -1,4 +1,4 @@
-"""The sum of the sincs near its middle, as series whose cost does not depend on K.
+"""The sum of the sincs near its middle, expanded in polynomials whose cost does not depend on K.
 
 With a reach R, for |u| <= R, x = u / R and y = 2 x^2 - 1:
 
@@ -32,8 +32,8 @@ _NODES = 64
 """Points in y at which a series is fitted: far more than it has terms."""
 
 
-class Series(NamedTuple):
-    """One series per reach.
+class Expansion(NamedTuple):
+    """One series per reach, in rising order.
 
     Args:
         reaches: R [tiers], in units of tau, rising.
@@ -47,13 +47,13 @@ class Series(NamedTuple):
 
 
 @functools.lru_cache
-def series(num_basis: int, is_carried: bool) -> Series:
+def expansion(num_basis: int, is_carried: bool) -> Expansion:
     """The series of K = num_basis sincs, with a carrier or without one."""
     k = numpy.arange(num_basis) - num_basis // 2
     table = numpy.concatenate([_table(k, is_carried, *tier) for tier in _TERMS_OF_REACH.items()])
     reaches = torch.tensor(list(_TERMS_OF_REACH), dtype=torch.float64)
     terms = torch.tensor(list(_TERMS_OF_REACH.values()), dtype=torch.int64)
-    return Series(reaches, terms, torch.from_numpy(table))
+    return Expansion(reaches, terms, torch.from_numpy(table))
 
 
 def _table(k: numpy.ndarray, is_carried: bool, reach: float, terms: int) -> numpy.ndarray:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from lrlora.method.nonlinearity import sinc
-from lrlora.ops.series import series
+from lrlora.ops.expansion import expansion
 
 
 def sums(table, reach, u):
@@ -19,7 +19,7 @@ def sums(table, reach, u):
 @pytest.mark.parametrize("is_carried", [True, False])
 @pytest.mark.parametrize("num_basis", [3, 11, 33, 101])
 def test_what_is_left_out_is_below_a_rounding_of_a_float(num_basis, is_carried):
-    reaches, terms, table = series(num_basis, is_carried)
+    reaches, terms, table = expansion(num_basis, is_carried)
     k = numpy.arange(num_basis) - num_basis // 2
     first = 0
     for reach, count in zip(reaches.tolist(), terms.tolist(), strict=True):
@@ -39,7 +39,7 @@ def test_what_is_left_out_is_below_a_rounding_of_a_float(num_basis, is_carried):
 
 
 def test_no_power_has_so_large_a_coefficient_that_its_rounding_counts():
-    reaches, terms, table = series(11, False)
+    reaches, terms, table = expansion(11, False)
     first = 0
     for reach, count in zip(reaches.tolist(), terms.tolist(), strict=True):
         # u times the first part
