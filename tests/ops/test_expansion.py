@@ -1,10 +1,13 @@
 """The series of the sum of the sincs, in doubles: what it leaves out, for every K, on the whole of every reach."""
 
+import re
+
 import numpy
 import pytest
 import torch
 
 from lrlora.method.nonlinearity import sinc
+from lrlora.ops import library
 from lrlora.ops.expansion import expansion
 
 
@@ -45,3 +48,11 @@ def test_no_power_has_so_large_a_coefficient_that_its_rounding_counts():
         # u times the first part
         assert reach * table[first : first + count, :2].abs().max() < 20
         first += count
+
+
+def test_the_library_has_room_for_all_of_it():
+    text = library.SOURCE.read_text(encoding="utf-8")
+    (tiers, terms) = re.search(r"MOST_TIERS = (\d+), MOST_TERMS = (\d+);", text).groups()
+    reaches, counts, _ = expansion(11, True)
+    assert len(reaches) <= int(tiers)
+    assert counts.sum() <= int(terms)
