@@ -19,9 +19,9 @@ print(choose("auto", A, B)[1])
 """
 
 
-def start(cache, **environment):
+def start(cache, script=SCRIPT, **environment):
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -29,8 +29,8 @@ def start(cache, **environment):
     )
 
 
-def run(cache, **environment) -> tuple[str, str]:
-    process = start(cache, **environment)
+def run(cache, script=SCRIPT, **environment) -> tuple[str, str]:
+    process = start(cache, script, **environment)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     # other libraries write there as well
@@ -39,11 +39,17 @@ def run(cache, **environment) -> tuple[str, str]:
 
 def test_it_is_compiled_once_and_said_so(tmp_path):
     chosen, said = run(tmp_path)
-    assert chosen == "native" and said.count("lrlora: compiling the passes of phi for this machine, once ... ") == 1
+    assert chosen == "native" and said.count("lrlora: compiling the passes of phi for this machine, once") == 1
     (library,) = (tmp_path / "lrlora").iterdir()
     written = library.stat().st_mtime_ns
     assert run(tmp_path) == ("native", "")
     assert [*(tmp_path / "lrlora").iterdir()] == [library] and library.stat().st_mtime_ns == written
+
+
+def test_prepared_in_another_thread_it_is_compiled_once(tmp_path):
+    prepared = "from lrlora.ops import library\nlibrary.prepare()\n"
+    chosen, said = run(tmp_path, script=prepared + SCRIPT)
+    assert chosen == "native" and said.count("compiling") == 1
 
 
 def test_processes_that_start_together_all_get_it(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import hashlib
 import logging
 import os
@@ -12,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,6 +31,8 @@ _FLAGS = "-O2 -std=c++17 -fPIC -fno-exceptions -fno-math-errno -fno-trapping-mat
 _MOST_SECONDS = 300
 
 _log = logging.getLogger(__name__)
+_found: dict[torch.dtype, Library] = {}
+_one_at_a_time = threading.Lock()
 
 
 class Library(NamedTuple):
@@ -51,17 +52,28 @@ class Library(NamedTuple):
     is_threaded: bool = False
 
 
-@functools.cache
 def loaded(dtype: torch.dtype) -> Library:
     """The library for factors of a precision, float32 or float64; compiled at the first call on a machine.
 
     A line on stderr says that it compiles. Where nothing can be compiled or loaded, a warning says once why.
     """
-    try:
-        return _functions(_load(dtype))
-    except _CannotRun as error:
-        _log.warning("LR-LoRA runs its plain passes, which are several times slower: %s", error)
-        return Library(str(error), _unavailable, _unavailable)
+    found = _found.get(dtype)
+    if found is not None:
+        return found
+    with _one_at_a_time:
+        if dtype not in _found:
+            try:
+                _found[dtype] = _functions(_load(dtype))
+            except _CannotRun as error:
+                _log.warning("LR-LoRA runs its plain passes, which are several times slower: %s", error)
+                _found[dtype] = Library(str(error), _unavailable, _unavailable)
+        return _found[dtype]
+
+
+def prepare() -> None:
+    """Compile for float32 in another thread, so that the first step need not wait; nothing where CPUs do not train."""
+    if not torch.accelerator.is_available():
+        threading.Thread(target=loaded, args=(torch.float32,)).start()
 
 
 class _CannotRun(Exception):
@@ -143,18 +155,12 @@ def _flags_of(capability: str) -> list[str]:
 
 def _compile(flags: list[str], folder: Path) -> Path:
     compiler = _compiler()
-    began = time.monotonic()
-    print("lrlora: compiling the passes of phi for this machine, once ...", end="", file=sys.stderr, flush=True)
+    print("lrlora: compiling the passes of phi for this machine, once, some 2 s", file=sys.stderr, flush=True)
     part, made = folder / "native.o", folder / "native.so"
     # linked by itself: OpenMP's flag would link a second runtime beside torch's
     libraries = ["-nodefaultlibs", "-lgcc", "-lc"] if sys.platform == "linux" else ["-undefined", "dynamic_lookup"]
-    try:
-        _run([compiler, *flags, "-c", str(SOURCE), "-o", str(part)])
-        _run([compiler, "-shared", str(part), "-o", str(made), *libraries])
-    except BaseException:
-        print(" failed", file=sys.stderr)
-        raise
-    print(f" {time.monotonic() - began:.1f} s", file=sys.stderr)
+    _run([compiler, *flags, "-c", str(SOURCE), "-o", str(part)])
+    _run([compiler, "-shared", str(part), "-o", str(made), *libraries])
     return made
 
 

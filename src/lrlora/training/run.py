@@ -25,6 +25,7 @@ from lrlora.data.tasks import IMAGES, LANGUAGE
 from lrlora.errors import InputError
 from lrlora.evaluation.predictions import predictions_of
 from lrlora.files import explained
+from lrlora.ops import library
 from lrlora.ranks.measure import LayerRank, rank_warnings
 from lrlora.ranks.record import RankCallback
 from lrlora.saved.card import card_of_run
@@ -159,6 +160,8 @@ def _train_one(
     config: TrainConfig, out: RunFolder, callbacks: Sequence[TrainerCallback], stop: Stop, verbose: bool
 ) -> None:
     set_seed(config.seed)
+    if config.method == "lrlora":
+        library.prepare()
     task = load_task_for(config.model, config.data_source(), _warn, config.base_options)
     check_kind(config, task)
     if task.kind in LANGUAGE:
