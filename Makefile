@@ -70,7 +70,7 @@ integrations: $(TOOLS:%=.venv-%/.installed)
 	rm -f .venv-$*/lib/python3*/site-packages/torchaudio/lib/*.so
 	@touch $@
 
-# Refused while the op's own tests fail. Ten minutes on two cores, and only with nothing else running.
+# Refused while the op's own tests fail. A quarter of an hour on two cores, and only with nothing else running.
 bench: install
 	$(BIN)/python -m pytest tests/ops/test_linear.py
 	$(BIN)/python -W ignore -m benchmarks.passes

@@ -18,7 +18,7 @@ import torch
 from benchmarks import measure
 from lrlora.data.embedded import encoder_folder
 
-ROUNDS = 1
+ROUNDS = 3
 
 
 def seconds_of(method: str, cache: Path) -> float:

@@ -104,9 +104,9 @@ FIRST_RUN = """
 ## The first step
 
 On a CPU the passes of phi are a C++ library that is compiled once per machine, at the first use, and kept in
-`$XDG_CACHE_HOME/lrlora`. Seconds of whole runs of `lrlora train` on the demo, one method each, from the start of the
-process to its end: LoRA, LR-LoRA with a cache that has no library yet, and LR-LoRA again. Runs of each: {rounds}; their
-median.
+`$XDG_CACHE_HOME/lrlora`; `lrlora train` compiles it while it loads its model. Seconds of whole runs of `lrlora train`
+on the demo, one method each, from the start of the process to its end: LoRA, LR-LoRA with a cache that has no library
+yet, and LR-LoRA again; medians of {rounds}.
 
 """
 
@@ -179,7 +179,7 @@ def sentence() -> str:
     return (
         f"{ratios[1024]:.2f} times a LoRA step with 1,024 tokens per step, {ratios[4096]:.2f} times with 4,096 and"
         f" {ratios[256]:.2f} times with 256 ({of_full:.2f} times full fine-tuning's with 1,024), on two cores."
-        f" A run of the demo takes {run['lrlora, first']:.0f} s, the first on a machine with two seconds of compilation"
+        f" A run of the demo takes {run['lrlora, first']:.0f} s, the first on a machine as well"
         f", and LoRA's {run['LoRA']:.0f} s"
     )
 
