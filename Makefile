@@ -72,7 +72,7 @@ integrations: $(TOOLS:%=.venv-%/.installed)
 
 # Refused while the op's own tests fail. A quarter of an hour on two cores, and only with nothing else running.
 bench: install
-	$(BIN)/python -m pytest tests/ops/test_linear.py
+	$(BIN)/python -m pytest tests/ops/test_linear.py tests/ops/test_native.py
 	$(BIN)/python -W ignore -m benchmarks.passes
 	$(BIN)/python -W ignore -m benchmarks.step
 	$(BIN)/python -W ignore -m benchmarks.carrier

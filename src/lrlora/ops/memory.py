@@ -22,12 +22,11 @@ FROM_BYTES = 8 << 20
 def empty(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
     """[rows, columns] on the CPU, without values."""
     matrix = torch.empty(rows, columns, dtype=dtype)
-    size = matrix.numel() * matrix.element_size()
-    advise = _madvise()
-    if size >= FROM_BYTES and advise is not None:
+    if matrix.nbytes >= FROM_BYTES and (advise := _madvise()) is not None:
         start = -(-matrix.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        whole = (matrix.data_ptr() + matrix.nbytes - start) // mmap.PAGESIZE * mmap.PAGESIZE
         # advice: a kernel that does not take it changes nothing
-        advise(start, (matrix.data_ptr() + size - start) // mmap.PAGESIZE * mmap.PAGESIZE, mmap.MADV_HUGEPAGE)
+        advise(start, whole, mmap.MADV_HUGEPAGE)
     return matrix
 
 

@@ -144,7 +144,7 @@ struct Numbers {
     int half;
     const real *plus, *minus;  // (-1)^k c_k and (-1)^k c_-k, from k = 1
     real middle;
-    int tiers;
+    int tiers, terms;  // terms of all tiers
     Tier tier[MOST_TIERS];
     real series[MOST_TERMS][PARTS];
 };
@@ -194,10 +194,15 @@ INLINE V by_sign(real plus, real minus, I is_minus, bool carried) {
     return carried ? (is_minus ? all(minus) : all(plus)) : all(plus);
 }
 
-// z / tau, moved by the carrier, and kept where it has a nearest whole number; NaN stays NaN
-INLINE V argument(V z, const Numbers& of, I is_minus, bool carried) {
+// z / tau, moved by the carrier
+INLINE V moved(V z, const Numbers& of, I is_minus, bool carried) {
     V u = z * of.per_tau;
-    if (carried) u += by_sign(of.offset, -of.offset, is_minus, carried);
+    return carried ? u + by_sign(of.offset, -of.offset, is_minus, carried) : u;
+}
+
+// the same, kept where it has a nearest whole number; NaN stays NaN
+INLINE V argument(V z, const Numbers& of, I is_minus, bool carried) {
+    V u = moved(z, of, is_minus, carried);
     u = u > FURTHEST ? all(FURTHEST) : u;
     return u < -FURTHEST ? all(-FURTHEST) : u;
 }
@@ -216,8 +221,7 @@ INLINE const Tier* tier_of(const V* z, const Numbers& of, const I* is_minus, V* 
     V furthest = {};
 #pragma GCC unroll 2
     for (int n = 0; n < N; n++) {
-        u[n] = z[n] * of.per_tau;
-        if (CARRIED) u[n] += by_sign(of.offset, -of.offset, is_minus[n], CARRIED);
+        u[n] = moved(z[n], of, is_minus[n], CARRIED);
         V far = u[n] < 0 ? -u[n] : u[n];
         furthest = far > furthest ? far : furthest;
     }
@@ -602,8 +606,8 @@ struct Gradients {
 };
 
 // Add sums to dc, and begin new ones: in a float a sum of more entries would lose digits.
-void add_to_dc(const Matrix& m, int half, Sums& sums, double* dc, double* moments) {
-    const int K = 2 * half + 1;
+void add_to_dc(const Matrix& m, const Numbers& of, Sums& sums, double* dc, double* moments) {
+    const int half = of.half, K = 2 * half + 1;
     if (m.form == LINEAR) {
         dc[0] += sum(sums.lifted);
         if (m.column_hashes) dc[1] += sum(sums.middle);
@@ -626,10 +630,10 @@ void add_to_dc(const Matrix& m, int half, Sums& sums, double* dc, double* moment
         for (int k = 0; k < K; k++) dc[k] -= of_plus * m.sincs[k] + of_minus * m.sincs[K + k];
         sums.lifted = sums.lifted_of_minus = V{};
     }
-    for (int t = 0, first = 0; t < m.tiers; first += (int)m.terms[t++]) {
+    for (int t = 0; t < of.tiers; t++) {
         if (!sums.is_near[t]) continue;
         sums.is_near[t] = false;
-        for (int i = first; i < first + m.terms[t]; i++)
+        for (int i = of.tier[t].first; i < of.tier[t].first + of.tier[t].terms; i++)
             for (int part = 0; part < 2; part++) {
                 moments[2 * i + part] += sum(sums.moments[i][part]);
                 sums.moments[i][part] = V{};
@@ -637,16 +641,10 @@ void add_to_dc(const Matrix& m, int half, Sums& sums, double* dc, double* moment
     }
 }
 
-int64_t terms_of(const Matrix& m) {
-    int64_t terms = 0;
-    for (int t = 0; t < m.tiers; t++) terms += m.terms[t];
-    return terms;
-}
-
 // dc of what the series served
-void add_moments(const Matrix& m, const double* moments, double* dc) {
+void add_moments(const Matrix& m, const Numbers& of, const double* moments, double* dc) {
     const int64_t K = 2 * m.half + 1;
-    for (int64_t i = 0; i < terms_of(m); i++)
+    for (int64_t i = 0; i < of.terms; i++)
         for (int part = 0; part < 2; part++)
             for (int64_t k = 0; k < K; k++) dc[k] += moments[2 * i + part] * m.series[(i * PARTS + part) * K + k];
 }
@@ -701,7 +699,7 @@ void block_of(
             if (!direct) write(place, m.type, count, buffers.G);
         }
         if constexpr (GRADIENTS) {
-            if (FORM != SINE) add_to_dc(m, of.half, sums, dc, moments);
+            if (FORM != SINE) add_to_dc(m, of, sums, dc, moments);
             add_to_dB(A, m.stride, m.rank, vectors, buffers.z, dB);
             add_to_dA(dA + column, m.stride, B, m.rank, vectors, buffers.z);
         }
@@ -730,9 +728,9 @@ void run(const Matrix& m, char* out, const Gradients& to) {
             of.value[sign] = (real)value;
         }
     of.tiers = FORM == SINC ? m.tiers : 0;
-    for (int t = 0, first = 0; t < of.tiers; first += (int)m.terms[t++])
-        of.tier[t] = {(real)m.reaches[t], (real)(1 / m.reaches[t]), first, (int)m.terms[t]};
-    for (int64_t i = 0; FORM == SINC && i < terms_of(m); i++)
+    for (int t = 0; t < of.tiers; of.terms += (int)m.terms[t++])
+        of.tier[t] = {(real)m.reaches[t], (real)(1 / m.reaches[t]), of.terms, (int)m.terms[t]};
+    for (int64_t i = 0; i < of.terms; i++)
         for (int part = 0; part < PARTS; part++) {
             const double* row = m.series + (i * PARTS + part) * (2 * half + 1);
             double value = 0;
@@ -775,7 +773,7 @@ void run(const Matrix& m, char* out, const Gradients& to) {
                 memset(dA, 0, sizeof(real) * size);
             }
         }
-        if (GRADIENTS && FORM == SINC) add_moments(m, moments, dc);
+        if (GRADIENTS && FORM == SINC) add_moments(m, of, moments, dc);
     }
     if (!GRADIENTS) return;
     for (int64_t p = 0; p < m.rank; p++)

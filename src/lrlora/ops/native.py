@@ -40,7 +40,7 @@ class Numbers(NamedTuple):
         offset, seed: of the carrier; seed None: without one.
         row_numbers: of the rows of B, where they are not 0, 1, ...
         sincs: sinc(offset - k) and sinc(-offset - k) [2, K].
-        series: of the sum of the sincs near the point at which phi is used; None: the sincs themselves everywhere.
+        series: of the sum of the sincs near its middle; None: the sincs themselves everywhere.
     """
 
     form: Form
@@ -128,11 +128,7 @@ def gradients(G: Tensor, W0: Tensor | None, factors: Factors) -> tuple[Tensor, T
     matrix, held = _matrix(factors, own_W0, place, own.step)
     parts = torch.empty(2 * matrix.threads, A.shape[0], matrix.stride, dtype=A.dtype)
     width = 0 if at.c is None else len(at.c) if at.form != "linear" else 1 if at.seed is None else 2
-    dA, dB, dc = (
-        torch.empty(A.shape, dtype=A.dtype),
-        torch.empty(B.shape, dtype=A.dtype),
-        torch.empty(width, dtype=A.dtype),
-    )
+    dA, dB, dc = (torch.empty(shape, dtype=A.dtype) for shape in (A.shape, B.shape, (width,)))
     own.gradients(matrix, place.data_ptr(), *(tensor.data_ptr() for tensor in (parts, dA, dB, dc)))
     del held
     if other_W0 is not None:
