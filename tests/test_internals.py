@@ -14,10 +14,10 @@ from lrlora import internals
 SOURCE, STUDY = (Path(package.__path__[0]) for package in (lrlora, peft_study))
 GATES = (SOURCE / "internals.py", SOURCE / "tuner" / "internals.py")
 """Files that may use any private name; the second is PEFT's."""
-LIBRARIES = ("torch", "transformers", "accelerate")
+LIBRARIES = ("torch", "transformers", "accelerate", "trl")
 DOCUMENTED = {"_replace", "_exit"}
 """Of typing.NamedTuple and of os: the underscore is part of a documented name."""
-PUBLIC = re.compile(r"torch(\.nn(\.functional)?)?|transformers(\.utils|\.pytorch_utils)?|accelerate")
+PUBLIC = re.compile(r"torch(\.nn(\.functional)?)?|transformers(\.utils|\.pytorch_utils)?|accelerate|trl")
 """Modules whose names without an underscore are documented."""
 _ASK = ("getattr", "hasattr", "setattr", "delattr")
 _LISTED = re.compile(r"^    (\S+\.py) +(\w+)", flags=re.MULTILINE)
@@ -124,7 +124,7 @@ def test_every_function_says_where_it_was_seen_and_what_breaks_without_it():
     functions = [f for _, f in inspect.getmembers(internals, inspect.isfunction) if f.__module__ == internals.__name__]
     assert len(functions) > 10
     for function in functions:
-        assert re.search(r"Seen in (torch|transformers) \d+\.\d+\.\d+", function.__doc__ or ""), function
+        assert re.search(r"Seen in (torch|transformers|trl) \d+\.\d+\.\d+", function.__doc__ or ""), function
         assert "Without it " in (function.__doc__ or ""), function
 
 

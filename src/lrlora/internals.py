@@ -1,4 +1,4 @@
-"""What lrlora uses of torch and transformers beyond their documented API: their releases can break this file.
+"""What lrlora uses of torch, transformers and trl beyond their documented API: their releases can break this file.
 
 What it uses of PEFT is in `tuner/internals.py`; of accelerate it uses nothing private. Every function says in which
 versions it was seen, and what breaks without it. "transformers 5.0.0 to 5.23.0" means that it ran with 5.23.0 and that
@@ -42,7 +42,8 @@ Attributes without an underscore that no documentation promises, found by readin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -115,6 +116,39 @@ def rendered_with_answers(tokenizer: Any, messages: list[dict[str, Any]], tools:
         **tokenizer.special_tokens_map,
     )
     return text, [tuple(place) for place in places]
+
+
+def training_template(tokenizer: Any) -> str | None:
+    """trl's version for training of a tokenizer's chat template; None without trl, or where it has none.
+
+    Seen in trl 1.16.0. Without it chats whose template changes earlier turns are learned in their last answer only.
+    """
+    try:
+        from trl.chat_template_utils import get_training_chat_template
+
+        return get_training_chat_template(tokenizer)
+    except (ImportError, ValueError):
+        return None
+
+
+@contextmanager
+def labelled_logits_on_cpus() -> Iterator[None]:
+    """Inside, a model that trl has given its own loss computes the logits of labelled tokens only, on CPUs as on GPUs.
+
+    Seen in trl 1.16.0. Without it a training on CPUs computes the logits of every prompt token and of the padding,
+    which the loss leaves out: of a small model with short answers they are a third of all arithmetic.
+    """
+    from trl.trainer import utils
+
+    is_compact = getattr(utils, "_use_triton", None)
+    if is_compact is None:
+        yield
+        return
+    utils._use_triton = lambda device: device.type == "cpu" or is_compact(device)
+    try:
+        yield
+    finally:
+        utils._use_triton = is_compact
 
 
 def saved_parts(base: Any, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -94,6 +94,37 @@ def test_loss_and_gradients_are_the_model_s_own(name, tiny_decoder, capitals, tm
     torch.testing.assert_close(gradients(model, ours), expected, rtol=1e-3, atol=1e-6)
 
 
+def test_logits_are_computed_of_labelled_tokens_only(tiny_decoder, capitals, tmp_path, monkeypatch):
+    from trl.trainer import utils
+
+    torch.manual_seed(0)
+    trainer, _ = trainer_for(MODELS["llama"](), tmp_path, capitals, tiny_decoder)
+    batch = next(iter(trainer.get_train_dataloader()))
+    scored = []
+    original = utils._ChunkedLogProbFunction.apply
+    monkeypatch.setattr(
+        utils._ChunkedLogProbFunction,
+        "apply",
+        lambda hidden, *rest: scored.append(len(hidden)) or original(hidden, *rest),
+    )
+    before = utils._use_triton
+    trainer.compute_loss(trainer.model, dict(batch))
+    is_label = batch["labels"][:, 1:] != IGNORED
+    assert scored == [int(is_label.sum())] and scored[0] < is_label.numel()
+    assert utils._use_triton is before
+    with pytest.raises(ValueError, match="input_ids"):
+        trainer.compute_loss(trainer.model, {"labels": batch["labels"]})
+    assert utils._use_triton is before
+
+
+def test_a_batch_without_a_label_has_a_loss_of_0(tiny_decoder, capitals, tmp_path):
+    trainer, _ = trainer_for(MODELS["llama"](), tmp_path, capitals, tiny_decoder)
+    batch = dict(next(iter(trainer.get_train_dataloader())))
+    batch["labels"] = torch.full_like(batch["labels"], IGNORED)
+    loss = trainer.compute_loss(trainer.model, batch)
+    assert loss.item() == 0.0 and gradients(trainer.model, loss).norm() == 0
+
+
 def test_virtual_tokens_are_trained(tiny_decoder, capitals, tmp_path):
     torch.manual_seed(0)
     base = load_base(str(tiny_decoder), "CAUSAL_LM")

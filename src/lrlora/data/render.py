@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from lrlora.errors import InputError
-from lrlora.internals import rendered_with_answers
+from lrlora.internals import rendered_with_answers, training_template
 
 _HEADINGS = {"system": "System", "developer": "System", "user": "Instruction", "assistant": "Response"}
 
@@ -229,12 +229,7 @@ class Renderer:
 
     @functools.cached_property
     def _trls_template(self) -> str | None:
-        try:
-            from trl.chat_template_utils import get_training_chat_template
-
-            return get_training_chat_template(self._tokenizer)
-        except (ImportError, ValueError):
-            return None
+        return training_template(self._tokenizer)
 
 
 def request_text(instruction: str, given: str | None) -> str:

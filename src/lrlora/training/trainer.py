@@ -17,7 +17,7 @@ from lrlora.data.tasks import IMAGES, LANGUAGE, Kind
 from lrlora.errors import InputError, first_lines
 from lrlora.evaluation.labelled import base_in
 from lrlora.evaluation.score import Outputs, collator_of, score
-from lrlora.internals import trackers
+from lrlora.internals import labelled_logits_on_cpus, trackers
 from lrlora.training.arguments import arguments_class, check_passed
 from lrlora.training.config import OURS, TrainConfig
 from lrlora.training.guard import NonFiniteGuard
@@ -138,7 +138,11 @@ def _trainers() -> dict[str, type]:
     import trl
 
     class LanguageTrainer(_OfRun, trl.SFTTrainer):
-        pass
+        """Computes logits where a token is learned, and nowhere else."""
+
+        def compute_loss(self, *given: Any, **named: Any) -> Any:
+            with labelled_logits_on_cpus():
+                return super().compute_loss(*given, **named)
 
     class PreferenceTrainer(_OfRun, trl.DPOTrainer):
         """The reference is the base: a fresh adapter changes nothing, and needs no frozen copy of itself."""
