@@ -137,8 +137,8 @@ TARGETS = (
             ('"auto", "triton" (CUDA), "native" (CPU with a C++ compiler), "eager" (plain torch, any device) or\n'
              '            "definition" (the plain formula through autograd).',
              '"auto", "triton" (CUDA) or "eager" (plain torch, any device).'),
-            ("from lrlora.ops import memory\n", ""),
-            ("memory.product(rows_of_dy.T, rows_of_x)", "rows_of_dy.T @ rows_of_x"),
+            ("from lrlora.ops import huge_pages\n", ""),
+            ("huge_pages.product(rows_of_dy.T, rows_of_x)", "rows_of_dy.T @ rows_of_x"),
             ("(`lrlora.method.carrier`)", "(`carrier.py`)"),
             ("Arguments, returns and errors as for `lrlora.method.update.delta_weight`; impl as for `adapted_linear`.",
              "Arguments and errors as for `adapted_linear`; rows: where B holds some rows of a larger matrix, their\n"

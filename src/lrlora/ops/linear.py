@@ -17,7 +17,7 @@ from lrlora.method import update as definition
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form, check_form
 from lrlora.method.update import check_factors
-from lrlora.ops import memory
+from lrlora.ops import huge_pages
 from lrlora.ops.dispatch import Implementation, choose
 from lrlora.ops.passes import factors_in_precision, signs_of, without_autocast
 
@@ -165,7 +165,7 @@ class _AdaptedLinear(torch.autograd.Function):
         with without_autocast(x.device):
             factors = factors_in_precision(ctx.passes, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
             if any(needs_factors):
-                weight = memory.product(rows_of_dy.T, rows_of_x)
+                weight = huge_pages.product(rows_of_dy.T, rows_of_x)
                 dA, dB, dc = ctx.passes.gradients(weight, ctx.W0, factors)
             elif needs_x:
                 weight = ctx.passes.weight(ctx.W0, factors, x.dtype)

@@ -19,7 +19,7 @@ from torch.nn.functional import pad
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form
 from lrlora.method.update import at_least_float32
-from lrlora.ops import library, memory
+from lrlora.ops import huge_pages, library
 from lrlora.ops.expansion import Expansion, expansion
 from lrlora.ops.passes import Factors, Passes
 
@@ -110,7 +110,7 @@ def weight(W0: Tensor | None, factors: Factors, dtype: torch.dtype) -> Tensor:
     """[W0 +] scale phi(B A) [out, in] in `dtype`."""
     A, B, _ = factors
     kept = dtype if dtype in _TYPE_NUMBER else A.dtype
-    out = memory.empty(B.shape[0], A.shape[1], kept)
+    out = huge_pages.empty(B.shape[0], A.shape[1], kept)
     own_W0, other_W0 = _split(W0)
     own = library.loaded(A.dtype)
     matrix, held = _matrix(factors, own_W0, out, own.step)
