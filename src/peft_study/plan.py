@@ -149,7 +149,8 @@ def final_cells(study: Study, digests: Digests, arm: Arm, task: Task, rate: floa
 def open_cells(study: Study, digests: Digests, rows: Mapping[str, CellResult]) -> list[Cell]:
     """The cells that can run now and have no row yet, in the order in which they should run.
 
-    The final cells of an arm follow when its search on that task is finished. Tasks go one after the other.
+    Tasks go one after the other. On each the searches of all arms come first; then the first seed of every arm whose
+    search is finished, then the second: a study that is cut off has seeds of an arm next to those of its reference.
 
     Args:
         study: what is compared.
@@ -158,6 +159,7 @@ def open_cells(study: Study, digests: Digests, rows: Mapping[str, CellResult]) -
     """
     cells: list[Cell] = []
     for task in study.tasks:
+        ready: list[Cell] = []
         for arm in study.arms:
             searched = search_cells(study, digests, arm, task, rows)
             missing = [cell for cell in searched if cell.fingerprint not in rows]
@@ -165,7 +167,8 @@ def open_cells(study: Study, digests: Digests, rows: Mapping[str, CellResult]) -
             rate = None if missing else rate_of(study, arm, [rows[cell.fingerprint] for cell in searched])
             if rate is not None:
                 final = final_cells(study, digests, arm, task, rate)
-                cells += [cell for cell in final if cell.fingerprint not in rows]
+                ready += [cell for cell in final if cell.fingerprint not in rows]
+        cells += sorted(ready, key=lambda cell: study.seeds.index(cell.seed))
     return cells
 
 

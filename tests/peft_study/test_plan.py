@@ -54,3 +54,20 @@ def test_no_test_row_is_seen_by_the_search(whole, tmp_path):
     # while the result does depend on them: every final cell runs again
     waiting = open_cells(poisoned_study, digests, {row.fingerprint: row for row in rows})
     assert Counter(cell.phase for cell in waiting) == {"final": 4}
+
+
+def test_seeds_are_run_in_turn_for_all_arms_behind_every_search(whole):
+    study, _, rows = whole
+    digests = digests_of(study)
+    searched = {row.fingerprint: row for row in rows if row.phase == "search"}
+    waiting = open_cells(study, digests, searched)
+    first, second = study.arms
+    assert [(cell.seed, cell.arm) for cell in waiting] == [
+        (seed, arm.name) for seed in study.seeds for arm in (first, second)
+    ]
+    # one arm's search is not finished: it comes before the other's results
+    is_theirs = [row.fingerprint for row in rows if row.phase == "search" and row.arm == second.name]
+    waiting = open_cells(study, digests, {key: row for key, row in searched.items() if key != is_theirs[0]})
+    assert [(cell.arm, cell.phase) for cell in waiting] == [
+        (second.name, "search"), *((first.name, "final") for _ in study.seeds)
+    ]  # fmt: skip
