@@ -59,6 +59,14 @@ class _OfRun:
         """Leave out the card that trl writes next to the checkpoints: a run's card is that of its adapter."""
 
 
+class _LabelledLogits(_OfRun):
+    """A Trainer of trl that computes logits where a token is learned, and nowhere else."""
+
+    def compute_loss(self, *given: Any, **named: Any) -> Any:
+        with labelled_logits_on_cpus():
+            return super().compute_loss(*given, **named)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 class _PlainTrainer(_OfRun, Trainer):
     pass
 
@@ -137,14 +145,10 @@ def _trainers() -> dict[str, type]:
     """trl's trainers by kind of task, on rows that are encoded already."""
     import trl
 
-    class LanguageTrainer(_OfRun, trl.SFTTrainer):
-        """Computes logits where a token is learned, and nowhere else."""
+    class LanguageTrainer(_LabelledLogits, trl.SFTTrainer):
+        pass
 
-        def compute_loss(self, *given: Any, **named: Any) -> Any:
-            with labelled_logits_on_cpus():
-                return super().compute_loss(*given, **named)
-
-    class PreferenceTrainer(_OfRun, trl.DPOTrainer):
+    class PreferenceTrainer(_LabelledLogits, trl.DPOTrainer):
         """The reference is the base: a fresh adapter changes nothing, and needs no frozen copy of itself."""
 
         def __init__(self, model: Any, optimizer_cls_and_kwargs: Any, **named: Any) -> None:
