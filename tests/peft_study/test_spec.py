@@ -27,8 +27,9 @@ def test_committed_studies_resolve_to_what_they_ran_with(name):
     for arm in study.arms:
         mine = next(row for row in rows if row.arm == arm.name)
         # PEFT is told of no task where the head stays as it is drawn (facts), and has none for images
-        named = {"commonsense-small": "CAUSAL_LM", "facts-pairs": "CAUSAL_LM", "facts-encoder": None, "vision": None}
-        kind = named.get(name, "SEQ_CLS")
+        causal = ("commonsense-small", "facts-pairs", "facts-pairs-start")
+        headless = ("facts-encoder", "vision")
+        kind = "CAUSAL_LM" if name in causal else None if name in headless else "SEQ_CLS"
         resolved = settings_of(adapter_config(study, arm, kind, 100))
         # PEFT writes the names of this model's modules into the first two; by its version an adapter holds c itself or
         # theta, which Adam moves c alike with

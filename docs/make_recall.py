@@ -1,0 +1,52 @@
+"""Draws docs/recall.png, exact recall over trained parameters, from two studies of pairs: python docs/make_recall.py"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+RESULTS = HERE.parent / "studies" / "results"
+LINES = {
+    "LoRA": ("facts-pairs", "lora-r", "#d2691e", "o"),
+    "LoRA, again on a CPU": ("facts-pairs-start", "lora-r", "#7d8a99", "x"),
+    "HiRA": ("facts-pairs", "hira-r", "#2a9d6f", "s"),
+    "carrier, closed at the start": ("facts-pairs", "linear-closed-r", "#8c9fdf", "o"),
+    "carrier, open at the start, on a CPU": ("facts-pairs-start", "linear-open-r", "#3a5fcd", "o"),
+}
+"""By label: the study, what its arms begin with, colour and marker."""
+
+
+def arms_of(study: str, start: str) -> list[dict[str, Any]]:
+    """The arms of a summary whose name is `start` and a rank, by their parameters."""
+    summary = json.loads((RESULTS / study / "summary.json").read_text(encoding="utf-8"))
+    arms = [arm for arm in summary["arms"] if arm["arm"].startswith(start)]
+    return sorted(arms, key=lambda arm: arm["trainable_parameters"])
+
+
+def main() -> None:
+    """Means over three seeds with 95 % intervals; ranks as numbers."""
+    figure, panel = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+    for label, (study, start, colour, marker) in LINES.items():
+        arms = arms_of(study, start)
+        parameters = [arm["trainable_parameters"] for arm in arms]
+        tests = [arm["test"] for arm in arms]
+        reach = [[t["mean"] - t["low"] for t in tests], [t["high"] - t["mean"] for t in tests]]
+        means = [t["mean"] for t in tests]
+        panel.errorbar(parameters, means, reach, color=colour, marker=marker, markersize=5, capsize=3, label=label)
+        for x, y, arm in zip(parameters, means, arms, strict=True) if marker != "x" else ():
+            rank = f"r = {arm['arm'].removeprefix(start)}"
+            panel.annotate(rank, (x, y), (7, -9), textcoords="offset points", fontsize=8, color=colour)
+    panel.set_xscale("log", base=2)
+    panel.set_xlim(72_000, 370_000)
+    panel.set_xticks([81_408, 162_816, 325_632], ["81,408", "162,816", "325,632"])
+    panel.set(xlabel="trained parameters", ylabel="exact recall of 1,000 pairs", ylim=(0, 1.05))
+    panel.legend(fontsize=8, loc="lower right")
+    figure.savefig(HERE / "recall.png", dpi=130)
+
+
+if __name__ == "__main__":
+    main()
