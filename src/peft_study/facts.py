@@ -66,7 +66,7 @@ def _facts_of(study: Study, task: Task) -> Facts:
         assert task.facts is not None
         return drawn_facts(task.facts, task.values)
     source = DataSource(data=study.data_of(task), task=task.task, subset=task.subset)
-    return read_facts(source, task.question_column, task.answer_column, task.facts)
+    return read_facts(source, task.question_column, task.answer_column, task.facts, task.draw_seed)
 
 
 def _labelled(task: Task, facts: Facts) -> TaskData:

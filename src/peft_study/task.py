@@ -45,6 +45,7 @@ class Task:
         how, prompt: as in `lrlora.evaluation.score_commonsense`.
         facts: of kind "facts": how many facts the adapter must memorise. Without `data` they are drawn; of a file the
             first so many pairs are taken, None: all.
+        draw_seed: draw the pairs from all of the file instead, which need not be in an order without meaning.
         values: number of answers that a drawn fact can have, all equally likely.
         question_column, answer_column: columns of the file of pairs.
         pattern: how a pair becomes a text for a causal model; what comes after the question is to be memorised.
@@ -76,6 +77,7 @@ class Task:
     how: Literal["likelihood", "generation"] = "likelihood"
     prompt: Literal["question", "instruction"] = "instruction"
     facts: int | None = None
+    draw_seed: int | None = None
     values: int = 16
     question_column: str | None = None
     answer_column: str | None = None
@@ -115,7 +117,7 @@ class Task:
 _COUNTS = (
     "train_rows", "validation_rows", "test_rows", "max_length", "batch_size", "gradient_accumulation", "image_size",
 )  # fmt: skip
-_OF_FACTS = ("facts", "values", "question_column", "answer_column", "pattern", "forgetting")
+_OF_FACTS = ("facts", "draw_seed", "values", "question_column", "answer_column", "pattern", "forgetting")
 _OF_COMMONSENSE = ("commonsense", "commonsense_data", "commonsense_rows", "how", "prompt")
 _OF_OTHERS = (
     "text_columns", "label_column", "train_rows", "validation_rows", "test_rows", "test_from", "template",
@@ -197,6 +199,11 @@ def _check_source(task: Task, is_drawn: bool, has_values: bool) -> None:
         raise InputError(f"task {task.name!r} of kind facts needs facts, how many; or data, a file of pairs")
     if not is_drawn and task.data in (None, "embedded"):
         raise InputError(f"task {task.name!r} names columns of pairs, and no data that has them; give it data: a file")
+    if is_drawn and task.draw_seed is not None:
+        raise InputError(
+            f"draw_seed draws pairs of a file, and task {task.name!r} has none: its facts depend on facts and values "
+            "only; leave it out"
+        )
     if not is_drawn and has_values:
         raise InputError(
             f"values is of drawn facts, and nobody knows how many answers the pairs of {task.data} could have had; "

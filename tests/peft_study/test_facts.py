@@ -66,6 +66,24 @@ def test_the_first_pairs_of_a_file_without_repeated_questions(tmp_path):
         read_facts(DataSource(str(empty)), "q", "a")
 
 
+def test_pairs_drawn_from_all_of_a_sorted_file(tmp_path):
+    rows = [{"city": f"city {number}", "country": f"{number // 50}"} for number in range(1000)]
+    source = DataSource(str(write_rows(tmp_path / "cities.jsonl", rows)))
+    first = read_facts(source, "city", "country", 100)
+    assert first.questions == [row["city"] for row in rows[:100]]
+    assert [note.split("cities.jsonl ")[1] for note in first.notes] == [
+        "seems to be sorted: its first 100 pairs have 2 different answers, as many drawn from all of it 20; set "
+        "draw_seed to draw them"
+    ]
+    drawn = read_facts(source, "city", "country", 100, draw_seed=0)
+    assert drawn.notes == () and drawn.source.endswith("100 pairs drawn, seed 0")
+    assert len(set(drawn.questions)) == 100 and len(set(drawn.answers)) == 20
+    assert all(f"{int(q.split()[1]) // 50}" == a for q, a in zip(drawn.questions, drawn.answers, strict=True))
+    assert read_facts(source, "city", "country", 40, draw_seed=0).questions == drawn.questions[:40]
+    assert read_facts(source, "city", "country", 100, draw_seed=1).questions != drawn.questions
+    assert sorted(read_facts(source, "city", "country", None, draw_seed=0).questions) == sorted(r["city"] for r in rows)
+
+
 def test_the_loss_sees_the_answer_and_the_end_alone(tiny_decoder, embedded_decoder, tmp_path):
     from datasets import Dataset
 

@@ -82,14 +82,17 @@ def drawn_facts(count: int, values: int) -> Facts:
     return Facts(list(answers), list(answers.values()), words, f"{count} facts of {values} values, drawn")
 
 
-def read_facts(source: DataSource, question: str, answer: str, count: int | None = None) -> Facts:
-    """Pairs of a file: the first ones after repeated questions were dropped, which is said.
+def read_facts(
+    source: DataSource, question: str, answer: str, count: int | None = None, draw_seed: int | None = None
+) -> Facts:
+    """Pairs of a file, without repeated questions, which is said; so is a file that seems to be sorted.
 
     Args:
         source: where the rows are; of a folder or a dataset its training rows.
         question: column of the questions.
         answer: column of their answers.
         count: how many, at most; None: all.
+        draw_seed: of a draw from all rows, in which fewer are the first of more; None: the first ones.
 
     Raises:
         InputError: rows that cannot be read, a column that is not there, a row without text in it, fewer pairs than
@@ -105,25 +108,38 @@ def read_facts(source: DataSource, question: str, answer: str, count: int | None
     )
     if empty is not None:
         raise table.error(empty, f"has an empty {question!r} or {answer!r}, needed a text in both")
-    first: dict[str, str] = {}
-    looked_at = 0
-    for asked, reply in zip(questions, replies, strict=True):
-        if count is not None and len(first) == count:
-            break
-        first.setdefault(asked, reply)
-        looked_at += 1
-    if count is not None and len(first) < count:
+    # by question, the row in which it comes first
+    rows: dict[str, int] = {}
+    for row, asked in enumerate(questions):
+        rows.setdefault(asked, row)
+    if count is not None and len(rows) < count:
         raise InputError(
-            f"{table.where} has {len(first)} different questions in its {len(table)} rows, fewer than the {count} "
+            f"{table.where} has {len(rows)} different questions in its {len(table)} rows, fewer than the {count} "
             "facts that were asked for; ask for fewer"
         )
-    if dropped := looked_at - len(first):
+    whole = list(rows.values())
+    drawn = random.Random(f"pairs of seed {draw_seed or 0}").sample(whole, len(whole))[:count]
+    taken = whole[:count] if draw_seed is None else drawn
+    # all of them where all are taken, or drawn from
+    looked_at = len(questions) if draw_seed is not None or len(taken) == len(whole) else taken[-1] + 1
+    if dropped := looked_at - sum(row < looked_at for row in whole):
         notes.append(
             f"{table.where}: {dropped} of the first {looked_at} rows repeat a question and were dropped; the first "
             "answer of each was kept"
         )
+    here, anywhere = (len({replies[row] for row in some}) for some in (taken, drawn))
+    if 2 * here < anywhere:
+        notes.append(
+            f"{table.where} seems to be sorted: its first {len(taken)} pairs have {here} different answers, as many "
+            f"drawn from all of it {anywhere}; set draw_seed to draw them"
+        )
+    source_of_pairs = f"{table.where}, {len(taken)} pairs" + ("" if draw_seed is None else f" drawn, seed {draw_seed}")
     return Facts(
-        list(first), list(first.values()), [], f"{table.where}, {len(first)} pairs", tuple(dict.fromkeys(notes))
+        [questions[row] for row in taken],
+        [replies[row] for row in taken],
+        [],
+        source_of_pairs,
+        tuple(dict.fromkeys(notes)),
     )
 
 
