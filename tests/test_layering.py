@@ -110,6 +110,11 @@ def test_what_of_peft_is_not_public_is_imported_in_one_file():
         assert not peft or file.relative_to(SOURCE).parts[0] in PEFT_ROOMS, (file, peft)
 
 
+def test_no_picture_is_drawn_by_pyplot():
+    # which would choose a backend for the figures of the user's notebook
+    assert [file for file in files() if "matplotlib.pyplot" in imports_of(file)] == []
+
+
 def test_files_stay_readable():
     long = {file.relative_to(SOURCE.parent).as_posix(): len(file.read_text().splitlines()) for file in files()}
     assert {name: lines for name, lines in long.items() if lines > 300} == {}

@@ -64,7 +64,6 @@ ELSEWHERE = {
     "export/merging/match.py": "export/test_merge.py::test_the_head_of_another_task_is_left_out_and_said",
     "export/merging/rounding.py": "export/test_merge.py::test_the_rounding_loss_is_that_of_the_written_weights",
     "export/skeleton.py": "export/test_merge.py::test_the_weights_are_those_of_merge_and_unload",
-    "ranks/heatmap.py": "training/test_run.py::test_a_run_folder_holds_what_it_promises",
     "ranks/seeds.py": "report/test_findings.py::test_the_command_prints_means_with_intervals_and_writes_csv",
     "report/curves.py": "report/test_page.py::test_in_a_browser",
     "report/figures.py": "report/test_page.py::test_in_a_browser",

@@ -148,9 +148,6 @@ def escaped(text: str) -> str:
 
 
 def _draw(studies: Sequence[StudySection], folder: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
     for number, study in enumerate(studies):
         for task in dict.fromkeys(r.task for r in study.results):
             known = [r for r in study.results if r.task == task and r.test]
@@ -163,9 +160,10 @@ def _draw(studies: Sequence[StudySection], folder: Path) -> None:
 
 def _arms(results: Sequence[ArmResult], path: Path) -> None:
     """Mean and interval of every arm, the first on top."""
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
-    figure, axis = pyplot.subplots(figsize=(6, 1.2 + 0.3 * len(results)), layout="constrained")
+    figure = Figure(figsize=(6, 1.2 + 0.3 * len(results)), layout="constrained")
+    axis = figure.subplots()
     places = range(len(results))
     axis.errorbar([_mean(r) for r in results], places, xerr=_reach(results), fmt="o", capsize=3, color="#3f7fd0")
     axis.set_yticks(places, [_plain(r.arm) for r in results])
@@ -176,11 +174,13 @@ def _arms(results: Sequence[ArmResult], path: Path) -> None:
 
 def _parameters(results: Sequence[ArmResult], path: Path) -> None:
     """Mean and interval over trained parameters, on a logarithmic scale where they differ tenfold."""
-    from matplotlib import pyplot, ticker
+    from matplotlib import ticker
+    from matplotlib.figure import Figure
 
     if not results:
         return
-    figure, axis = pyplot.subplots(figsize=(7, max(4, 0.5 + 0.2 * len(results))), layout="constrained")
+    figure = Figure(figsize=(7, max(4, 0.5 + 0.2 * len(results))), layout="constrained")
+    axis = figure.subplots()
     numbers = [r.trainable_parameters or 0 for r in results]
     # arms of one size are above one another: a legend tells them apart, where names would cover each other
     for place, r in enumerate(results):
@@ -201,11 +201,8 @@ def _parameters(results: Sequence[ArmResult], path: Path) -> None:
 
 
 def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot
-
     for kind in ("png", "pdf"):
         figure.savefig(f"{path}.{kind}", dpi=200)
-    pyplot.close(figure)
 
 
 def _mean(result: ArmResult) -> float:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from lrlora.files import new_file
 from lrlora.ranks.measure import LayerRank
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 
 def rank_heatmap(rows: list[LayerRank], path: Path) -> None:
@@ -27,7 +24,8 @@ def rank_heatmap(rows: list[LayerRank], path: Path) -> None:
     panels = (("stable rank of dW", "stable_rank"), ("stable rank of BA, the null", "stable_rank_ba"))
     top = max(getattr(row, field) for row in rows for _, field in panels)
     size = (3.5 + 1.6 * len(modules), 2.6 + 0.42 * len(blocks))
-    figure, axes = pyplot.subplots(1, 2, figsize=size, sharey=True, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
     image = None
     for axis, (title, field) in zip(axes, panels, strict=True):
         grid = [[float("nan")] * len(modules) for _ in blocks]
@@ -50,4 +48,3 @@ def rank_heatmap(rows: list[LayerRank], path: Path) -> None:
     figure.colorbar(image, ax=axes, shrink=0.9)
     with new_file(path) as beside:
         figure.savefig(beside, dpi=120, format="png")
-    pyplot.close(figure)

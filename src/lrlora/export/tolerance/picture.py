@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
+from matplotlib.figure import Figure
 
 from lrlora.export.tolerance.curve import Point
 from lrlora.files import new_file
-
-matplotlib.use("Agg")
-from matplotlib import pyplot
 
 
 def draw_curve(file: Path, metric: str, points: Sequence[Point], own: float, limit: float, chosen: int) -> None:
@@ -26,7 +23,8 @@ def draw_curve(file: Path, metric: str, points: Sequence[Point], own: float, lim
         chosen: parameters of the export.
     """
     points = sorted(points, key=lambda point: point.parameters)
-    figure, axis = pyplot.subplots(figsize=(6.4, 4.0), layout="constrained")
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axis = figure.subplots()
     sizes, values = [point.parameters for point in points], [point.scores[metric] for point in points]
     axis.plot(sizes, values, "o-", color="C0", linewidth=1, markersize=4, label="plain LoRA cut from it")
     axis.axhline(own, color="black", linewidth=1, label=f"the adapter, {own:.4f}")
@@ -38,4 +36,3 @@ def draw_curve(file: Path, metric: str, points: Sequence[Point], own: float, lim
     axis.legend(fontsize=8)
     with new_file(file) as beside:
         figure.savefig(beside, dpi=120, format="png")
-    pyplot.close(figure)
