@@ -27,7 +27,7 @@ def test_committed_studies_resolve_to_what_they_ran_with(name):
     for arm in study.arms:
         mine = next(row for row in rows if row.arm == arm.name)
         # PEFT is told of no task where the head stays as it is drawn (facts), and has none for images
-        causal = ("commonsense-small", "facts-pairs", "facts-pairs-start")
+        causal = ("commonsense-small", "facts-pairs", "facts-pairs-start", "facts-cities")
         headless = ("facts-encoder", "vision")
         kind = "CAUSAL_LM" if name in causal else None if name in headless else "SEQ_CLS"
         resolved = settings_of(adapter_config(study, arm, kind, 100))
