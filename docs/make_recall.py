@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+
+from lrlora.files import read_json
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "studies" / "results"
@@ -22,7 +23,7 @@ LINES = {
 
 def arms_of(study: str, start: str) -> list[dict[str, Any]]:
     """The arms of a summary whose name is `start` and a rank, by their parameters."""
-    summary = json.loads((RESULTS / study / "summary.json").read_text(encoding="utf-8"))
+    summary = read_json(RESULTS / study / "summary.json")
     arms = [arm for arm in summary["arms"] if arm["arm"].startswith(start)]
     return sorted(arms, key=lambda arm: arm["trainable_parameters"])
 

@@ -120,9 +120,9 @@ def read_facts(
     whole = list(rows.values())
     drawn = random.Random(f"pairs of seed {draw_seed or 0}").sample(whole, len(whole))[:count]
     taken = whole[:count] if draw_seed is None else drawn
-    # all of them where all are taken, or drawn from
-    looked_at = len(questions) if draw_seed is not None or len(taken) == len(whole) else taken[-1] + 1
-    if dropped := looked_at - sum(row < looked_at for row in whole):
+    considered = whole if draw_seed is not None else taken
+    looked_at = len(questions) if len(considered) == len(whole) else considered[-1] + 1
+    if dropped := looked_at - len(considered):
         notes.append(
             f"{table.where}: {dropped} of the first {looked_at} rows repeat a question and were dropped; the first "
             "answer of each was kept"
