@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint docs notebooks bench gpu conformance upstream integrations
+.PHONY: install demo test lint docs notebooks bench bench-demo gpu conformance upstream integrations
 
 install: .venv/.installed
 
@@ -70,15 +70,19 @@ integrations: $(TOOLS:%=.venv-%/.installed)
 	rm -f .venv-$*/lib/python3*/site-packages/torchaudio/lib/*.so
 	@touch $@
 
-# Refused while the op's own tests fail. A quarter of an hour on two cores, and only with nothing else running.
+# Refused while the op's own tests fail. Less than ten minutes on two cores, and only with nothing else running.
 bench: install
 	$(BIN)/python -m pytest tests/ops/test_linear.py tests/ops/test_native.py
 	$(BIN)/python -W ignore -m benchmarks.passes
 	$(BIN)/python -W ignore -m benchmarks.step
 	$(BIN)/python -W ignore -m benchmarks.carrier
 	$(BIN)/python -W ignore -m benchmarks.op
-	$(BIN)/python -W ignore -m benchmarks.first_run
 	$(BIN)/python -m benchmarks.step_costs
+	$(BIN)/python -m benchmarks.report
+
+# Whole runs of the demo, LoRA's and LR-LoRA's, the first on a machine and the second; five minutes, with nothing else running.
+bench-demo: install
+	$(BIN)/python -W ignore -m benchmarks.first_run
 	$(BIN)/python -m benchmarks.report
 
 # On a machine with a CUDA device, with the torch that is built for it; about four minutes on an H100.

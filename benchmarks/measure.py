@@ -49,8 +49,10 @@ def median(times: list[float]) -> float:
 
 
 def peak_bytes(step: Callable[[], Any]) -> int:
-    """Most bytes that torch's CPU allocator held at once during a step, beyond what it held before."""
-    step()
+    """Most bytes that torch's CPU allocator held at once during a step, beyond what it held before.
+
+    The step has run before: what it makes once is there.
+    """
     gc.collect()
     with torch.profiler.profile(profile_memory=True) as profiled:
         step()

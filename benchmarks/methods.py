@@ -32,6 +32,8 @@ CONFIGS: dict[str, Callable[..., Any]] = {
 NAMES = ("full fine-tuning", *CONFIGS, *OURS)
 QUICK = tuple(name for name in NAMES if name not in OURS[1:])
 """Without the plain passes and the definition, which a benchmark need not wait for more than once."""
+FEW = ("full fine-tuning", "LoRA", "DoRA", "lrlora native")
+"""Where a single step takes seconds: the bounds, and the usual choice besides LoRA."""
 
 
 def adapt(name: str, model: nn.Module, r: int, num_basis: int = 11, **common: Any) -> nn.Module:

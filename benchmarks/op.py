@@ -56,7 +56,7 @@ def rows() -> Iterator[dict]:
         yield measure_layer(("LoRA", "lrlora native"), label, shape, 1024, r, 11)
     # the definition would keep 11 matrices several times over: more than this machine has
     for label, shape in LARGE.items():
-        yield measure_layer(methods.QUICK, label, shape, 256, 8, 11)
+        yield measure_layer(methods.FEW, label, shape, 256, 8, 11)
 
 
 def main() -> None:

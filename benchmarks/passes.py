@@ -21,7 +21,7 @@ from lrlora.ops.passes import factors_in_precision, signs_of
 
 SHAPES = {"MiniLM 384x384": (384, 384), "MiniLM 1536x384": (1536, 384), "LLaMA-2-7B 4096x4096": (4096, 4096)}
 TOKENS = (64, 256, 1024)
-ROUNDS = 15
+ROUNDS = 9
 SPREADS = (0.18, 0.8, 3.0)
 """RMS(B A) / tau: in the studies, in the demo, and where a fifth of the entries is far away."""
 COPIED = 1 << 25

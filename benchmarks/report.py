@@ -10,8 +10,9 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 
 HEAD = """# Performance
 
-Written by `make bench` (its last step, `python -m benchmarks.report`) from `benchmarks/results/*.json`, which hold all
-repeats. The methods take turns in one process; a number is the median of {rounds} rounds; ratios are within one run.
+Written by `make bench` and `make bench-demo` (their last step, `python -m benchmarks.report`) from
+`benchmarks/results/*.json`, which hold all repeats. The methods take turns in one process; a number is the median of
+{rounds} rounds; ratios are within one run.
 
 {device}, {threads} threads, torch {torch}, peft {peft}, transformers {transformers}, commit {commit}, {date}.
 
@@ -94,8 +95,7 @@ Not merged, a layer caches its dW, a second matrix of its size, and computes it 
 value. For 64 rows and more W0 + dW is formed for every call, which moves three matrices through memory, and multiplied
 once. For fewer rows, as in generation, x is multiplied with W0 and with dW: a token reads two matrices where the base
 reads one (experts are summed whole for every token). On a GPU the comparison of values makes the host wait once or more
-per layer and call. `merge_adapter()` costs none of this. The table was measured while W0 + dW itself was cached: its
-times are too short by the time of that sum.
+per layer and call. `merge_adapter()` costs none of this.
 
 """
 
@@ -106,7 +106,7 @@ FIRST_RUN = """
 On a CPU the passes of phi are a C++ library that is compiled once per machine, at the first use, and kept in
 `$XDG_CACHE_HOME/lrlora`; `lrlora train` compiles it while it loads its model. Seconds of whole runs of `lrlora train`
 on the demo, one method each, from the start of the process to its end: LoRA, LR-LoRA with a cache that has no library
-yet, and LR-LoRA again; medians of {rounds}.
+yet, and LR-LoRA again; medians of {rounds}; {device}, {threads} threads, commit {commit}.
 
 """
 
@@ -133,11 +133,12 @@ layer:
 
 def first_run_section() -> str:
     """Whole runs of the demo, from results/first_run.json."""
-    (row,) = measure.read("first_run")["rows"]
+    measured = measure.read("first_run")
+    (row,) = measured["rows"]
     of = seconds(row)
     lines = [[name, f"{t:.1f} s", f"{t - of['LoRA']:+.1f} s"] for name, t in of.items()]
-    rounds = len(row["seconds"]["LoRA"])
-    return FIRST_RUN.format(rounds=rounds) + table(["run", "seconds", "beyond LoRA's"], lines)
+    text = FIRST_RUN.format(rounds=len(row["seconds"]["LoRA"]), **measured["environment"])
+    return text + table(["run", "seconds", "beyond LoRA's"], lines)
 
 
 def parts_section() -> str:

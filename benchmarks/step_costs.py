@@ -19,11 +19,20 @@ MEASURED = {
 def step_costs() -> dict[str, Any]:
     """Time and peak memory of a training step over plain LoRA's, by tokens of a step.
 
-    Time is the quotient of medians. Memory is at least 1: a step below LoRA's peak is noise. Of full fine-tuning it is
-    1: what its peak has beyond LoRA's are gradients and optimizer states, which an estimate counts from its parameters.
+    Time is the quotient of medians. Memory is at least 1: a step below LoRA's peak is noise. A method that is not
+    measured at so many tokens takes its time and memory of the next fewer, as an upper bound: what a method adds counts
+    for less in a longer step. Of full fine-tuning memory is 1: what its peak has beyond LoRA's are gradients and
+    optimizer states, which an estimate counts from its parameters.
     """
     found = measure.read("step")
     rows = [row for row in found["rows"] if row["what"] == "training step"]
+
+    def measured(name: str) -> list[dict[str, Any]]:
+        last: dict[str, Any] = {}
+        return [last := row if name in row["seconds"] else last for row in rows]
+
+    def time(row: dict[str, Any], name: str) -> float:
+        return measure.median(row["seconds"][name]) / measure.median(row["seconds"]["LoRA"])
 
     def memory(row: dict[str, Any], method: str, name: str) -> float:
         return 1.0 if method == "full" else max(1.0, row["peak_bytes"][name] / row["peak_bytes"]["LoRA"])
@@ -32,13 +41,10 @@ def step_costs() -> dict[str, Any]:
         "source": "benchmarks/results/step.json",
         "environment": found["environment"],
         "tokens": [row["T"] for row in rows],
-        "time": {
-            method: [
-                round(measure.median(row["seconds"][name]) / measure.median(row["seconds"]["LoRA"]), 2) for row in rows
-            ]
-            for method, name in MEASURED.items()
+        "time": {method: [round(time(row, name), 2) for row in measured(name)] for method, name in MEASURED.items()},
+        "memory": {
+            method: [round(memory(row, method, name), 2) for row in measured(name)] for method, name in MEASURED.items()
         },
-        "memory": {method: [round(memory(row, method, name), 2) for row in rows] for method, name in MEASURED.items()},
     }
 
 
