@@ -8,6 +8,7 @@ import torch
 import transformers
 from peft.tuners.lora import convert_to_lora
 from safetensors.torch import load_file
+from torch import nn
 
 import lrlora
 from lrlora import InputError
@@ -129,6 +130,15 @@ def test_peft_s_own_conversion_agrees(cases):
         sigma = torch.linalg.svdvals(dW)
         assert (dW - theirs).norm().item() == pytest.approx((sigma[4:] ** 2).sum().sqrt().item(), rel=1e-3)
     assert (config.r, config.lora_alpha) == (4, 4)
+
+
+@pytest.mark.parametrize("layer", [nn.Embedding(20, 8), nn.Conv1d(3, 8, 3), nn.Conv2d(3, 8, 3)], ids=str)
+def test_peft_s_own_conversion_is_refused_where_its_names_or_shapes_would_be_wrong(layer):
+    model = peft.get_peft_model(
+        nn.Sequential(layer, nn.Linear(8, 4)), lrlora.LRLoraConfig(r=2, target_modules=["0", "1"])
+    )
+    with pytest.raises(TypeError, match=r"lrlora\.tuner\.types\.(Embedding|Conv)"):
+        convert_to_lora(model, rank=2)
 
 
 @pytest.mark.parametrize("choice", [RankChoice(energy=0.9), RankChoice(budget=5000)], ids=str)

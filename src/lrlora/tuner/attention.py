@@ -74,10 +74,6 @@ class MultiheadAttention(nn.Module, LRLoraLayer):
                     stack.enter_context(adapted_parameter(layer, active))
             return self.base_layer(*args, **kwargs)
 
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """False: PEFT's LoRA adds the update of out_proj twice, and has one rank for both weights."""
-        return False
-
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:

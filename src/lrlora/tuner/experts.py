@@ -84,10 +84,6 @@ class ParamWrapper(nn.Module, LRLoraLayer):
         """Between the parameter's layout and [experts, out, in]: transposed for [experts, in, out]."""
         return matrix.mT if self.is_transposed else matrix
 
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """False: PEFT's convert_to_lora knows no stacks of experts."""
-        return False
-
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.Module:

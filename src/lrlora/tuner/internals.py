@@ -11,14 +11,14 @@ so other files override what PEFT calls, or use its private attributes. These, b
         target_module_mapping, tuner_layer_cls
     lrlora/tuner/layer.py
         _move_adapter_to_device_of_base_layer, _disable_adapters, adapter_layer_names,
-        other_param_names, merge, unmerge, supports_lora_conversion, backend_name, supports_merge,
-        get_base_weight, set_base_weight, maybe_clone_base_result
+        other_param_names, merge, unmerge, backend_name, supports_merge, get_base_weight,
+        set_base_weight, maybe_clone_base_result
     lrlora/tuner/types.py
-        backend_name
+        backend_name, supports_lora_conversion
     lrlora/tuner/attention.py
-        supports_lora_conversion, unload_and_optionally_merge_module
+        unload_and_optionally_merge_module
     lrlora/tuner/experts.py
-        supports_lora_conversion, unload_and_optionally_merge_module
+        unload_and_optionally_merge_module
     lrlora/tuner/hotswap.py
         _check_target_module_exists
     lrlora/export/skeleton.py

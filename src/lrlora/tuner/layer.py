@@ -97,10 +97,6 @@ class LRLoraLayer(BaseTunerLayer):
         """dW = s phi(B A) [out, in], or [experts, out, in], of an adapter, float32."""
         return self.made(adapter, LRLoraDelta.uncached_update)
 
-    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
-        """True: the update is added to the weight, and PEFT's convert_to_lora can factorise it."""
-        return True
-
     def set_scale(self, adapter: str, scale: float) -> None:
         """Set s to `scale` times what the configuration says: alpha / r, or alpha / sqrt(r) with rsLoRA."""
         if adapter in self.scaling:

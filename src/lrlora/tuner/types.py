@@ -54,6 +54,10 @@ class Linear(nn.Module, LRLoraLayer):
         """dW, transposed for Conv1D."""
         return matrix.T if self.is_transposed else matrix
 
+    def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
+        """True, of linear layers only: PEFT's convert_to_lora writes their names and shapes for any layer."""
+        return True
+
     def why_not_combined(self, x: Tensor) -> str | None:
         """Why base(x) and x dW^T must stay two products; None where the one product x (W0 + dW)^T is right."""
         base: Any = self.base_layer
