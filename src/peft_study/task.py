@@ -43,9 +43,9 @@ class Task:
         commonsense_data: folder of their files, relative to `data_root`, or "hub"; None: `data_root`.
         commonsense_rows: test rows of each, at most. None: all.
         how, prompt: as in `lrlora.evaluation.score_commonsense`.
-        facts: of kind "facts": how many facts the adapter must memorise. Without `data` they are drawn; of a file the
-            first so many pairs are taken, None: all.
-        draw_seed: draw the pairs from all of the file instead, which need not be in an order without meaning.
+        facts: of kind "facts": how many facts the adapter must memorise. Without `data` they are made; of a file so
+            many pairs are drawn, None: all.
+        draw_seed: of that draw from all of the file; None: its first pairs, which are no sample of a sorted file.
         values: number of answers that a drawn fact can have, all equally likely.
         question_column, answer_column: columns of the file of pairs.
         pattern: how a pair becomes a text for a causal model; what comes after the question is to be memorised.
@@ -77,7 +77,7 @@ class Task:
     how: Literal["likelihood", "generation"] = "likelihood"
     prompt: Literal["question", "instruction"] = "instruction"
     facts: int | None = None
-    draw_seed: int | None = None
+    draw_seed: int | None = 0
     values: int = 16
     question_column: str | None = None
     answer_column: str | None = None
@@ -199,7 +199,7 @@ def _check_source(task: Task, is_drawn: bool, has_values: bool) -> None:
         raise InputError(f"task {task.name!r} of kind facts needs facts, how many; or data, a file of pairs")
     if not is_drawn and task.data in (None, "embedded"):
         raise InputError(f"task {task.name!r} names columns of pairs, and no data that has them; give it data: a file")
-    if is_drawn and task.draw_seed is not None:
+    if is_drawn and task.draw_seed != 0:
         raise InputError(
             f"draw_seed draws pairs of a file, and task {task.name!r} has none: its facts depend on facts and values "
             "only; leave it out"

@@ -47,13 +47,13 @@ def test_every_arm_and_seed_and_phase_gets_the_same_facts(tiny_encoder):
 
 
 def test_the_first_pairs_of_a_file_without_repeated_questions(tmp_path):
-    facts = read_facts(DataSource(str(pairs_file(tmp_path))), "english", "german", 3)
+    facts = read_facts(DataSource(str(pairs_file(tmp_path))), "english", "german", 3, draw_seed=None)
     assert facts.questions == ["thing 0", "thing 1", "thing 2"]
     assert facts.answers == ["ding 0", "ding 1", "ding 4"]
     assert [note.split(": ")[1] for note in facts.notes] == [
         "1 of the first 4 rows repeat a question and were dropped; the first answer of each was kept"
     ]
-    assert read_facts(DataSource(str(tmp_path / "pairs.jsonl")), "english", "german", 2).notes == ()
+    assert read_facts(DataSource(str(tmp_path / "pairs.jsonl")), "english", "german", 2, draw_seed=None).notes == ()
     with pytest.raises(InputError, match=r"has 6 different questions in its 7 rows, fewer than the 7 facts"):
         read_facts(DataSource(str(tmp_path / "pairs.jsonl")), "english", "german", 7)
     with pytest.raises(InputError, match="no column 'deutsch', got columns english, german"):
@@ -69,19 +69,19 @@ def test_the_first_pairs_of_a_file_without_repeated_questions(tmp_path):
 def test_pairs_drawn_from_all_of_a_sorted_file(tmp_path):
     rows = [{"city": f"city {number}", "country": f"{number // 50}"} for number in range(1000)]
     source = DataSource(str(write_rows(tmp_path / "cities.jsonl", rows)))
-    first = read_facts(source, "city", "country", 100)
+    first = read_facts(source, "city", "country", 100, draw_seed=None)
     assert first.questions == [row["city"] for row in rows[:100]]
     assert [note.split("cities.jsonl ")[1] for note in first.notes] == [
-        "seems to be sorted: its first 100 pairs have 2 different answers, as many drawn from all of it 20; set "
-        "draw_seed to draw them"
+        "seems to be sorted: its first 100 pairs have 2 different answers, as many drawn from all of it 20; draw "
+        "them, with a draw_seed that is a number"
     ]
-    drawn = read_facts(source, "city", "country", 100, draw_seed=0)
+    drawn = read_facts(source, "city", "country", 100)
     assert drawn.notes == () and drawn.source.endswith("100 pairs drawn, seed 0")
     assert len(set(drawn.questions)) == 100 and len(set(drawn.answers)) == 20
     assert all(f"{int(q.split()[1]) // 50}" == a for q, a in zip(drawn.questions, drawn.answers, strict=True))
     assert read_facts(source, "city", "country", 40, draw_seed=0).questions == drawn.questions[:40]
     assert read_facts(source, "city", "country", 100, draw_seed=1).questions != drawn.questions
-    assert sorted(read_facts(source, "city", "country", None, draw_seed=0).questions) == sorted(r["city"] for r in rows)
+    assert read_facts(source, "city", "country").questions == [row["city"] for row in rows]
 
 
 def test_the_loss_sees_the_answer_and_the_end_alone(tiny_decoder, embedded_decoder, tmp_path):
@@ -120,7 +120,7 @@ def test_real_pairs_are_read(tiny_decoder):
     file = BENCHMARK_DATA / "facts" / "eng_deu_50k.jsonl.gz"
     if not file.exists():
         pytest.skip(f"{file} is not part of the project")
-    study = facts_study(tiny_decoder, task=pairs_of(file, facts=1000))
+    study = facts_study(tiny_decoder, task=pairs_of(file, facts=1000, draw_seed=None))
     rows = load_facts(study, study.tasks[0]).train
     assert len(rows) == len(set(rows["prompt"])) == 1000
     assert rows[0] == {"text": "waldorf salad = Waldorfsalat", "prompt": "waldorf salad = "}

@@ -18,7 +18,7 @@ from peft_study.spec import Task
         ({"question_column": "q", "answer_column": "a"}, "names columns of pairs, and no data that has them"),
         ({"data": "f.jsonl"}, "name their question_column and answer_column"),
         ({"data": "f.jsonl", "question_column": "q", "answer_column": "a", "values": 4}, "values is of drawn facts"),
-        ({"facts": 4, "draw_seed": 0}, "draw_seed draws pairs of a file"),
+        ({"facts": 4, "draw_seed": 1}, "draw_seed draws pairs of a file"),
         ({"pattern": "{answer} {question}"}, "pattern needs {question} once and {answer} once behind it"),
         ({"commonsense": ("obqa",)}, "commonsense has no meaning for task 'held' of kind facts"),
         ({"label_column": "score"}, "label_column has no meaning for task 'held' of kind facts"),

@@ -83,7 +83,7 @@ def drawn_facts(count: int, values: int) -> Facts:
 
 
 def read_facts(
-    source: DataSource, question: str, answer: str, count: int | None = None, draw_seed: int | None = None
+    source: DataSource, question: str, answer: str, count: int | None = None, draw_seed: int | None = 0
 ) -> Facts:
     """Pairs of a file, without repeated questions, which is said; so is a file that seems to be sorted.
 
@@ -92,7 +92,8 @@ def read_facts(
         question: column of the questions.
         answer: column of their answers.
         count: how many, at most; None: all.
-        draw_seed: of a draw from all rows, in which fewer are the first of more; None: the first ones.
+        draw_seed: of a draw from all rows, in which fewer are the first of more; None: the first ones. All rows stay in
+            their order.
 
     Raises:
         InputError: rows that cannot be read, a column that is not there, a row without text in it, fewer pairs than
@@ -118,9 +119,10 @@ def read_facts(
             "facts that were asked for; ask for fewer"
         )
     whole = list(rows.values())
+    is_drawn = draw_seed is not None and count is not None
     drawn = random.Random(f"pairs of seed {draw_seed or 0}").sample(whole, len(whole))[:count]
-    taken = whole[:count] if draw_seed is None else drawn
-    considered = whole if draw_seed is not None else taken
+    taken = drawn if is_drawn else whole[:count]
+    considered = whole if is_drawn else taken
     looked_at = len(questions) if len(considered) == len(whole) else considered[-1] + 1
     if dropped := looked_at - len(considered):
         notes.append(
@@ -131,9 +133,9 @@ def read_facts(
     if 2 * here < anywhere:
         notes.append(
             f"{table.where} seems to be sorted: its first {len(taken)} pairs have {here} different answers, as many "
-            f"drawn from all of it {anywhere}; set draw_seed to draw them"
+            f"drawn from all of it {anywhere}; draw them, with a draw_seed that is a number"
         )
-    source_of_pairs = f"{table.where}, {len(taken)} pairs" + ("" if draw_seed is None else f" drawn, seed {draw_seed}")
+    source_of_pairs = f"{table.where}, {len(taken)} pairs" + (f" drawn, seed {draw_seed}" if is_drawn else "")
     return Facts(
         [questions[row] for row in taken],
         [replies[row] for row in taken],
