@@ -1,4 +1,4 @@
-"""Draws docs/recall.png, exact recall over trained parameters, from two studies of pairs: python docs/make_recall.py"""
+"""Draws docs/recall.png, exact recall over trained parameters, from three studies: python docs/make_recall.py"""
 
 from __future__ import annotations
 
@@ -11,14 +11,20 @@ from lrlora.files import read_json
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parent / "studies" / "results"
-LINES = {
-    "LoRA": ("facts-pairs", "lora-r", "#d2691e", "o"),
-    "LoRA, again on a CPU": ("facts-pairs-start", "lora-r", "#7d8a99", "x"),
-    "HiRA": ("facts-pairs", "hira-r", "#2a9d6f", "s"),
-    "carrier, closed at the start": ("facts-pairs", "linear-closed-r", "#8c9fdf", "o"),
-    "carrier, open at the start, on a CPU": ("facts-pairs-start", "linear-open-r", "#3a5fcd", "o"),
+PANELS = {
+    "1,000 English-German pairs, eight blocks": {
+        "LoRA": ("facts-pairs", "lora-r", "#d2691e", "o"),
+        "LoRA, again on a CPU": ("facts-pairs-start", "lora-r", "#7d8a99", "x"),
+        "HiRA": ("facts-pairs", "hira-r", "#2a9d6f", "s"),
+        "carrier, closed at the start": ("facts-pairs", "linear-closed-r", "#8c9fdf", "o"),
+        "carrier, open at the start, on a CPU": ("facts-pairs-start", "linear-open-r", "#3a5fcd", "o"),
+    },
+    "the countries of 1,000 cities, two blocks": {
+        "LoRA": ("facts-cities", "lora-r", "#d2691e", "o"),
+        "carrier, open at the start": ("facts-cities", "open-r", "#3a5fcd", "o"),
+    },
 }
-"""By label: the study, what its arms begin with, colour and marker."""
+"""By title and label: the study, what its arms begin with, colour and marker."""
 
 
 def arms_of(study: str, start: str) -> list[dict[str, Any]]:
@@ -28,12 +34,13 @@ def arms_of(study: str, start: str) -> list[dict[str, Any]]:
     return sorted(arms, key=lambda arm: arm["trainable_parameters"])
 
 
-def main() -> None:
-    """Means over three seeds with 95 % intervals; ranks as numbers."""
-    figure, panel = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
-    for label, (study, start, colour, marker) in LINES.items():
+def draw(panel: Any, title: str, lines: dict[str, tuple[str, str, str, str]]) -> None:
+    """One task: a line per method, with its ranks as numbers."""
+    ticks = set()
+    for label, (study, start, colour, marker) in lines.items():
         arms = arms_of(study, start)
         parameters = [arm["trainable_parameters"] for arm in arms]
+        ticks |= set(parameters) if label == "LoRA" else set()
         tests = [arm["test"] for arm in arms]
         reach = [[t["mean"] - t["low"] for t in tests], [t["high"] - t["mean"] for t in tests]]
         means = [t["mean"] for t in tests]
@@ -42,10 +49,18 @@ def main() -> None:
             rank = f"r = {arm['arm'].removeprefix(start)}"
             panel.annotate(rank, (x, y), (7, -9), textcoords="offset points", fontsize=8, color=colour)
     panel.set_xscale("log", base=2)
-    panel.set_xlim(72_000, 370_000)
-    panel.set_xticks([81_408, 162_816, 325_632], ["81,408", "162,816", "325,632"])
-    panel.set(xlabel="trained parameters", ylabel="exact recall of 1,000 pairs", ylim=(0, 1.05))
+    panel.set_xlim(min(ticks) / 1.13, max(ticks) * 1.3)
+    panel.set_xticks(sorted(ticks), [f"{tick:,}" for tick in sorted(ticks)])
+    panel.set(xlabel="trained parameters", ylabel="exact recall", ylim=(0, 1.05))
+    panel.set_title(title, fontsize=10)
     panel.legend(fontsize=8, loc="lower right")
+
+
+def main() -> None:
+    """Means over three seeds with 95 % intervals."""
+    figure, panels = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    for panel, (title, lines) in zip(panels, PANELS.items(), strict=True):
+        draw(panel, title, lines)
     figure.savefig(HERE / "recall.png", dpi=130)
 
 
