@@ -1,4 +1,7 @@
-"""Draws docs/recall.png, exact recall over trained parameters, from three studies: python docs/make_recall.py"""
+"""Draws docs/recall.png, exact recall over trained parameters, and docs/bits.png, bits over facts, from the studies.
+
+python docs/make_recall.py
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,14 @@ PANELS = {
     },
 }
 """By title and label: the study, what its arms begin with, colour and marker."""
+
+FACTS = {
+    "lora-r1": ("LoRA, r = 1", "#d2691e", "o"),
+    "lora-r2": ("LoRA, r = 2", "#d2691e", "s"),
+    "linear-closed-r1": ("carrier, closed at the start, r = 1", "#8c9fdf", "o"),
+    "linear-open-r1": ("carrier, open at the start, r = 1", "#3a5fcd", "o"),
+}
+"""By arm of facts-over-d and facts-encoder: label, colour and marker."""
 
 
 def arms_of(study: str, start: str) -> list[dict[str, Any]]:
@@ -56,8 +67,34 @@ def draw(panel: Any, title: str, lines: dict[str, tuple[str, str, str, str]]) ->
     panel.legend(fontsize=8, loc="lower right")
 
 
+def count_of(arm: dict[str, Any]) -> int:
+    """D, from the name of the task."""
+    return int(arm["task"].removeprefix("d"))
+
+
+def bits_over_facts() -> None:
+    """Means over three seeds with 95 % intervals, and all bits that the facts have."""
+    both = ("facts-over-d", "facts-encoder")
+    results = [arm for study in both for arm in read_json(RESULTS / study / "summary.json")["arms"]]
+    results = sorted((arm for arm in results if arm["arm"] in FACTS), key=count_of)
+    counts = sorted({count_of(arm) for arm in results})
+    figure, panel = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
+    for name, (label, colour, marker) in FACTS.items():
+        tests = [arm["test"] for arm in results if arm["arm"] == name]
+        reach = [[t["mean"] - t["low"] for t in tests], [t["high"] - t["mean"] for t in tests]]
+        style = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "--" if marker == "s" else "-"}
+        panel.errorbar(counts, [t["mean"] for t in tests], reach, capsize=3, label=label, **style)
+    panel.plot(counts, [4 * count for count in counts], color="#7d8a99", linewidth=1, label="all bits, 4 a fact")
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(counts, [f"{count:,}" for count in counts])
+    panel.set(xlabel="facts", ylabel="bits held", ylim=(0, 1.1 * max(arm["test"]["high"] for arm in results)))
+    panel.legend(fontsize=8, loc="upper left")
+    figure.savefig(HERE / "bits.png", dpi=130)
+
+
 def main() -> None:
     """Means over three seeds with 95 % intervals."""
+    bits_over_facts()
     figure, panels = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
     for panel, (title, lines) in zip(panels, PANELS.items(), strict=True):
         draw(panel, title, lines)

@@ -28,7 +28,7 @@ def test_committed_studies_resolve_to_what_they_ran_with(name):
         mine = next(row for row in rows if row.arm == arm.name)
         # PEFT is told of no task where the head stays as it is drawn (facts), and has none for images
         causal = ("commonsense-small", "facts-pairs", "facts-pairs-start", "facts-cities")
-        headless = ("facts-encoder", "vision")
+        headless = ("facts-encoder", "facts-over-d", "vision")
         kind = "CAUSAL_LM" if name in causal else None if name in headless else "SEQ_CLS"
         resolved = settings_of(adapter_config(study, arm, kind, 100))
         # PEFT writes the names of this model's modules into the first two; by its version an adapter holds c itself or
