@@ -20,9 +20,9 @@ def step_costs() -> dict[str, Any]:
     """Time and peak memory of a training step over plain LoRA's, by tokens of a step.
 
     Time is the quotient of medians. Memory is at least 1: a step below LoRA's peak is noise. A method that is not
-    measured at so many tokens takes its time and memory of the next fewer, as an upper bound: what a method adds counts
-    for less in a longer step. Of full fine-tuning memory is 1: what its peak has beyond LoRA's are gradients and
-    optimizer states, which an estimate counts from its parameters.
+    measured at so many tokens takes its time and memory of the next fewer; when HiRA, RandLoRA and LoHa were measured
+    at 4,096, these were 0.1 to 0.2 above their own. Of full fine-tuning memory is 1: what its peak has beyond LoRA's
+    are gradients and optimizer states, which an estimate counts from its parameters.
     """
     found = measure.read("step")
     rows = [row for row in found["rows"] if row["what"] == "training step"]

@@ -1,6 +1,6 @@
 """Draws docs/recall.png, exact recall over trained parameters, and docs/bits.png, bits over facts, from the studies.
 
-python docs/make_recall.py
+python docs/make_facts.py
 """
 
 from __future__ import annotations
@@ -45,6 +45,15 @@ def arms_of(study: str, start: str) -> list[dict[str, Any]]:
     return sorted(arms, key=lambda arm: arm["trainable_parameters"])
 
 
+def curve(panel: Any, xs: list[int], arms: list[dict[str, Any]], label: str, colour: str, **style: Any) -> list[float]:
+    """The means of some arms over xs, with their intervals; gives the means."""
+    tests = [arm["test"] for arm in arms]
+    means = [t["mean"] for t in tests]
+    reach = [[t["mean"] - t["low"] for t in tests], [t["high"] - t["mean"] for t in tests]]
+    panel.errorbar(xs, means, reach, color=colour, markersize=5, capsize=3, label=label, **style)
+    return means
+
+
 def draw(panel: Any, title: str, lines: dict[str, tuple[str, str, str, str]]) -> None:
     """One task: a line per method, with its ranks as numbers."""
     ticks = set()
@@ -52,10 +61,7 @@ def draw(panel: Any, title: str, lines: dict[str, tuple[str, str, str, str]]) ->
         arms = arms_of(study, start)
         parameters = [arm["trainable_parameters"] for arm in arms]
         ticks |= set(parameters) if label == "LoRA" else set()
-        tests = [arm["test"] for arm in arms]
-        reach = [[t["mean"] - t["low"] for t in tests], [t["high"] - t["mean"] for t in tests]]
-        means = [t["mean"] for t in tests]
-        panel.errorbar(parameters, means, reach, color=colour, marker=marker, markersize=5, capsize=3, label=label)
+        means = curve(panel, parameters, arms, label, colour, marker=marker)
         for x, y, arm in zip(parameters, means, arms, strict=True) if marker != "x" else ():
             rank = f"r = {arm['arm'].removeprefix(start)}"
             panel.annotate(rank, (x, y), (7, -9), textcoords="offset points", fontsize=8, color=colour)
@@ -80,10 +86,8 @@ def bits_over_facts() -> None:
     counts = sorted({count_of(arm) for arm in results})
     figure, panel = plt.subplots(figsize=(7.5, 3.8), layout="constrained")
     for name, (label, colour, marker) in FACTS.items():
-        tests = [arm["test"] for arm in results if arm["arm"] == name]
-        reach = [[t["mean"] - t["low"] for t in tests], [t["high"] - t["mean"] for t in tests]]
-        style = {"color": colour, "marker": marker, "markersize": 5, "linestyle": "--" if marker == "s" else "-"}
-        panel.errorbar(counts, [t["mean"] for t in tests], reach, capsize=3, label=label, **style)
+        arms = [arm for arm in results if arm["arm"] == name]
+        curve(panel, counts, arms, label, colour, marker=marker, linestyle="--" if marker == "s" else "-")
     panel.plot(counts, [4 * count for count in counts], color="#7d8a99", linewidth=1, label="all bits, 4 a fact")
     panel.set_xscale("log", base=2)
     panel.set_xticks(counts, [f"{count:,}" for count in counts])
