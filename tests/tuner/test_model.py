@@ -149,6 +149,14 @@ def test_an_adapter_on_a_base_of_other_shapes_is_refused_in_one_line(tmp_path):
         PeftModel.from_pretrained(type(tiny_bert())(config), tmp_path)
 
 
+def test_an_adapter_on_a_base_with_fewer_layers_says_what_is_dropped(tmp_path):
+    adapted().save_pretrained(tmp_path)
+    config = tiny_bert().config
+    config.num_hidden_layers -= 1
+    with pytest.warns(UserWarning, match=r"\d+ tensors of the adapter have no place .* first is .*layer\.1\."):
+        PeftModel.from_pretrained(type(tiny_bert())(config), tmp_path)
+
+
 def test_target_modules_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="q_proj"):
         get_peft_model(tiny_bert(), LRLoraConfig(target_modules=["q_proj"]))

@@ -251,6 +251,8 @@ def put_saved_on(base: Any, saved: AdapterFolder, is_sparing: bool = False) -> P
         with warnings.catch_warnings():
             # PEFT's own warnings about tied embeddings; where they matter, merging refuses them by name
             warnings.filterwarnings("ignore", "Model has `tie_word_embeddings")
+            # an error here, below
+            warnings.filterwarnings("ignore", ".* tensors of the adapter have no place")
             config = PeftConfig.from_pretrained(str(saved.folder))
             config.inference_mode, config.base_model_name_or_path = True, None
             model: Any = get_peft_model(base, config, ADAPTER, low_cpu_mem_usage=is_sparing)

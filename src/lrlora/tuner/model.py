@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lrlora.errors import InputError
 from lrlora.tuner.attention import OUT, MultiheadAttention
-from lrlora.tuner.checks import check_shapes
+from lrlora.tuner.checks import check_tensors
 from lrlora.tuner.delta import MARK, LRLoraDelta
 from lrlora.tuner.experts import ParamWrapper, wrap_parameter
 from lrlora.tuner.internals import (
@@ -217,7 +217,7 @@ class LRLoraModel(BaseTuner):
                 # layers injected without a PeftModel around them have no such prefix, but files always do
                 model_key_of.setdefault(f"base_model.model.{saved_key}", key)
         remapped = {model_key_of.get(key, key): value for key, value in state_dict.items()}
-        check_shapes(shapes, remapped)
+        check_tensors(shapes, remapped, MARK)
         return remapped
 
 
