@@ -40,22 +40,27 @@ _BACKEND_NATIVE = """\
         return passes, passes.why_not(A)
 """
 _DEFINITION_OF_WEIGHT = """\
-    if impl == "definition":
-        dW = definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier)
-        return (dW if W0 is None else W0 + dW).to(dtype or dW.dtype)
+        if is_by_definition(impl):
+            dW = definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier)
+            return (dW if W0 is None else W0 + dW).to(dtype or dW.dtype)
 """
 _DEFINITION_OF_LINEAR = """\
-    if impl == "definition":
-        return definition.adapted_linear(x, W0, bias, A, B, c, tau, scale, phi=phi, carrier=carrier)
+    if is_by_definition(impl):
+        with without_autocast(x.device):
+            return definition.adapted_linear(x, W0, bias, A, B, c, tau, scale, phi=phi, carrier=carrier)
 """
 _DEFINITION_OF_UPDATE = """\
-    if impl == "definition":
-        return definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier, rows=rows)
+    if is_by_definition(impl):
+        with without_autocast(A.device):
+            return definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier, rows=rows)
 """
 _DEFINITION_OF_EXPERTS = """\
-    if impl == "definition":
-        raise ValueError("impl='definition' is not there for experts; call lrlora.delta_weight for each of them")
+    if is_by_definition(impl):
+        with without_autocast(A.device):
+            dW = _updates(A, B, c, tau, scale, phi, carrier)
+            return (dW if W0 is None else W0 + dW).to(dtype)
 """
+_LEFT_OF_DISPATCH = ("using", "_instead", "by_definition", "is_by_definition", "_is_by_definition")
 _HELD_DROPOUT = """\
         held: Any = self.lrlora_dropout[adapter_name] if adapter_name in self.lrlora_dropout else None
 """
@@ -75,7 +80,7 @@ _OUT_OF_DATE_PEFT = """\
 
 TARGETS = (
     Target("config.py", (
-        Part("tuner/checks.py", leave=("check_shapes",)),
+        Part("tuner/checks.py", leave=("check_tensors",)),
         Part(
             "tuner/config.py",
             leave=("_field", "LRLoraConfig.__init__", "LRLoraConfig.from_lora", "LRLoraConfig.to_lora"),
@@ -123,7 +128,7 @@ TARGETS = (
         )),
         Part("ops/tiles.py"),
         Part("ops/eager.py"),
-        Part("ops/dispatch.py", leave=("using", "_instead"), edits=(
+        Part("ops/dispatch.py", leave=_LEFT_OF_DISPATCH, edits=(
             ('Literal["auto", "definition", "eager", "native", "triton"]', 'Literal["auto", "eager", "triton"]'),
             ('if impl in ("eager", "native", "triton"):', 'if impl in ("eager", "triton"):'),
             (_CHOOSE_NATIVE, _CHOOSE_TRITON),
@@ -135,7 +140,8 @@ TARGETS = (
         Part("ops/linear.py", edits=(
             (_DEFINITION_OF_LINEAR, ""), (_DEFINITION_OF_UPDATE, ""), (_DEFINITION_OF_WEIGHT, ""),
             ('"auto", "triton" (CUDA), "native" (CPU with a C++ compiler), "eager" (plain torch, any device) or\n'
-             '            "definition" (the plain formula through autograd).',
+             '            "definition" (the plain formula through autograd; "auto" is it inside `lrlora.by_definition` '
+             "and in\n            transforms of torch.func).",
              '"auto", "triton" (CUDA) or "eager" (plain torch, any device).'),
             ("from lrlora.ops import huge_pages\n", ""),
             ("huge_pages.product(rows_of_dy.T, rows_of_x)", "rows_of_dy.T @ rows_of_x"),
@@ -143,13 +149,12 @@ TARGETS = (
             ("Arguments, returns and errors as for `lrlora.method.update.delta_weight`; impl as for `adapted_linear`.",
              "Arguments and errors as for `adapted_linear`; rows: where B holds some rows of a larger matrix, their\n"
              "    numbers in it: a carrier's signs go by them."),
-            ('"second derivatives (create_graph=True) are not implemented by the fused op; call "\n'
-             "            \"lrlora.adapted_linear with impl='definition', which keeps a graph of everything\"",
+            ('"second derivatives (create_graph=True) are not implemented by the fused op; compute the output '
+             'inside "\n            "`with lrlora.by_definition():`, which keeps a graph of everything"',
              '"second derivatives (create_graph=True) are not implemented by LR-LoRA"'),
         )),
-        Part("ops/experts.py", edits=(
+        Part("ops/experts.py", leave=("_updates",), edits=(
             (_DEFINITION_OF_EXPERTS, ""),
-            ('as for `adapted_linear`, without "definition".', "as for `adapted_linear`."),
         )),
     )),
     Target("triton_ops.py", (
@@ -176,7 +181,7 @@ TARGETS = (
             PEFT_INTERNALS,
             take=("resolve_quantization", "is_all_linear", "include_all_linear", "tuner_key_prefixes"),
         ),
-        Part("tuner/checks.py", take=("check_shapes",)),
+        Part("tuner/checks.py", take=("check_tensors",)),
         Part("tuner/names.py", take=("block_of", "type_of")),
         Part("tuner/mixed.py", edits=(
             ('raise ValueError(f"adapter_names must be a list', 'raise TypeError(f"adapter_names must be a list'),

@@ -26,7 +26,7 @@ The package peft_study, methods x tasks x rates x seeds, comes with this one and
 """
 
 from lrlora.errors import InputError
-from lrlora.ops import adapted_linear, delta_weight
+from lrlora.ops import adapted_linear, by_definition, delta_weight
 from lrlora.ranks import LayerRank, RankCallback, layer_ranks, record_ranks
 from lrlora.tuner import LRLoraConfig, LRLoraLayer, LRLoraModel, deltas
 from lrlora.tuner.callback import TauCallback
@@ -44,6 +44,7 @@ __all__ = [
     "RankCallback",
     "TauCallback",
     "adapted_linear",
+    "by_definition",
     "delta_weight",
     "deltas",
     "follow_tau",

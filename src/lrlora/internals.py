@@ -12,6 +12,8 @@ fails on a name that is not in it.
     cli/flags.py           _group_actions               argparse: the same
     export/skeleton.py     _check_merge_allowed         PEFT: its check of tied weights, which our tuner overrides
     ops/linear.py          _base                        torch: whether an output is a view; ops/ is above this file
+    ops/dispatch.py        _C                           torch: holds the next one; ops/ is above this file
+    ops/dispatch.py        _are_functorch_transforms_active  torch: whether torch.func traces or batches tensors now
     training/sharding.py   _no_split_modules            transformers: the classes of a model's blocks
     training/trainer.py    _save                        transformers: writes a checkpoint's adapter, of tensors given
     tuner/delta.py         _apply                       torch: overridden, to keep the adapter in float32 under .half()

@@ -3,7 +3,7 @@ import torch
 
 from lrlora.method import update as definition
 from lrlora.method.nonlinearity import FORMS
-from lrlora.ops import adapted_linear, delta_weight
+from lrlora.ops import adapted_linear, by_definition, delta_weight
 from tests.conftest import rel_rms
 from tests.ops.cases import CARRIERS, KINDS, carried, inputs, with_gradients
 
@@ -179,5 +179,41 @@ def test_nothing_is_read_before_it_is_written(impl):
 def test_a_second_derivative_is_refused_in_words():
     given = inputs(6, "sinc")
     given["A"].requires_grad_()
-    with pytest.raises(RuntimeError, match=r"second derivatives .* impl='definition'"):
+    with pytest.raises(RuntimeError, match=r"second derivatives .* lrlora\.by_definition"):
         torch.autograd.grad(adapted_linear(**given).sum(), given["A"], create_graph=True)
+
+
+@pytest.mark.parametrize(("phi", "carrier"), KINDS)
+def test_second_derivatives_are_there_by_definition(phi, carrier):
+    small = carried(inputs(4, phi, rank=2, num_basis=5), carrier)
+    leaves = {k: small[k].requires_grad_() for k in ("x", "A", "B", "c") if small[k] is not None}
+
+    def call(*tensors):
+        return adapted_linear(**{**small, **dict(zip(leaves, tensors, strict=True))})
+
+    with by_definition():
+        assert torch.autograd.gradgradcheck(call, tuple(leaves.values()))
+    with pytest.raises(RuntimeError, match="second derivatives"):
+        torch.autograd.grad(call(*leaves.values()).sum(), leaves["A"], create_graph=True)
+
+
+@pytest.mark.parametrize(("phi", "carrier"), KINDS)
+def test_transforms_of_torch_func_see_the_plain_formula(phi, carrier):
+    given = carried(inputs(12, phi), carrier)
+    truth = with_gradients(given, "definition")
+    named = {k: given[k] for k in ("A", "B", "c") if given[k] is not None}
+
+    def loss(named, x, direction):
+        return (adapted_linear(**{**given, **named, "x": x}) * direction).sum()
+
+    direction = torch.randn_like(truth["y"])
+    for_all = torch.func.grad(loss)(named, given["x"], direction)
+    row_by_row = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(named, given["x"], direction)
+    leaves = {k: v.detach().clone().requires_grad_() for k, v in named.items()}
+    loss(leaves, given["x"], direction).backward()
+    _, tangent = torch.func.jvp(lambda x: loss(named, x, direction), (given["x"],), (torch.ones_like(given["x"]),))
+    slope = torch.func.grad(loss, argnums=1)(named, given["x"], direction).sum()
+    torch.testing.assert_close(tangent, slope)
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(for_all[name], leaf.grad, msg=name)
+        torch.testing.assert_close(row_by_row[name].sum(0), leaf.grad, msg=name)

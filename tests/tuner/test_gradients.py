@@ -99,6 +99,29 @@ def test_other_parameters_by_functional_call():
     torch.testing.assert_close(leaf.grad, gradients(model)[name])
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("is_training", [False, True])
+def test_gradients_of_each_row_by_torch_func(is_training):
+    model = adapted_bert().train(is_training)
+    trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+    ids, labels = token_ids(), torch.tensor([0, 2])
+
+    def loss(parameters, ids, label):
+        given = {"input_ids": ids[None], "labels": label[None]}
+        return torch.func.functional_call(model, parameters, (), given).loss
+
+    found = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))(trained, ids, labels)
+    for i in range(len(ids)):
+        model.zero_grad()
+        model(input_ids=ids[i : i + 1], labels=labels[i : i + 1]).loss.backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                torch.testing.assert_close(found[name][i], parameter.grad, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        per_row = torch.func.vmap(loss, in_dims=(None, 0, 0))(trained, ids, labels)
+        torch.testing.assert_close(per_row.mean(), model(input_ids=ids, labels=labels).loss)
+
+
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_training_under_autocast_is_close_to_float32(half):
     model = adapted_bert()

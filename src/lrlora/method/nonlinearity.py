@@ -93,15 +93,26 @@ def sinc_slope(u: Tensor) -> Tensor:
 
 
 class _Sinc(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx, u: Tensor) -> Tensor:
-        ctx.save_for_backward(u)
+    def forward(u: Tensor) -> Tensor:
         return torch.sinc(u)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor) -> Tensor:
         (u,) = ctx.saved_tensors
         return grad_outputs[0] * sinc_slope(u)
+
+    @staticmethod
+    def jvp(ctx, *tangents: Tensor) -> Tensor:
+        (u,) = ctx.saved_tensors
+        return tangents[0] * sinc_slope(u)
 
 
 def phi(

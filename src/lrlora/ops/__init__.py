@@ -3,8 +3,17 @@
 See README.md in this folder for the derivation and the costs.
 """
 
-from lrlora.ops.dispatch import IMPLEMENTATIONS, choose
+from lrlora.ops.dispatch import IMPLEMENTATIONS, by_definition, choose, is_transformed
 from lrlora.ops.experts import experts_weight
 from lrlora.ops.linear import adapted_linear, adapted_weight, delta_weight
 
-__all__ = ["IMPLEMENTATIONS", "adapted_linear", "adapted_weight", "choose", "delta_weight", "experts_weight"]
+__all__ = [
+    "IMPLEMENTATIONS",
+    "adapted_linear",
+    "adapted_weight",
+    "by_definition",
+    "choose",
+    "delta_weight",
+    "experts_weight",
+    "is_transformed",
+]

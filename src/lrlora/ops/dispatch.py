@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -18,6 +19,7 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 # by name: what `using` puts in the place of a backend
 _instead: dict[str, Passes] = {}
+_is_by_definition = contextvars.ContextVar("by_definition", default=False)
 
 
 def choose(impl: Implementation, A: Tensor, B: Tensor) -> tuple[Passes, str]:
@@ -44,6 +46,38 @@ def choose(impl: Implementation, A: Tensor, B: Tensor) -> tuple[Passes, str]:
     name = "native" if A.device.type == "cpu" else "triton"
     passes, reason = _backend(name, A)
     return (plain, f"eager, because {reason}") if passes is None or reason is not None else (passes, name)
+
+
+@contextlib.contextmanager
+def by_definition() -> Iterator[None]:
+    """Inside, every update is computed by its plain formula, which autograd differentiates as often as it is asked.
+
+    For second derivatives (`create_graph=True`), which the fast passes do not have. A layer then keeps several times K
+    matrices of its size until the backward pass, and a step takes ten times as long. With gradient checkpointing, which
+    computes the output again while it goes backward, the backward pass belongs inside as well. The transforms of
+    torch.func (grad, vmap, jvp, hessian, ...) need no context: they get the plain formula by themselves.
+
+    Example:
+        with lrlora.by_definition():
+            (gradient,) = torch.autograd.grad(model(**batch).loss, A, create_graph=True)
+    """
+    before = _is_by_definition.set(True)
+    try:
+        yield
+    finally:
+        _is_by_definition.reset(before)
+
+
+def is_by_definition(impl: Implementation) -> bool:
+    """Whether the plain formula is to be computed: asked for, in `by_definition`, or in a transform of torch.func."""
+    if impl != "auto":
+        return impl == "definition"
+    return _is_by_definition.get() or is_transformed()
+
+
+def is_transformed() -> bool:
+    """Whether a transform of torch.func runs now, whose tensors have no memory that the fast passes could read."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
 @contextlib.contextmanager

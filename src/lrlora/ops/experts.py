@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lrlora.method import update as definition
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form, check_form
-from lrlora.ops.dispatch import Implementation, choose
+from lrlora.ops.dispatch import Implementation, choose, is_by_definition
 from lrlora.ops.linear import refuse_second_derivatives
 from lrlora.ops.passes import Factors, Passes, factors_in_precision, signs_of, without_autocast
 
@@ -47,7 +48,7 @@ def experts_weight(
         scale: alpha / r, or alpha / sqrt(r) with rsLoRA.
         phi: "sinc", "residual", "sine" or "linear".
         carrier: as for `adapted_linear`; every expert has signs of its own, by `carrier.of_expert`.
-        impl: as for `adapted_linear`, without "definition".
+        impl: as for `adapted_linear`.
         dtype: of the result; None means that of W0, float32 without W0.
 
     Returns:
@@ -62,11 +63,24 @@ def experts_weight(
             f"needed A [experts, r, in], B [experts, out, r] and tau [experts], got A {tuple(A.shape)}, "
             f"B {tuple(B.shape)} and tau {tuple(tau.shape)}"
         )
-    if impl == "definition":
-        raise ValueError("impl='definition' is not there for experts; call lrlora.delta_weight for each of them")
-    passes, _ = choose(impl, A[0], B[0])
     dtype = dtype or (torch.float32 if W0 is None else W0.dtype)
+    if is_by_definition(impl):
+        with without_autocast(A.device):
+            dW = _updates(A, B, c, tau, scale, phi, carrier)
+            return (dW if W0 is None else W0 + dW).to(dtype)
+    passes, _ = choose(impl, A[0], B[0])
     return _ExpertsWeight.apply(W0, A, B, c, tau, scale, phi, *(carrier or (0.0, None)), passes, dtype)  # pyright: ignore[reportReturnType]
+
+
+def _updates(
+    A: Tensor, B: Tensor, c: Tensor | None, tau: Tensor, scale: float, phi: Form, carrier: Carrier | None
+) -> Tensor:
+    """scale phi_e(B[e] A[e]) of every expert, by the plain formula."""
+    updates = []
+    for e in range(len(A)):
+        own = None if carrier is None else carrier.of_expert(e)
+        updates.append(definition.delta_weight(A[e], B[e], _of_expert(c, e), tau[e], scale, phi=phi, carrier=own))
+    return torch.stack(updates)
 
 
 class _ExpertsWeight(torch.autograd.Function):
@@ -115,9 +129,12 @@ def _factors_of(
     phi: Form,
     carrier: Carrier | None,
 ) -> Factors:
-    own_c = c if c is None or c.ndim == 1 else c[e]
     signs = signs_of(passes, None if carrier is None else carrier.of_expert(e), A[e], B[e])
-    return factors_in_precision(passes, A[e], B[e], own_c, tau[e], scale, phi, *signs)
+    return factors_in_precision(passes, A[e], B[e], _of_expert(c, e), tau[e], scale, phi, *signs)
+
+
+def _of_expert(c: Tensor | None, e: int) -> Tensor | None:
+    return c if c is None or c.ndim == 1 else c[e]
 
 
 def _experts_with_gradient(gradient: Tensor) -> list[int]:

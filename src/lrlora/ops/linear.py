@@ -18,7 +18,7 @@ from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form, check_form
 from lrlora.method.update import check_factors
 from lrlora.ops import huge_pages
-from lrlora.ops.dispatch import Implementation, choose
+from lrlora.ops.dispatch import Implementation, choose, is_by_definition
 from lrlora.ops.passes import factors_in_precision, signs_of, without_autocast
 
 if TYPE_CHECKING:
@@ -56,7 +56,8 @@ def adapted_linear(
         phi: "sinc", "residual", "sine" or "linear".
         carrier: signs at which phi is used (`lrlora.method.carrier`), not with "sine"; None: at 0.
         impl: "auto", "triton" (CUDA), "native" (CPU with a C++ compiler), "eager" (plain torch, any device) or
-            "definition" (the plain formula through autograd).
+            "definition" (the plain formula through autograd; "auto" is it inside `lrlora.by_definition` and in
+            transforms of torch.func).
 
     Returns:
         y [*batch, out], in the dtype of the product.
@@ -74,10 +75,11 @@ def adapted_linear(
     check_factors(A, B)
     if x.shape[-1] != A.shape[1]:
         raise ValueError(f"x ends in {x.shape[-1]} features, needed {A.shape[1]}, the columns of A {tuple(A.shape)}")
-    if impl == "definition":
-        return definition.adapted_linear(x, W0, bias, A, B, c, tau, scale, phi=phi, carrier=carrier)
     if torch.is_autocast_enabled(x.device.type):
         x = x.to(torch.get_autocast_dtype(x.device.type))
+    if is_by_definition(impl):
+        with without_autocast(x.device):
+            return definition.adapted_linear(x, W0, bias, A, B, c, tau, scale, phi=phi, carrier=carrier)
     passes, _ = choose(impl, A, B)
     return _AdaptedLinear.apply(x, W0, bias, A, B, c, tau, scale, phi, *signs_of(passes, carrier, A, B), passes)  # pyright: ignore[reportReturnType]
 
@@ -100,8 +102,9 @@ def delta_weight(
     """
     check_form(phi, c, carrier is not None)
     check_factors(A, B)
-    if impl == "definition":
-        return definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier, rows=rows)
+    if is_by_definition(impl):
+        with without_autocast(A.device):
+            return definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier, rows=rows)
     passes, _ = choose(impl, A, B)
     return _DeltaWeight.apply(A, B, c, tau, scale, phi, *signs_of(passes, carrier, A, B, rows), passes)  # pyright: ignore[reportReturnType]
 
@@ -127,11 +130,11 @@ def adapted_weight(
     """
     check_form(phi, c, carrier is not None)
     check_factors(A, B)
-    if impl == "definition":
-        dW = definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier)
-        return (dW if W0 is None else W0 + dW).to(dtype or dW.dtype)
-    passes, _ = choose(impl, A, B)
     with without_autocast(A.device):
+        if is_by_definition(impl):
+            dW = definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier)
+            return (dW if W0 is None else W0 + dW).to(dtype or dW.dtype)
+        passes, _ = choose(impl, A, B)
         factors = factors_in_precision(passes, A, B, c, tau, scale, phi, *signs_of(passes, carrier, A, B))
         return passes.weight(W0, factors, dtype or factors.A.dtype)
 
@@ -208,6 +211,6 @@ class _DeltaWeight(torch.autograd.Function):
 def refuse_second_derivatives() -> None:
     if torch.is_grad_enabled() and not torch.compiler.is_compiling():
         raise RuntimeError(
-            "second derivatives (create_graph=True) are not implemented by the fused op; call "
-            "lrlora.adapted_linear with impl='definition', which keeps a graph of everything"
+            "second derivatives (create_graph=True) are not implemented by the fused op; compute the output inside "
+            "`with lrlora.by_definition():`, which keeps a graph of everything"
         )

@@ -42,6 +42,6 @@ def check_tensors(shapes: dict[str, tuple[int, ...]], state_dict: dict[str, Tens
         # PEFT warns of layers without tensors itself, and loads the file without the others in silence
         warnings.warn(
             f"{len(left)} tensors of the adapter have no place in this model and are dropped, the first is {left[0]}; "
-            "load it on the base that it was trained on, or with its own adapter_config.json",
+            "load it on the base that it was trained on, and with its own config",
             stacklevel=2,
         )

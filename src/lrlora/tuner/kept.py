@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lrlora.ops import is_transformed
+
 SPARED_SHARE = 0.1
 """An update is cached only if this fraction of the device's memory stays free afterwards."""
 
@@ -69,6 +71,8 @@ def why_not_kept(tensor: Tensor, is_training: bool) -> str | None:
         return "gradients are wanted"
     if torch.compiler.is_compiling():
         return "the model is being compiled"
+    if is_transformed():
+        return "a transform of torch.func runs"
     if tensor.device.type == "meta":
         return "the factors hold no values"
     if tensor.is_cuda and torch.cuda.is_current_stream_capturing():
