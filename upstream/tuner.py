@@ -60,7 +60,7 @@ _DEFINITION_OF_EXPERTS = """\
             dW = _updates(A, B, c, tau, scale, phi, carrier)
             return (dW if W0 is None else W0 + dW).to(dtype)
 """
-_LEFT_OF_DISPATCH = ("using", "_instead", "by_definition", "is_by_definition", "_is_by_definition")
+_LEFT_OF_DISPATCH = ("using", "_instead", "by_definition", "is_by_definition", "_opened")
 _HELD_DROPOUT = """\
         held: Any = self.lrlora_dropout[adapter_name] if adapter_name in self.lrlora_dropout else None
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -19,7 +18,8 @@ IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 # by name: what `using` puts in the place of a backend
 _instead: dict[str, Passes] = {}
-_is_by_definition = contextvars.ContextVar("by_definition", default=False)
+# how many `by_definition` are open, in all threads
+_opened = 0
 
 
 def choose(impl: Implementation, A: Tensor, B: Tensor) -> tuple[Passes, str]:
@@ -50,7 +50,7 @@ def choose(impl: Implementation, A: Tensor, B: Tensor) -> tuple[Passes, str]:
 
 @contextlib.contextmanager
 def by_definition() -> Iterator[None]:
-    """Inside, every update is computed by its plain formula, which autograd differentiates as often as it is asked.
+    """Inside, in every thread, an update is computed by its plain formula, which autograd can differentiate again.
 
     For second derivatives (`create_graph=True`), which the fast passes do not have. A layer then keeps several times K
     matrices of its size until the backward pass, and a step takes ten times as long. With gradient checkpointing, which
@@ -61,18 +61,19 @@ def by_definition() -> Iterator[None]:
         with lrlora.by_definition():
             (gradient,) = torch.autograd.grad(model(**batch).loss, A, create_graph=True)
     """
-    before = _is_by_definition.set(True)
+    global _opened
+    _opened += 1
     try:
         yield
     finally:
-        _is_by_definition.reset(before)
+        _opened -= 1
 
 
 def is_by_definition(impl: Implementation) -> bool:
     """Whether the plain formula is to be computed: asked for, in `by_definition`, or in a transform of torch.func."""
     if impl != "auto":
         return impl == "definition"
-    return _is_by_definition.get() or is_transformed()
+    return _opened > 0 or is_transformed()
 
 
 def is_transformed() -> bool:
