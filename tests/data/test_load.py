@@ -135,3 +135,26 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
         load_task(DataSource(data=str(tmp_path / "notes.md")))
     with pytest.raises(InputError, match="neither a local file nor a readable hub dataset"):
         load_task(DataSource(data="someone/something"))
+
+
+def test_evaluation_rows_that_are_trained_on_are_counted(tmp_path):
+    held_out = write_rows(
+        tmp_path / "held_out.jsonl",
+        # of the same text, one of them with another label
+        [ROWS[3], {"sentence": "new", "label": 0}, {**ROWS[5], "label": 0}],
+    )
+    train = write_rows(tmp_path / "train.jsonl", ROWS)
+    (note,) = load_task(DataSource(str(train), eval_data=str(held_out))).notes
+    assert note.startswith(f"2 of 3 evaluation rows are training rows as well, the first is row 1 of {held_out}: ")
+    assert load_task(DataSource(str(train))).notes == ()
+    # rows that are not used do not count
+    assert load_task(DataSource(str(train), eval_data=str(held_out), train_rows=2, seed=1)).notes == ()
+
+
+def test_chats_that_are_trained_on_are_counted(tmp_path):
+    chats = [
+        {"messages": [{"role": "user", "content": f"{n % 5}?"}, {"role": "assistant", "content": "Yes."}]}
+        for n in range(20)
+    ]
+    (note,) = load_task(DataSource(str(write_rows(tmp_path / "chats.jsonl", chats)))).notes
+    assert note.startswith("2 of 2 evaluation rows are training rows as well")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from lrlora.data import embedded
@@ -60,6 +60,8 @@ def load_task(source: DataSource, labels: Sequence[str] | None = None) -> TaskDa
         for part, most in zip(rows, (source.train_rows, source.eval_rows), strict=True)
     ]
     _check_variety(used[0], kind, classes, notes)
+    if kind != IMAGES:
+        _say_what_is_in_both(used[0], used[1], tables[-1].where, notes)
     task = _task(name, kind, used[0], used[1], classes, source, where, (train.where, tables[-1].where), notes)
     return dataclasses.replace(task, skipped=skipped)
 
@@ -195,3 +197,22 @@ def _check_variety(train: Dataset, kind: Kind, classes: Sequence[str], notes: li
         notes.append(
             f"no training row is of {len(absent)} of the {len(classes)} classes: {shortened(', '.join(absent))}"
         )
+
+
+def _say_what_is_in_both(train: Dataset, evaluation: Dataset, where: str, notes: list[str]) -> None:
+    """Count the evaluation rows that are among the training rows, label or not."""
+    learned = set(_contents(train))
+    both = [row for row, content in zip(evaluation["row"], _contents(evaluation), strict=True) if content in learned]
+    if both:
+        notes.append(
+            f"{len(both)} of {len(evaluation)} evaluation rows are training rows as well, the first is row {both[0]} "
+            f"of {where}: what is learned by heart raises the metric; take such rows out of one of the two"
+        )
+
+
+def _contents(rows: Dataset) -> Iterator[int]:
+    columns = [name for name in rows.column_names if name not in ("label", "row")]
+    batches: Any = rows.select_columns(columns).iter(1000)
+    for batch in batches:
+        # as numbers: the text of a large file would be in memory twice
+        yield from (hash(repr(content)) for content in zip(*batch.values(), strict=True))
