@@ -12,7 +12,7 @@ HEAD = """# Performance
 
 Written by `make bench` and `make bench-demo` (their last step, `python -m benchmarks.report`) from
 `benchmarks/results/*.json`, which hold all repeats. The methods take turns in one process; a number is the median of
-{rounds} rounds; ratios are within one run.
+{rounds} rounds; ratios are within one run. What takes less than 30 ms is run for as long, not timed, before each round.
 
 {device}, {threads} threads, torch {torch}, peft {peft}, transformers {transformers}, commit {commit}, {date}.
 
