@@ -176,9 +176,11 @@ def test_whole_numbers_are_read_as_text_and_that_is_said(tmp_path):
 
 
 def test_a_file_of_several_candidates_says_what_is_read(tmp_path):
-    task = load(write_rows(tmp_path / "a.jsonl", rows_of([0, 1], sentence="other")))
-    said = f"{tmp_path / 'a.jsonl'}: read as text: sentence; not read: text; text_columns chooses others"
-    assert task.notes[0] == said
+    rows = [{**row, "sentence": f"other {row['text']}"} for row in rows_of([0, 1])]
+    task = load(write_rows(tmp_path / "a.jsonl", rows))
+    assert task.notes == (
+        f"{tmp_path / 'a.jsonl'}: read as text: sentence; not read: text; text_columns chooses others",
+    )
     (tmp_path / "a.csv").write_text("text;label\na;1\n")
     with pytest.raises(InputError, match=r"its columns seem to be separated by ';', needed commas"):
         load(tmp_path / "a.csv")

@@ -25,8 +25,8 @@ def test_committed_studies_resolve_to_what_they_ran_with(name):
     study = read_study(STUDIES / f"{name}.yaml")
     rows = read_rows(STUDIES / "results" / name / "results.jsonl")
     # PEFT is told of no task where the head stays as it is drawn (facts), and has none for images
-    headless = None if study.tasks[0].kind in ("facts", "image-classification") else "SEQ_CLS"
-    peft_task = "CAUSAL_LM" if study.model == "embedded-decoder" else headless
+    is_headless = study.tasks[0].kind in ("facts", "image-classification")
+    peft_task = "CAUSAL_LM" if study.model == "embedded-decoder" else None if is_headless else "SEQ_CLS"
     for arm in study.arms:
         mine = next(row for row in rows if row.arm == arm.name)
         resolved = settings_of(adapter_config(study, arm, peft_task, 100))

@@ -57,7 +57,7 @@ def experts_weight(
     Raises:
         ValueError: an unknown impl or phi, or shapes that do not fit.
     """
-    check_form(phi, c if c is None or c.ndim == 1 else c[0], carrier is not None)
+    check_form(phi, _of_expert(c, 0), carrier is not None)
     if A.ndim != 3 or B.ndim != 3 or len(A) != len(B) or A.shape[1] != B.shape[2] or tau.shape != A.shape[:1]:
         raise ValueError(
             f"needed A [experts, r, in], B [experts, out, r] and tau [experts], got A {tuple(A.shape)}, "
@@ -113,8 +113,9 @@ class _ExpertsWeight(torch.autograd.Function):
                 # a copy: the passes overwrite it
                 G = gradient[e].to(factors.A.dtype, copy=True, memory_format=torch.contiguous_format)
                 dA[e], dB[e], dc_of_expert = ctx.passes.gradients(G, None, factors)
-                if dc is not None and dc_of_expert is not None:
-                    (dc if dc.ndim == 1 else dc[e]).add_(dc_of_expert)
+                own_dc = _of_expert(dc, e)
+                if own_dc is not None and dc_of_expert is not None:
+                    own_dc.add_(dc_of_expert)
         return None, dA, dB, dc, *[None] * 7
 
 
