@@ -66,6 +66,17 @@ def test_train_and_test_folders(tmp_path):
         load_task(source(tmp_path))
 
 
+def test_evaluation_images_that_are_trained_on_are_counted(tmp_path):
+    class_folders(tmp_path / "train", {"a": 3, "b": 3})
+    class_folders(tmp_path / "test", {"a": 2, "b": 2}, first=100)
+    assert load_task(source(tmp_path)).notes == ()
+    # one under another name and of another class
+    copy = tmp_path / "test" / "b" / "1.png"
+    copy.write_bytes((tmp_path / "train" / "a" / "1.png").read_bytes())
+    (note,) = load_task(source(tmp_path)).notes
+    assert note.startswith(f"1 of 4 evaluation rows are training rows as well, the first is {copy}: ")
+
+
 def test_a_class_may_be_called_train(tmp_path):
     task = load_task(source(class_folders(tmp_path, {"bus": 6, "train": 6})))
     assert task.labels == ["bus", "train"]

@@ -60,8 +60,7 @@ def load_task(source: DataSource, labels: Sequence[str] | None = None) -> TaskDa
         for part, most in zip(rows, (source.train_rows, source.eval_rows), strict=True)
     ]
     _check_variety(used[0], kind, classes, notes)
-    if kind != IMAGES:
-        _say_what_is_in_both(used[0], used[1], tables[-1].where, notes)
+    _say_what_is_in_both(used[0], used[1], kind, tables[-1].where, notes)
     task = _task(name, kind, used[0], used[1], classes, source, where, (train.where, tables[-1].where), notes)
     return dataclasses.replace(task, skipped=skipped)
 
@@ -199,19 +198,21 @@ def _check_variety(train: Dataset, kind: Kind, classes: Sequence[str], notes: li
         )
 
 
-def _say_what_is_in_both(train: Dataset, evaluation: Dataset, where: str, notes: list[str]) -> None:
-    """Count the evaluation rows that are among the training rows, label or not."""
-    learned = set(_contents(train))
-    both = [row for row, content in zip(evaluation["row"], _contents(evaluation), strict=True) if content in learned]
+def _say_what_is_in_both(train: Dataset, evaluation: Dataset, kind: Kind, where: str, notes: list[str]) -> None:
+    """Count the evaluation rows that are among the training rows, label or not; images by their bytes."""
+    columns = [name for name in train.column_names if name not in ("label", "row")] if kind != IMAGES else ["digest"]
+    learned = set(_contents(train, columns))
+    both = [position for position, content in enumerate(_contents(evaluation, columns)) if content in learned]
     if both:
+        row = evaluation[both[0]]
+        first = row["file"] if kind == IMAGES and row["file"] else f"row {row['row']} of {where}"
         notes.append(
-            f"{len(both)} of {len(evaluation)} evaluation rows are training rows as well, the first is row {both[0]} "
-            f"of {where}: what is learned by heart raises the metric; take such rows out of one of the two"
+            f"{len(both)} of {len(evaluation)} evaluation rows are training rows as well, the first is {first}: "
+            "what is learned by heart raises the metric; take such rows out of one of the two"
         )
 
 
-def _contents(rows: Dataset) -> Iterator[int]:
-    columns = [name for name in rows.column_names if name not in ("label", "row")]
+def _contents(rows: Dataset, columns: list[str]) -> Iterator[int]:
     batches: Any = rows.select_columns(columns).iter(1000)
     for batch in batches:
         # as numbers: the text of a large file would be in memory twice

@@ -256,11 +256,11 @@ def _write_results(
     config: TrainConfig, trainer: Trainer, metrics: dict[str, Any], out: RunFolder, held: Held,
     predicted: list[dict[str, Any]] | None,
 ) -> None:  # fmt: skip
-    # imported here: all else works without matplotlib
-    from lrlora.ranks.heatmap import rank_heatmap
-
     rows = held.rows
     if config.method == "lrlora":
+        # imported here: all else works without matplotlib, and sooner
+        from lrlora.ranks.heatmap import rank_heatmap
+
         metrics["warnings"] = rank_warnings(rows, config.adapter.phi)
         out.save_ranks(rows)
         rank_heatmap(rows, out.picture)
