@@ -210,6 +210,17 @@ def logged(out: Path, name: str) -> dict[int, float]:
     return {line["step"]: line[name] for line in lines if name in line}
 
 
+def test_what_the_last_step_evaluated_is_not_evaluated_again(tiny_encoder, sentences, tmp_path):
+    times = {}
+    for steps in (4, 5):
+        out = tmp_path / str(steps)
+        result = train(config_for(tiny_encoder, sentences, out, max_steps=steps, eval_steps=2))
+        evaluations = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines() if "eval_loss" in line]
+        times[steps] = [line["step"] for line in evaluations]
+        assert result.metrics["loss"] == evaluations[-1]["eval_loss"]
+    assert times == {4: [2, 4], 5: [2, 4, 5]}
+
+
 def test_the_best_checkpoint_is_taken_and_training_stops_early(tiny_encoder, sentences, tmp_path):
     # a rate so large that it soon gets worse
     config = config_for(

@@ -190,7 +190,7 @@ def _train_one(
             with stop.at_the_next_step():
                 run_trainer(trainer, checkpoint)
             wall_s = time.perf_counter() - started
-            found = {name.removeprefix("eval_"): value for name, value in trainer.evaluate().items()}
+            measured = trainer.evaluate_trained()  # pyright: ignore[reportAttributeAccessIssue]
         metrics = {
             "method": config.method,
             "task": task.name,
@@ -198,7 +198,7 @@ def _train_one(
             "train_rows": len(task.train),
             "eval_rows": len(task.evaluation),
             "metric": task.metrics[0] if task.metrics else "loss",
-            **found,
+            **{name.removeprefix("eval_"): value for name, value in measured.items()},
             "train_loss": mean_loss(trainer.state.log_history),
             "steps": trainer.state.global_step,
             "wall_s": wall_s,

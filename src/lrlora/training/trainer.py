@@ -36,6 +36,7 @@ class _OfRun:
 
     scored: Callable[[Any], dict[str, float]]
     outputs: Outputs
+    _measured: tuple[int, dict[str, float]] | None = None
 
     def save_model(self: Any, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the adapter; of a model in shards it alone is gathered, without the base."""
@@ -53,7 +54,14 @@ class _OfRun:
         found = {f"{metric_key_prefix}_{name}": value for name, value in self.scored(self.model).items()}
         self.log(found)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, found)
+        self._measured = self.state.global_step, found
         return found
+
+    def evaluate_trained(self: Any) -> dict[str, float]:
+        """The numbers of the model after training: those of the last evaluation, where no step followed it."""
+        if self._measured is None or self._measured[0] != self.state.global_step or self.args.load_best_model_at_end:
+            return self.evaluate()
+        return self._measured[1]
 
     def create_model_card(self, *given: Any, **named: Any) -> None:
         """Leave out the card that trl writes next to the checkpoints: a run's card is that of its adapter."""
