@@ -94,8 +94,9 @@ EVALUATION = """\
 Not merged, a layer caches its dW, a second matrix of its size, and computes it again when A, B, c, tau or s changed in
 value. For 64 rows and more W0 + dW is formed for every call, which moves three matrices through memory, and multiplied
 once. For fewer rows, as in generation, x is multiplied with W0 and with dW: a token reads two matrices where the base
-reads one (experts are summed whole for every token). On a GPU the comparison of values makes the host wait once or more
-per layer and call. `merge_adapter()` costs none of this.
+reads one (experts are summed whole for every token). In training mode, as in the rollouts of trl's GRPO, fewer rows use
+the cached dW from the second call without gradients on, and a call with gradients frees it. On a GPU the comparison of
+values makes the host wait once or more per layer and call. `merge_adapter()` costs none of this.
 
 """
 

@@ -167,15 +167,55 @@ def test_it_is_not_used_where_gradients_are_wanted(adapted):
     assert len(made) == 1
 
 
+def test_in_training_few_rows_keep_it_from_the_second_call_on_and_a_call_with_gradients_frees_it(adapted):
+    model, made = adapted
+    want = run(model)
+    model.train()
+    made.clear()
+    kept = model.base_model.model.layer.delta("default").kept
+    for times in (0, 1, 1, 1):
+        torch.testing.assert_close(run(model), want)
+        assert len(made) == times and len(kept._entries) == times
+    # what begins the next answers does not free it
+    run(model, MANY)
+    assert kept._entries
+    model(X).sum().backward()
+    assert not kept._entries
+    run(model)
+    assert not kept._entries
+
+
+def test_in_training_many_rows_do_not_keep_it(adapted):
+    model, made = adapted
+    model.train()
+    for _ in range(3):
+        # bit for bit what is computed with gradients: trl's DPO subtracts one from the other
+        assert torch.equal(run(model, MANY), model(MANY))
+        assert torch.equal(run(model), model(X))
+    assert not made
+
+
+def test_what_checkpoints_compute_without_gradients_is_not_kept(adapted):
+    model, made = adapted
+    model.train()
+    kept = model.base_model.model.layer.delta("default").kept
+    # as of gradients that are accumulated: each forward pass is reentrant checkpointing's without gradients
+    for _ in range(3):
+        y = torch.utils.checkpoint.checkpoint(model, X.clone().requires_grad_(), use_reentrant=True)
+        assert not kept._entries
+        y.sum().backward()
+    assert not made
+
+
 def test_training_merging_and_copying_drop_it(adapted):
     model, _ = adapted
-    kept = model.base_model.model.layer.delta("default")._kept
+    kept = model.base_model.model.layer.delta("default").kept
     for drop in (model.train, model.merge_adapter):
         model.unmerge_adapter() if model.base_model.model.layer.merged else None
         model.eval()
         run(model)
         assert kept._entries
-        assert not copy.deepcopy(model).base_model.model.layer.delta("default")._kept._entries
+        assert not copy.deepcopy(model).base_model.model.layer.delta("default").kept._entries
         drop()
         assert not kept._entries
 
@@ -184,7 +224,7 @@ def test_looking_at_the_update_keeps_nothing_and_drops_nothing(adapted):
     model, made = adapted
     run(model)
     layer = model.base_model.model.layer
-    kept = layer.delta("default")._kept
+    kept = layer.delta("default").kept
     entries = kept._entries
     assert entries
     layer.get_delta_weight("default")

@@ -1,4 +1,4 @@
-"""trl makes a reference by copying parameters by their names: it must be the same function."""
+"""trl makes a reference of an adapter by copying parameters by their names, or by switching it off."""
 
 import copy
 
@@ -108,3 +108,31 @@ def test_dpo_begins_at_rewards_of_zero(tmp_path, tiny_decoder, fields, is_loaded
     first, second = [entry for entry in trainer.state.log_history if "rewards/chosen" in entry][:2]
     assert first["rewards/chosen"] == 0 and first["rewards/rejected"] == 0
     assert second["rewards/margins"] != 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_grpo_samples_from_the_adapter_and_takes_the_base_for_its_reference(tmp_path, tiny_decoder):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import GRPOConfig, GRPOTrainer
+
+    arguments = GRPOConfig(
+        output_dir=str(tmp_path), max_steps=6, per_device_train_batch_size=16, num_generations=16,
+        max_completion_length=8, learning_rate=0.05, beta=0.001, logging_steps=1, report_to=[], use_cpu=True,
+        bf16=False, disable_tqdm=True, save_strategy="no",
+    )  # fmt: skip
+    base = AutoModelForCausalLM.from_pretrained(tiny_decoder)
+    # of small weights every token would be as likely as another, whatever the adapter does
+    base.lm_head.weight.data *= 20
+    liked = (base.lm_head.weight[:, 0] > 0).tolist()
+    trainer = GRPOTrainer(
+        model=base,
+        reward_funcs=lambda completion_ids, **_: [sum(liked[i] for i in ids) / 8 for ids in completion_ids],
+        args=arguments,
+        train_dataset=Dataset.from_dict({"prompt": ["how was it"] * 16}),
+        processing_class=AutoTokenizer.from_pretrained(tiny_decoder),
+        peft_config=LRLoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    steps = [entry for entry in trainer.state.log_history if "reward" in entry]
+    assert steps[0]["kl"] == 0 and steps[-1]["kl"] > 0.1
+    assert steps[-1]["reward"] > steps[0]["reward"] + 0.25

@@ -16,7 +16,7 @@ from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form
 from lrlora.method.rank import product_rms
 from lrlora.tuner.config import LRLoraConfig
-from lrlora.tuner.kept import KeptUpdate, why_not_kept
+from lrlora.tuner.kept import KeptUpdate
 from lrlora.tuner.theta import Sharers, coefficients, start_on
 
 MARK = ".lrlora_delta."
@@ -68,7 +68,7 @@ class LRLoraDelta(nn.Module):
         self.is_knee_followed = False
         self._kappa: float | None = None
         self.is_in_base_precision = False
-        self._kept = KeptUpdate()
+        self.kept = KeptUpdate()
         self.sharers = Sharers()
         self.sharers.members.add(self)
         stack = () if experts is None else (experts,)
@@ -162,8 +162,8 @@ class LRLoraDelta(nn.Module):
         return make(self, scale * self.gain, *given)
 
     def output(self, scale: float, x: Tensor, W0: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-        """x (W0 + dW)^T + bias, or x dW^T + bias where W0 is None; in evaluation of the cached dW."""
-        if why_not_kept(self.A, self.training) is not None:
+        """x (W0 + dW)^T + bias, or x dW^T + bias where W0 is None; of the cached dW where it is used."""
+        if not self.kept.is_for(self.A, self.training, x.numel() // self.A.shape[-1]):
             how: Any = dict(phi=self.phi, carrier=self.carrier)
             return ops.adapted_linear(x, W0, bias, self.A, self.B, self.c, self.tau, scale, **how)
         device = x.device.type
@@ -176,7 +176,7 @@ class LRLoraDelta(nn.Module):
         if rows is not None:
             how: Any = dict(phi=self.phi, carrier=self.carrier, rows=rows)
             return ops.delta_weight(self.A, self.B[rows], self.c, self.tau, scale, **how)
-        if why_not_kept(self.A, self.training) is None:
+        if self.kept.is_for(self.A, self.training):
             return self._kept_update(scale, torch.promote_types(self.A.dtype, torch.float32))
         return self.uncached_update(scale)
 
@@ -189,10 +189,12 @@ class LRLoraDelta(nn.Module):
 
     def adapted_weight(self, scale: float, W0: Tensor) -> Tensor:
         """W0 + dW in the dtype of W0; in evaluation of the cached dW."""
-        if self.A.ndim == 3 and why_not_kept(self.A, self.training) is not None:
+        if self.kept.is_for(self.A, self.training):
+            return (W0 + self._kept_update(scale, torch.promote_types(self.A.dtype, torch.float32))).to(W0.dtype)
+        if self.A.ndim == 3:
             how: Any = dict(phi=self.phi, carrier=self.carrier)
             return ops.experts_weight(W0, self.A, self.B, self.c, self.tau, scale, **how)
-        return (W0 + self.update(scale)).to(W0.dtype)
+        return (W0 + self.uncached_update(scale)).to(W0.dtype)
 
     def _kept_update(self, scale: float, dtype: torch.dtype) -> Tensor:
         def make(sources: list[Tensor | None]) -> Tensor:
@@ -204,7 +206,7 @@ class LRLoraDelta(nn.Module):
             return make_weight(None, A, B, self.coefficients_of(theta), tau, scale, **how)
 
         seed = None if self._carrier is None else self.seed
-        return self._kept.get([self.A, self.B, self.theta, self.tau, seed], scale, dtype, make)
+        return self.kept.get([self.A, self.B, self.theta, self.tau, seed], scale, dtype, make)
 
     def share_phi_with(self, other: LRLoraDelta) -> None:
         """Hold the same parameter theta as another delta from now on."""
@@ -251,16 +253,12 @@ class LRLoraDelta(nn.Module):
         trl casts the adapters on quantised bases to bfloat16 through `.data`: they are put back into float32 before
         training begins.
         """
-        self._kept.drop()
+        self.kept.drop()
         if mode and not self.is_in_base_precision and not _is_cast_by_deepspeed():
             for parameter in self.parameters():
                 if parameter.dtype in _HALF:
                     parameter.data, parameter.grad = parameter.data.float(), None
         return super().train(mode)
-
-    def drop_kept_update(self) -> None:
-        """Free the update cached for evaluation, if there is one."""
-        self._kept.drop()
 
     def follow_knee(self, kappa: float | None) -> None:
         """Set tau = kappa RMS(B A) at the beginning of the next forward pass in training; None leaves it as it is.

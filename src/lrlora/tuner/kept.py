@@ -1,4 +1,4 @@
-"""The update of a layer, cached between calls in evaluation: generation does not compute it again for every token."""
+"""The update of a layer, cached between calls without gradients: generation does not compute it for every token."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from lrlora.ops import is_transformed
 
 SPARED_SHARE = 0.1
 """An update is cached only if this fraction of the device's memory stays free afterwards."""
+
+
+FEW_ROWS = 64
+"""Below so many rows, as in generation, x is multiplied with W0 and with the cached update: adding the two writes a
+matrix and reads three, a second product reads one. With more rows the sum pays."""
 
 
 class _Kept(NamedTuple):
@@ -30,6 +35,7 @@ class KeptUpdate:
 
     def __init__(self) -> None:
         self._entries: dict[torch.dtype, _Kept] = {}
+        self._is_asked = False
 
     def __reduce__(self) -> tuple[type[KeptUpdate], tuple[()]]:
         """A copy, or a file, begins with an empty cache."""
@@ -38,6 +44,34 @@ class KeptUpdate:
     def drop(self) -> None:
         """Free the updates."""
         self._entries = {}
+        self._is_asked = False
+
+    def is_filled(self) -> bool:
+        """Whether it holds an update, of whatever factors."""
+        return bool(self._entries)
+
+    def is_for(self, A: Tensor, is_training: bool, rows: int | None = None) -> bool:
+        """Whether a call uses the cached update, and makes it where there is none.
+
+        In evaluation it does. In training, as in the rollouts of trl's GRPO, only for few rows and from the second call
+        without gradients in a row on: reentrant checkpointing makes one such call and then one with gradients, and an
+        update cached for it would only fill memory. A call with gradients frees it.
+
+        Args:
+            A: the layer's first factor.
+            is_training: whether the layer is in training mode.
+            rows: of the layer's input; None where the update itself is asked for.
+        """
+        if why_not_kept(A) is None:
+            if not is_training:
+                return True
+            if rows is None or rows >= FEW_ROWS:
+                return False
+            was_asked, self._is_asked = self._is_asked, True
+            return was_asked
+        if is_training and not torch.compiler.is_compiling():
+            self.drop()
+        return False
 
     def get(
         self,
@@ -63,10 +97,8 @@ class KeptUpdate:
         return update
 
 
-def why_not_kept(tensor: Tensor, is_training: bool) -> str | None:
+def why_not_kept(tensor: Tensor) -> str | None:
     """Why the update of a layer with this factor A cannot be cached now; None where it can."""
-    if is_training:
-        return "the layer is being trained"
     if torch.is_grad_enabled():
         return "gradients are wanted"
     if torch.compiler.is_compiling():

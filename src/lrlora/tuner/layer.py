@@ -205,7 +205,7 @@ class LRLoraLayer(BaseTunerLayer):
                 "its update holds NaN or inf"
             )
         for name in names:
-            self.delta(name).drop_kept_update()
+            self.delta(name).kept.drop()
         self._before_merge = snapshot
         self._write_weight(total, update)
         self.merged_adapters.extend(wanted)

@@ -12,10 +12,8 @@ from transformers.pytorch_utils import Conv1D
 from lrlora.internals import convolve, has_hooks
 from lrlora.tuner.delta import LRLoraDelta
 from lrlora.tuner.internals import quantization_extra_repr
+from lrlora.tuner.kept import FEW_ROWS
 from lrlora.tuner.layer import LRLoraLayer
-
-ROWS_WORTH_A_SUM = 64
-"""Adding W0 and dW writes a matrix and reads three, a second product reads one: it pays from some tens of rows on."""
 
 # torch's own, to detect a library that replaces it for all layers
 _LINEAR_FORWARD = nn.Linear.forward
@@ -41,7 +39,7 @@ class Linear(nn.Module, LRLoraLayer):
         """y = x (W0 + sum of the active adapters' dW)^T + bias."""
         active = self.active_here()
         is_plain = not args and not kwargs and active and not self.disable_adapters and not self.merged
-        if is_plain and self._is_worth_a_sum(x) and self.why_not_combined(x) is None:
+        if is_plain and self._is_worth_a_sum(x, active[0]) and self.why_not_combined(x) is None:
             base: Any = self.base_layer
             return self.made(active[0], LRLoraDelta.output, x, base.weight, base.bias)
         return self.adapted(x, *args, **kwargs)
@@ -79,11 +77,14 @@ class Linear(nn.Module, LRLoraLayer):
             return "W0 is trained as well"
         return None
 
-    def _is_worth_a_sum(self, x: Tensor) -> bool:
-        """Not for few rows in evaluation: reading W0 and the cached dW costs less there than adding them."""
-        if self.training or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    def _is_worth_a_sum(self, x: Tensor, adapter_name: str) -> bool:
+        """Not for few rows without gradients: reading W0 and the cached dW costs less there than adding them."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
             return True
-        return x.numel() >= ROWS_WORTH_A_SUM * self.in_features
+        if x.numel() >= FEW_ROWS * self.in_features:
+            return True
+        # in training W0 + dW is formed as with gradients, bit for bit, until dW is cached
+        return self.training and not self.delta(adapter_name).kept.is_filled()
 
     def __repr__(self) -> str:
         return "lrlora." + super().__repr__()
