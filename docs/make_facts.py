@@ -24,6 +24,8 @@ PANELS = {
     },
     "the countries of 1,000 cities, two blocks": {
         "LoRA": ("facts-cities", "lora-r", "#d2691e", "o"),
+        "rsLoRA, r = 4": ("facts-cities", "rslora-r", "#b8a13a", "^"),
+        "HiRA": ("facts-cities", "hira-r", "#2a9d6f", "s"),
         "carrier, open at the start": ("facts-cities", "open-r", "#3a5fcd", "o"),
     },
 }
@@ -50,7 +52,7 @@ def curve(panel: Any, xs: list[int], arms: list[dict[str, Any]], label: str, col
     tests = [arm["test"] for arm in arms]
     means = [t["mean"] for t in tests]
     reach = [[t["mean"] - t["low"] for t in tests], [t["high"] - t["mean"] for t in tests]]
-    panel.errorbar(xs, means, reach, color=colour, markersize=5, capsize=3, label=label, **style)
+    panel.errorbar(xs, means, reach, color=colour, capsize=3, label=label, **{"markersize": 5, **style})
     return means
 
 
@@ -61,8 +63,9 @@ def draw(panel: Any, title: str, lines: dict[str, tuple[str, str, str, str]]) ->
         arms = arms_of(study, start)
         parameters = [arm["trainable_parameters"] for arm in arms]
         ticks |= set(parameters) if label == "LoRA" else set()
-        means = curve(panel, parameters, arms, label, colour, marker=marker)
-        for x, y, arm in zip(parameters, means, arms, strict=True) if marker != "x" else ():
+        # HiRA lies where the carrier does: a larger mark is seen around a smaller one
+        means = curve(panel, parameters, arms, label, colour, marker=marker, markersize=9 if marker == "s" else 5)
+        for x, y, arm in zip(parameters, means, arms, strict=True) if marker in ("o", "s") else ():
             rank = f"r = {arm['arm'].removeprefix(start)}"
             panel.annotate(rank, (x, y), (7, -9), textcoords="offset points", fontsize=8, color=colour)
     panel.set_xscale("log", base=2)
