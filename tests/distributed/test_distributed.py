@@ -1,8 +1,10 @@
 """Two processes on CPUs with gloo end where one process with the same global batch ends, and save a whole adapter."""
 
+import functools
 import importlib.util
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -29,6 +31,15 @@ def train_with_trainer(layout: str, share: str, folder: Path, *flags: str) -> di
     wrapper = {"single": "PeftModel", "ddp": "DistributedDataParallel", "fsdp2": "FSDPPeftModel", "zero3": "DeepSpeed"}
     assert f"trained as {wrapper[layout]}" in said, said[-2000:]
     return load_file(folder / "adapter" / "adapter_model.safetensors")
+
+
+Alone = Callable[[Callable[..., dict[str, torch.Tensor]], str], dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Alone:
+    """What one process makes of a kind of training and of sharing; trained once for all layouts."""
+    return functools.cache(lambda train, share: train("single", share, tmp_path_factory.mktemp("single")))
 
 
 def check(together: dict[str, torch.Tensor], alone: dict[str, torch.Tensor]) -> None:
@@ -61,8 +72,8 @@ def check(together: dict[str, torch.Tensor], alone: dict[str, torch.Tensor]) -> 
         ("fsdp2", "signs"),
     ],
 )
-def test_two_processes_equal_one(tmp_path, layout, share):
-    check(train(layout, share, tmp_path / layout), train("single", share, tmp_path / "single"))
+def test_two_processes_equal_one(tmp_path, alone, layout, share):
+    check(train(layout, share, tmp_path / layout), alone(train, share))
 
 
 @pytest.mark.parametrize(
@@ -77,13 +88,13 @@ def test_two_processes_equal_one(tmp_path, layout, share):
         ("zero3", "global"),
     ],
 )
-def test_the_trainer_in_two_processes_equals_one(tmp_path, layout, share):
+def test_the_trainer_in_two_processes_equals_one(tmp_path, alone, layout, share):
     if layout == "zero3" and importlib.util.find_spec("deepspeed") is None:
         pytest.skip("deepspeed is not installed")
-    alone = train_with_trainer("single", share, tmp_path / "single")
-    check(train_with_trainer(layout, share, tmp_path / "two"), alone)
+    one = alone(train_with_trainer, share)
+    check(train_with_trainer(layout, share, tmp_path / "two"), one)
     if layout != "fsdp2":  # accelerate resumes FSDP2 on devices alone: "Expected device to be set"
-        check(train_with_trainer(layout, share, tmp_path / "two", "resume"), alone)
+        check(train_with_trainer(layout, share, tmp_path / "two", "resume"), one)
 
 
 def test_the_command_line_in_two_processes_equals_one(tiny_encoder, sentences, tmp_path):
