@@ -189,12 +189,10 @@ class LRLoraDelta(nn.Module):
 
     def adapted_weight(self, scale: float, W0: Tensor) -> Tensor:
         """W0 + dW in the dtype of W0; in evaluation of the cached dW."""
-        if self.kept.is_for(self.A, self.training):
-            return (W0 + self._kept_update(scale, torch.promote_types(self.A.dtype, torch.float32))).to(W0.dtype)
-        if self.A.ndim == 3:
+        if self.A.ndim == 3 and not self.kept.is_for(self.A, self.training):
             how: Any = dict(phi=self.phi, carrier=self.carrier)
             return ops.experts_weight(W0, self.A, self.B, self.c, self.tau, scale, **how)
-        return (W0 + self.uncached_update(scale)).to(W0.dtype)
+        return (W0 + self.update(scale)).to(W0.dtype)
 
     def _kept_update(self, scale: float, dtype: torch.dtype) -> Tensor:
         def make(sources: list[Tensor | None]) -> Tensor:
