@@ -25,7 +25,7 @@ the first number down, the elementwise work on phi brings both up. That work doe
 best from about a thousand tokens per step on, and at its worst in short batches.
 
 Memory: the op keeps x, A, B and c for the backward pass, as LoRA does, and holds one matrix of the size of the layer
-while that layer is computed.
+while that layer is computed; in float32 on a CPU one of 16 MiB at most where the layer has 32 MiB or more.
 """
 
 

@@ -144,7 +144,7 @@ TARGETS = (
              "and in\n            transforms of torch.func).",
              '"auto", "triton" (CUDA) or "eager" (plain torch, any device).'),
             ("from lrlora.ops import huge_pages\n", ""),
-            ("huge_pages.product(rows_of_dy.T, rows_of_x)", "rows_of_dy.T @ rows_of_x"),
+            ("huge_pages.product(dy_of_rows.T, rows_of_x)", "dy_of_rows.T @ rows_of_x"),
             ("(`lrlora.method.carrier`)", "(`carrier.py`)"),
             ("Arguments, returns and errors as for `lrlora.method.update.delta_weight`; impl as for `adapted_linear`.",
              "Arguments and errors as for `adapted_linear`; rows: where B holds some rows of a larger matrix, their\n"

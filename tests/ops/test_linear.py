@@ -3,7 +3,7 @@ import torch
 
 from lrlora.method import update as definition
 from lrlora.method.nonlinearity import FORMS
-from lrlora.ops import adapted_linear, by_definition, delta_weight
+from lrlora.ops import adapted_linear, by_definition, delta_weight, linear
 from tests.conftest import rel_rms
 from tests.ops.cases import CARRIERS, KINDS, carried, inputs, with_gradients
 
@@ -53,6 +53,48 @@ def test_float64_equals_the_definition_and_passes_gradcheck(phi, carrier, impl):
         return adapted_linear(**{**small, **dict(zip(leaves, tensors, strict=True))}, impl=impl)
 
     assert torch.autograd.gradcheck(call, tuple(leaves.values()))
+
+
+@pytest.mark.parametrize(("phi", "carrier"), KINDS)
+@pytest.mark.parametrize("impl", ["eager", "native"])
+@pytest.mark.parametrize("without", [(), ("W0", "bias")])
+def test_a_large_layer_in_tiles_is_the_same_layer(phi, carrier, impl, without, monkeypatch):
+    given = carried(inputs(200, phi, dtype=torch.float32), carrier) | dict.fromkeys(without)
+    whole = with_gradients(given, impl)
+    monkeypatch.setattr(linear, "TILED_FROM", 1)
+    # 64 rows of 203, three times, and 11
+    monkeypatch.setattr(linear, "TILE", 1)
+    tiled = with_gradients(given, impl)
+    for name in whole:
+        assert rel_rms(tiled[name], whole[name]) < 1e-6, name
+
+
+def test_no_matrix_of_the_size_of_a_large_layer_is_in_memory():
+    x, W0 = torch.randn(4, 2048), torch.randn(8192, 2048)
+    A, B = torch.randn(2, 2048, requires_grad=True), torch.randn(8192, 2, requires_grad=True)
+    with torch.profiler.profile(profile_memory=True) as profiled:
+        adapted_linear(x.requires_grad_(), W0, None, A, B, torch.ones(1), 1.0, 1.0, phi="linear").sum().backward()
+    held = peak = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    tile = 4 * linear.TILE
+    assert tile <= peak <= 1.2 * tile < W0.nbytes / 3
+
+
+def test_a_large_weight_that_only_its_class_can_read_is_not_cut(monkeypatch):
+    class Own(torch.Tensor):
+        pass
+
+    monkeypatch.setattr(linear, "TILED_FROM", 1)
+    monkeypatch.setattr(linear, "TILE", 1)
+    given = inputs(100, "sinc", dtype=torch.float32)
+    cut = []
+    monkeypatch.setattr(Own, "__getitem__", lambda *_: cut.append(True))
+    found = with_gradients({**given, "W0": given["W0"].as_subclass(Own)}, "native")
+    torch.testing.assert_close(found["y"].as_subclass(torch.Tensor), with_gradients(given, "native")["y"])
+    assert cut == []
 
 
 @pytest.mark.parametrize("phi", FORMS)

@@ -85,20 +85,16 @@ def _updates(
 
 class _ExpertsWeight(torch.autograd.Function):
     @staticmethod
-    def forward(W0, A, B, c, tau, scale, phi, offset, seed, passes, dtype) -> Tensor:
-        carrier = None if seed is None else Carrier(offset, seed)
+    def forward(ctx, W0, A, B, c, tau, scale, phi, offset, seed, passes, dtype) -> Tensor:
+        ctx.save_for_backward(A, B, c)
+        ctx.tau, ctx.scale, ctx.phi, ctx.passes = tau, scale, phi, passes
+        ctx.carrier = carrier = None if seed is None else Carrier(offset, seed)
         weights = torch.empty(A.shape[0], B.shape[1], A.shape[2], dtype=dtype, device=A.device)
         with without_autocast(A.device):
             for e in range(len(A)):
                 factors = _factors_of(passes, e, A, B, c, tau, scale, phi, carrier)
                 weights[e] = passes.weight(None if W0 is None else W0[e], factors, dtype)
         return weights
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        _, A, B, c, ctx.tau, ctx.scale, ctx.phi, offset, seed, ctx.passes, _ = inputs
-        ctx.carrier = None if seed is None else Carrier(offset, seed)
-        ctx.save_for_backward(A, B, c)
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]

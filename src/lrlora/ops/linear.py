@@ -2,15 +2,18 @@
 
 The plain formula, differentiated by autograd, keeps several K x out x in tensors per layer. Z, phi and phi' are cheap
 to compute from A, B and c, so they are computed again instead. What is lost: one more evaluation of phi per step.
+
+In float32 on a CPU a layer of 32 MiB or more is computed a tile of its rows at a time, the products included: a matrix
+of its size is then never in memory. In half precision dX, a sum over the tiles, would be rounded with every tile.
 """
 
 from __future__ import annotations
 
-import inspect
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 from torch.nn.functional import linear
 
 from lrlora.method import update as definition
@@ -19,10 +22,17 @@ from lrlora.method.nonlinearity import Form, check_form
 from lrlora.method.update import check_factors
 from lrlora.ops import huge_pages
 from lrlora.ops.dispatch import Implementation, choose, is_by_definition
-from lrlora.ops.passes import factors_in_precision, signs_of, without_autocast
+from lrlora.ops.passes import Factors, factors_in_precision, signs_of, without_autocast
 
 if TYPE_CHECKING:
     from jaxtyping import Float
+
+TILED_FROM = 1 << 25
+"""Bytes of a layer on a CPU from which it is computed in tiles: malloc gives a matrix of this size, 32 MiB, back to the
+kernel when it is freed, and takes it anew, page by page, for the next layer."""
+
+TILE = 1 << 22
+"""Entries of such a tile: it stays in the third cache, and dX is read and written again once per tile."""
 
 
 def adapted_linear(
@@ -141,21 +151,27 @@ def adapted_weight(
 
 class _AdaptedLinear(torch.autograd.Function):
     @staticmethod
-    def forward(x, W0, bias, A, B, c, tau, scale, phi, offset, sign, other_sign, passes) -> Tensor:
-        with without_autocast(x.device):
-            factors = factors_in_precision(passes, A, B, c, tau, scale, phi, offset, sign, other_sign)
-            weight = passes.weight(W0, factors, x.dtype)
-            y = linear(x, weight, None if bias is None else bias.to(x.dtype))
-            # of a batch of sequences it is a view, which a model could not change in place
-            return y if y._base is None or torch.compiler.is_compiling() else y.view_as(y).detach()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        x, W0, bias, A, B, c, tau, scale, phi, *signs, passes = inputs
+    def forward(ctx, x, W0, bias, A, B, c, tau, scale, phi, offset, sign, other_sign, passes) -> Tensor:
         ctx.save_for_backward(x, A, B, c)
         # W0 and tau are alive in the module anyway; naming them here keeps the saved tensors to x, A, B and c
-        ctx.W0, ctx.tau, ctx.scale, ctx.phi, ctx.signs, ctx.passes = W0, tau, scale, phi, signs, passes
+        ctx.W0, ctx.tau, ctx.scale, ctx.phi, ctx.passes = W0, tau, scale, phi, passes
+        ctx.signs = offset, sign, other_sign
         ctx.bias_dtype = None if bias is None else bias.dtype
+        with without_autocast(x.device):
+            factors = factors_in_precision(passes, A, B, c, tau, scale, phi, *ctx.signs)
+            bias = None if bias is None else bias.to(x.dtype)
+            parts = _parts_of(x, W0, factors)
+            if len(parts) == 1:
+                y = linear(x, passes.weight(W0, factors, x.dtype), bias)
+                # of a batch of sequences it is a view, which a model could not change in place
+                return y if y._base is None or torch.compiler.is_compiling() else y.view_as(y).detach()
+            y = x.new_empty(*x.shape[:-1], B.shape[0])
+            rows_of_x, rows_of_y = x.reshape(-1, x.shape[-1]), y.view(-1, B.shape[0])
+            for rows, W0_of_rows, own in parts:
+                weight = passes.weight(W0_of_rows, own, x.dtype)
+                rows_of_y[:, rows] = linear(rows_of_x, weight, None if bias is None else bias[rows])
+                del weight
+            return y
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -164,36 +180,56 @@ class _AdaptedLinear(torch.autograd.Function):
         x, A, B, c = ctx.saved_tensors
         needs_x, _, needs_bias, *needs_factors = ctx.needs_input_grad[:6]
         rows_of_x, rows_of_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-        dx = dA = dB = dc = weight = None
+        dx, gradients = None, []
         with without_autocast(x.device):
             factors = factors_in_precision(ctx.passes, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
-            if any(needs_factors):
-                weight = huge_pages.product(rows_of_dy.T, rows_of_x)
-                dA, dB, dc = ctx.passes.gradients(weight, ctx.W0, factors)
-            elif needs_x:
-                weight = ctx.passes.weight(ctx.W0, factors, x.dtype)
-            if weight is not None and needs_x:
-                dx = (rows_of_dy @ weight).reshape(x.shape)
+            parts = _parts_of(x, ctx.W0, factors)
+            for rows, W0, own in parts:
+                dy_of_rows = rows_of_dy if len(parts) == 1 else rows_of_dy[:, rows]
+                weight = None
+                if any(needs_factors):
+                    weight = huge_pages.product(dy_of_rows.T, rows_of_x)
+                    gradients.append(ctx.passes.gradients(weight, W0, own))
+                elif needs_x:
+                    weight = ctx.passes.weight(W0, own, x.dtype)
+                if weight is not None and needs_x:
+                    dx = dy_of_rows @ weight if dx is None else dx.addmm_(dy_of_rows, weight)
+                del weight
+            dx = None if dx is None else dx.reshape(x.shape)
             dbias = rows_of_dy.sum(0).to(ctx.bias_dtype) if needs_bias else None
-        dA, dB, dc = (None if g is None else g.to(like.dtype) for g, like in ((dA, A), (dB, B), (dc, c)))
+        dA, dB, dc = (None if g is None else g.to(t.dtype) for g, t in zip(_whole(gradients), (A, B, c), strict=True))
         return dx, None, dbias, dA, dB, dc, *[None] * 7
 
 
-# apply asks for it at every call, and would otherwise spend a quarter of Python's time here on making it
-_AdaptedLinear.forward.__signature__ = inspect.signature(_AdaptedLinear.forward)  # pyright: ignore[reportFunctionMemberAccess]
+def _parts_of(x: Tensor, W0: Tensor | None, factors: Factors) -> list[tuple[slice, Tensor | None, Factors]]:
+    """What is computed at a time, as rows of the weight, W0 and factors: the whole layer, or tiles of a large one."""
+    rows, columns = factors.B.shape[0], factors.A.shape[1]
+    is_large = x.dtype == torch.float32 and x.device.type == "cpu" and 4 * rows * columns >= TILED_FROM
+    if not is_large or torch.compiler.is_compiling() or not (W0 is None or type(W0) in (Tensor, Parameter)):
+        return [(slice(0, rows), W0, factors)]
+    # rows of an odd number would make the products slower
+    step = 64 * max(1, round(TILE / columns / 64))
+    tiles = [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+    return [(tile, None if W0 is None else W0[tile], factors.of_rows(tile)) for tile in tiles]
+
+
+def _whole(parts: list[tuple[Tensor, Tensor, Tensor | None]]) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """dL/dA, dL/dB and dL/dc of a layer from those of its tiles."""
+    if len(parts) < 2:
+        return parts[0] if parts else (None, None, None)
+    of_A, of_B, of_c = zip(*parts, strict=True)
+    dc = None if of_c[0] is None else torch.stack(of_c).sum(0)
+    return torch.stack(of_A).sum(0), torch.cat(of_B), dc
 
 
 class _DeltaWeight(torch.autograd.Function):
     @staticmethod
-    def forward(A, B, c, tau, scale, phi, offset, sign, other_sign, passes) -> Tensor:
-        with without_autocast(A.device):
-            factors = factors_in_precision(passes, A, B, c, tau, scale, phi, offset, sign, other_sign)
-            return passes.weight(None, factors, factors.A.dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs, ctx.passes = inputs
+    def forward(ctx, A, B, c, tau, scale, phi, offset, sign, other_sign, passes) -> Tensor:
         ctx.save_for_backward(A, B, c)
+        ctx.tau, ctx.scale, ctx.phi, ctx.signs, ctx.passes = tau, scale, phi, (offset, sign, other_sign), passes
+        with without_autocast(A.device):
+            factors = factors_in_precision(passes, A, B, c, tau, scale, phi, *ctx.signs)
+            return passes.weight(None, factors, factors.A.dtype)
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]

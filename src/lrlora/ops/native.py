@@ -53,6 +53,13 @@ class Numbers(NamedTuple):
     sincs: Tensor | None = None
     series: Expansion | None = None
 
+    def of_rows(self, rows: slice) -> Numbers:
+        """The same for a tile of rows of the matrix."""
+        if self.seed is None:
+            return self
+        numbers = torch.arange(rows.start, rows.stop) if self.row_numbers is None else self.row_numbers[rows]
+        return self._replace(row_numbers=numbers)
+
 
 _POINTERS = ("A", "B", "W0", "c", "sincs", "reaches", "terms", "series", "row_numbers", "column_hashes")
 
@@ -82,7 +89,7 @@ def numbers(
     seed, row_numbers = signs
     near = None
     if c is not None and phi != "linear" and like.dtype == torch.float32:
-        near = expansion(len(c), seed is not None)
+        near = expansion(c.shape[0], seed is not None)
     if seed is None or c is None:
         return Numbers(phi, c, float(tau), float(scale), series=near)
     row_numbers = None if row_numbers is None else row_numbers.to(torch.int64).contiguous()
@@ -127,7 +134,7 @@ def gradients(G: Tensor, W0: Tensor | None, factors: Factors) -> tuple[Tensor, T
     own_W0, other_W0 = _split(W0)
     matrix, held = _matrix(factors, own_W0, place, own.step)
     parts = torch.empty(2 * matrix.threads, A.shape[0], matrix.stride, dtype=A.dtype)
-    width = 0 if at.c is None else len(at.c) if at.form != "linear" else 1 if at.seed is None else 2
+    width = 0 if at.c is None else at.c.shape[0] if at.form != "linear" else 1 if at.seed is None else 2
     dA, dB, dc = (torch.empty(shape, dtype=A.dtype) for shape in (A.shape, B.shape, (width,)))
     own.gradients(matrix, place.data_ptr(), *(tensor.data_ptr() for tensor in (parts, dA, dB, dc)))
     del held
@@ -166,11 +173,11 @@ def _matrix(factors: Factors, W0: Tensor | None, out: Tensor, step: int) -> tupl
         height, straight, bend = 1.0, 0.0, 1 / at.tau
     matrix = _Matrix(
         *(None if tensor is None else tensor.data_ptr() for tensor in held),
-        *(rows, columns, stride, factors.A.shape[0], 0 if at.c is None or linear else len(at.c) // 2),
+        *(rows, columns, stride, factors.A.shape[0], 0 if at.c is None or linear else at.c.shape[0] // 2),
         *(1 / at.tau, at.scale * height, at.scale * straight, at.scale * bend, at.offset),
         *(0 if at.seed is None else at.seed, _FORM_NUMBER[at.form]),
         *(0 if W0 is None else _TYPE_NUMBER[W0.dtype], _TYPE_NUMBER[out.dtype], _threads(rows, columns)),
-        0 if at.series is None else len(at.series.terms),
+        0 if at.series is None else at.series.terms.shape[0],
     )
     return matrix, held
 
