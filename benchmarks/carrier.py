@@ -8,11 +8,12 @@ from benchmarks import measure, methods, step
 
 
 def main() -> None:
-    """Rows for two lengths of a batch, into results/carrier.json."""
+    """Rows for two lengths of a batch, into carrier.json of this CPU's instructions."""
     transformers.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     names = ("LoRA", "lrlora native", *(f"{name} native" for name in methods.CARRIED))
-    measure.write_each("carrier", (step.training_row(names, tokens, 11) for tokens in (256, 1024)))
+    rows = (step.training_row(names, tokens, 11) for tokens in (256, 1024))
+    measure.write_each(measure.on_this_cpu("carrier"), rows)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import torch
-
 from benchmarks import measure
 from lrlora.data.embedded import encoder_folder
 
@@ -36,7 +34,7 @@ def seconds_of(method: str, cache: Path) -> float:
 
 
 def main() -> None:
-    """One row, into results/first_run.json."""
+    """One row, into first_run.json of this CPU's instructions."""
     model = encoder_folder()
     seconds: dict[str, list[float]] = {"LoRA": [], "lrlora, first": [], "lrlora, second": []}
     for _ in range(ROUNDS):
@@ -47,11 +45,7 @@ def main() -> None:
             for name, times in seconds.items():
                 times.append(seconds_of("lora" if name == "LoRA" else "lrlora", cache))
             print({name: round(times[-1], 1) for name, times in seconds.items()}, flush=True)
-    measure.write(
-        "first_run",
-        [{"what": "lrlora train", "seconds": seconds}],
-        {"instructions": torch.backends.cpu.get_cpu_capability()},
-    )
+    measure.write(measure.on_this_cpu("first_run"), [{"what": "lrlora train", "seconds": seconds}])
 
 
 if __name__ == "__main__":

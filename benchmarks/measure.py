@@ -81,6 +81,7 @@ def environment() -> dict[str, Any]:
 
     return {
         "device": _cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
@@ -93,10 +94,15 @@ def environment() -> dict[str, Any]:
     }
 
 
+def on_this_cpu(name: str) -> str:
+    """A name in the folder of the instructions that torch uses here, such as avx2/step: each has results of its own."""
+    return f"{torch.backends.cpu.get_cpu_capability().lower()}/{name}"
+
+
 def write(name: str, rows: list[dict[str, Any]], more: dict[str, Any] | None = None) -> None:
     """results/NAME.json: the environment, with `more` of it, and every row with all its repeats."""
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     begun = path.with_suffix(".tmp")
     lines = ",\n".join("  " + json.dumps(row) for row in rows)
     begun.write_text(

@@ -60,8 +60,8 @@ def rows() -> Iterator[dict]:
 
 
 def main() -> None:
-    """All rows, into results/op.json."""
-    measure.write_each("op", rows())
+    """All rows, into op.json of this CPU's instructions."""
+    measure.write_each(measure.on_this_cpu("op"), rows())
 
 
 if __name__ == "__main__":

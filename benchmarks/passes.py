@@ -133,8 +133,8 @@ def rows() -> Iterator[dict]:
 
 
 def main() -> None:
-    """All rows, into results/passes.json."""
-    measure.write_each("passes", rows(), {"instructions": torch.backends.cpu.get_cpu_capability()})
+    """All rows, into passes.json of this CPU's instructions."""
+    measure.write_each(measure.on_this_cpu("passes"), rows())
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import measure, methods, passes
@@ -11,10 +12,11 @@ PAGE = Path(__file__).parents[1] / "docs" / "performance.md"
 HEAD = """# Performance
 
 Written by `make bench` and `make bench-demo` (their last step, `python -m benchmarks.report`) from
-`benchmarks/results/*.json`, which hold all repeats. The methods take turns in one process; a number is the median of
-{rounds} rounds; ratios are within one run. What takes less than 30 ms is run for as long, not timed, before each round.
+`benchmarks/results/`, a folder for each set of instructions, which hold all repeats. The methods take turns in one
+process; a number is the median of {rounds} rounds; ratios are within one run. What takes less than 30 ms is run for as
+long, not timed, before each round.
 
-{device}, {threads} threads, torch {torch}, peft {peft}, transformers {transformers}, commit {commit}, {date}.
+{machines}
 
 ## The floors
 
@@ -29,6 +31,27 @@ while that layer is computed; in float32 on a CPU one of 16 MiB at most where th
 """
 
 
+MACHINE = """\
+- {cpu}: {device}, {threads} threads, torch {torch}, peft {peft}, transformers {transformers}, commit {commit},
+  {date}.
+"""
+
+
+def cpus(name: str) -> list[str]:
+    """The folders of results/ that hold NAME.json, one per set of instructions: avx2, avx512."""
+    return sorted(path.parent.name for path in measure.RESULTS.glob(f"*/{name}.json"))
+
+
+def on_each(name: str, section: Callable[[dict], str]) -> str:
+    """A section of NAME.json, with each set of instructions and the commit that was measured."""
+    parts = []
+    for cpu in cpus(name):
+        measured = measure.read(f"{cpu}/{name}")
+        of = "{device}, {threads} threads, commit {commit}, {date}".format(**measured["environment"])
+        parts.append(f"{cpu.upper()} ({of}):\n\n{section(measured)}")
+    return "\n".join(parts)
+
+
 def table(headings: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
@@ -40,7 +63,18 @@ def seconds(row: dict) -> dict[str, float]:
     return {name: measure.median(times) for name, times in row["seconds"].items()}
 
 
-def training_tables(rows: list[dict]) -> str:
+def short_table() -> str:
+    """LR-LoRA over LoRA and over full fine-tuning, with each set of instructions."""
+    lines = []
+    for cpu in cpus("step"):
+        for row in (r for r in measure.read(f"{cpu}/step")["rows"] if r["what"] == "training step"):
+            of = seconds(row)
+            ratios = (of["lrlora native"] / of[name] for name in ("LoRA", "full fine-tuning"))
+            lines.append([cpu.upper(), str(row["T"]), *(f"{ratio:.2f}" for ratio in ratios)])
+    return table(["instructions", "tokens", "x LoRA", "x full fine-tuning"], lines)
+
+
+def training_tables(rows: list[dict], suffix: str = "") -> str:
     """A table of methods per number of tokens."""
     parts = []
     for row in (r for r in rows if r["what"] == "training step"):
@@ -55,7 +89,7 @@ def training_tables(rows: list[dict]) -> str:
             ]
             for name in of
         ]
-        parts.append(f"\n### T = {row['T']} tokens\n\n")
+        parts.append(f"\n### T = {row['T']} tokens{suffix}\n\n")
         parts.append(table(["method", "step", "x LoRA", "x full fine-tuning", "peak memory"], lines))
     return "".join(parts)
 
@@ -107,44 +141,51 @@ FIRST_RUN = """
 On a CPU the passes of phi are a C++ library that is compiled once per machine, at the first use, and kept in
 `$XDG_CACHE_HOME/lrlora`; `lrlora train` compiles it while it loads its model. Seconds of whole runs of `lrlora train`
 on the demo, one method each, from the start of the process to its end: LoRA, LR-LoRA with a cache that has no library
-yet, and LR-LoRA again; medians of {rounds}; {device}, {threads} threads, commit {commit}.
+yet, and LR-LoRA again; medians of 3. Of what LR-LoRA takes beyond LoRA most is dY^T X and the passes of phi in each of
+the 100 steps.
 
 """
 
 PARTS = """
 ## Where the time of a layer goes
 
-Milliseconds of the parts of one adapted layer in float32, r = 8, K = 11, medians of {rounds}. A copy moves
-{copy:.1f} GB/s here (read and written), a product of matrices does {product:.0f} GFLOP/s; {instructions} instructions.
+Milliseconds of the parts of one adapted layer in float32, r = 8, K = 11, medians of 9.
 "weight" reads W0 and writes W0 + dW; "gradients" reads W0 and G, writes W0 + dW over G and gives dA, dB and dc. The
 least that a layer can take are its three products as they were measured, and both passes at the roofline: the bytes
 that they move at the speed of a copy, or their multiplications ({weight} and {gradients} an entry) at that of a product
 of matrices, whichever is longer. "layer" is a whole step through autograd: the three products, "weight" and
-"gradients", and Python, which takes a third of a millisecond: most of what a small layer takes beyond the least.
+"gradients", and Python, which takes about a quarter of a millisecond, most of what a small layer takes beyond that.
 
-"""
-
-SPREADS = """
 RMS(B A) / tau was 0.17 to 0.19 in the studies, and 0.5 to 1.3 after the demo. Up to 3.9 tau the passes compute a
-series, whose length depends on the distance and not on K; beyond, every sinc. Milliseconds of the passes of a {shape}
-layer:
+series, whose length depends on the distance and not on K; beyond, every sinc. The second table has the passes of a
+{shape} layer.
+
+"""
+
+CEILINGS = """\
+A copy moves {copy:.1f} GB/s (read and written), a product of matrices does {product:.0f} GFLOP/s.
 
 """
 
 
-def first_run_section() -> str:
-    """Whole runs of the demo, from results/first_run.json."""
-    measured = measure.read("first_run")
+def first_run_table(measured: dict) -> str:
+    """Whole runs of the demo, from first_run.json."""
     (row,) = measured["rows"]
     of = seconds(row)
     lines = [[name, f"{t:.1f} s", f"{t - of['LoRA']:+.1f} s"] for name, t in of.items()]
-    text = FIRST_RUN.format(rounds=len(row["seconds"]["LoRA"]), **measured["environment"])
-    return text + table(["run", "seconds", "beyond LoRA's"], lines)
+    return table(["run", "seconds", "beyond LoRA's"], lines)
 
 
 def parts_section() -> str:
-    """The parts of a layer, from results/passes.json."""
-    measured = measure.read("passes")
+    """The parts of a layer, from passes.json of each set of instructions."""
+    rows = measure.read(f"{cpus('passes')[0]}/passes")["rows"]
+    (shape,) = {row["shape"] for row in rows if row["what"] == "spread"}
+    counted = next(row["multiplications"] for row in rows if row["what"] == "layer")
+    return PARTS.format(shape=shape, **counted) + on_each("passes", parts_tables)
+
+
+def parts_tables(measured: dict) -> str:
+    """What the machine can do, the parts of a layer, and the passes by the spread of B A."""
     top, *rows = (row for row in measured["rows"] if row["what"] != "spread")
     of_top = seconds(top)
     lines = []
@@ -154,51 +195,53 @@ def parts_section() -> str:
         ratios = f"{1e3 * bound:.2f}", f"{of['layer'] / bound:.2f}", f"{of['layer'] / of['full fine-tuning']:.2f}"
         lines.append([row["shape"], str(row["T"]), *parts, *ratios])
     numbers = {
-        "rounds": len(top["seconds"]["copy"]),
         "copy": top["copied_bytes"] / of_top["copy"] / 1e9,
         "product": 2 * top["multiplications"] / of_top["product"] / 1e9,
-        "instructions": measured["environment"]["instructions"],
-        **rows[0]["multiplications"],
     }
     headings = ["layer", "T", "x W^T", "weight", "dY^T X", "gradients", "dY W", "layer", "least", "x least", "x full"]
-    return PARTS.format(**numbers) + table(headings, lines) + spread_table(measured["rows"])
+    return CEILINGS.format(**numbers) + table(headings, lines) + "\n" + spread_table(measured["rows"])
 
 
 def spread_table(rows: list[dict]) -> str:
     """The passes by the spread of B A and by K."""
     chosen = [row for row in rows if row["what"] == "spread"]
     lines = [[str(row["spread"]), *(f"{1e3 * t:.2f}" for t in seconds(row).values())] for row in chosen]
-    return SPREADS.format(shape=chosen[0]["shape"]) + table(["RMS(B A) / tau", *seconds(chosen[0])], lines)
+    return table(["RMS(B A) / tau", *(f"{name}, ms" for name in seconds(chosen[0]))], lines)
 
 
 def sentence() -> str:
-    """The README's words about speed on a CPU, from results/step.json and results/first_run.json."""
-    rows = {row["T"]: seconds(row) for row in measure.read("step")["rows"] if row["what"] == "training step"}
-    (first,) = measure.read("first_run")["rows"]
-    run = seconds(first)
-    ratios = {T: of["lrlora native"] / of["LoRA"] for T, of in rows.items()}
-    of_full = rows[1024]["lrlora native"] / rows[1024]["full fine-tuning"]
+    """The README's words about speed on a CPU, from step.json and first_run.json of each set of instructions."""
+    ratios: dict[int, list[float]] = {}
+    of_full: list[float] = []
+    for cpu in cpus("step"):
+        for row in (r for r in measure.read(f"{cpu}/step")["rows"] if r["what"] == "training step"):
+            of = seconds(row)
+            ratios.setdefault(row["T"], []).append(of["lrlora native"] / of["LoRA"])
+            of_full += [of["lrlora native"] / of["full fine-tuning"]] if row["T"] == 1024 else []
+    runs = [seconds(measure.read(f"{cpu}/first_run")["rows"][0]) for cpu in cpus("first_run")]
+    first, lora = ([run[name] for run in runs] for name in ("lrlora, first", "LoRA"))
     return (
-        f"{ratios[1024]:.2f} times a LoRA step with 1,024 tokens per step, {ratios[4096]:.2f} times with 4,096 and"
-        f" {ratios[256]:.2f} times with 256 ({of_full:.2f} times full fine-tuning's with 1,024), on two cores."
-        f" A run of the demo takes {run['lrlora, first']:.0f} s, the first on a machine as well"
-        f", and LoRA's {run['LoRA']:.0f} s"
+        f"{span(ratios[1024])} times a LoRA step with 1,024 tokens per step, {span(ratios[4096])} times with 4,096 and"
+        f" {span(ratios[256])} times with 256 ({span(of_full)} times full fine-tuning's with 1,024), on two cores with"
+        f" {' and '.join(cpu.upper() for cpu in cpus('step'))} instructions. A run of the demo takes"
+        f" {span(first, 0)} s, the first on a machine as well, and LoRA's {span(lora, 0)} s"
     )
 
 
-def carrier_section() -> str:
-    """What a carrier adds to a training step, from results/carrier.json."""
-    measured = measure.read("carrier")
+def span(numbers: list[float], digits: int = 2) -> str:
+    """The least and the greatest, or one where they are the same."""
+    ends = [f"{end(numbers):.{digits}f}" for end in (min, max)]
+    return ends[0] if ends[0] == ends[1] else " to ".join(ends)
+
+
+def carrier_table(measured: dict) -> str:
+    """What a carrier adds to a training step, from carrier.json."""
     lines = []
     for row in measured["rows"]:
         of = seconds(row)
         plain = of["lrlora native"]
         lines.append([f"T = {row['T']}"] + [f"{1e3 * t:.0f} ms ({t / plain:.2f})" for t in of.values()])
-    return (
-        "\n## The carrier\n\nThe same training step, in brackets over LR-LoRA without a carrier; {device},"
-        " {threads} threads, commit {commit}.\n\n".format(**measured["environment"])
-        + table(["tokens", *seconds(measured["rows"][0])], lines)
-    )
+    return table(["tokens", *seconds(measured["rows"][0])], lines)
 
 
 GPU = """
@@ -259,24 +302,29 @@ def gpu_layers(rows: list[dict]) -> str:
 
 def page() -> str:
     """The text of docs/performance.md."""
-    step, op = measure.read("step"), measure.read("op")
-    rounds = len(next(iter(step["rows"][0]["seconds"].values())))
+    steps = {cpu: measure.read(f"{cpu}/step") for cpu in cpus("step")}
+    (rounds,) = {len(times) for step in steps.values() for row in step["rows"] for times in row["seconds"].values()}
+    machines = "".join(MACHINE.format(cpu=cpu.upper(), **step["environment"]) for cpu, step in steps.items())
     return (
-        HEAD.format(rounds=rounds, **step["environment"])
+        HEAD.format(rounds=rounds, machines=machines.rstrip("\n"))
         + "\n## A training step of the embedded encoder\n\nall-MiniLM-L6-v2, all 37 linear layers adapted, r = 8,"
-        " K = 11, float32, AdamW included. \"lrlora definition\" is the naive formula through autograd.\n"
-        + training_tables(step["rows"])
+        " K = 11, float32, AdamW included. LR-LoRA in short, then every method; \"lrlora definition\" is the naive"
+        " formula through autograd.\n\n"
+        + short_table()
+        + "".join(training_tables(step["rows"], f", {cpu.upper()}") for cpu, step in steps.items())
         + "\n## K\n\nThe same step, T = 1024.\n\n"
-        + basis_table(step["rows"])
-        + carrier_section()
+        + on_each("step", lambda step: basis_table(step["rows"]))
+        + "\n## The carrier\n\nThe same training step, in brackets over LR-LoRA without a carrier.\n\n"
+        + on_each("carrier", carrier_table)
         + parts_section()
-        + first_run_section()
+        + FIRST_RUN
+        + on_each("first_run", first_run_table)
         + "\n## Evaluation without merging, and merged\n\n"
         + EVALUATION
-        + evaluation_table(step["rows"])
+        + on_each("step", lambda step: evaluation_table(step["rows"]))
         + "\n## One layer, forward and backward\n\nMilliseconds; \"-\": left out because it would need more memory than"
         " the machine has, or is not part of that sweep.\n\n"
-        + op_table(op["rows"])
+        + on_each("op", lambda op: op_table(op["rows"]))
         + gpu_section()
     )  # fmt: skip
 

@@ -17,14 +17,14 @@ MEASURED = {
 
 
 def step_costs() -> dict[str, Any]:
-    """Time and peak memory of a training step over plain LoRA's, by tokens of a step.
+    """Time and peak memory of a training step over plain LoRA's, by tokens of a step, with AVX2 instructions.
 
     Time is the quotient of medians. Memory is at least 1: a step below LoRA's peak is noise. A method that is not
     measured at so many tokens takes its time and memory of the next fewer; when HiRA, RandLoRA and LoHa were measured
     at 4,096, these were 0.1 to 0.2 above their own. Of full fine-tuning memory is 1: what its peak has beyond LoRA's
     are gradients and optimizer states, which an estimate counts from its parameters.
     """
-    found = measure.read("step")
+    found = measure.read("avx2/step")
     rows = [row for row in found["rows"] if row["what"] == "training step"]
 
     def measured(name: str) -> list[dict[str, Any]]:
@@ -38,7 +38,7 @@ def step_costs() -> dict[str, Any]:
         return 1.0 if method == "full" else max(1.0, row["peak_bytes"][name] / row["peak_bytes"]["LoRA"])
 
     return {
-        "source": "benchmarks/results/step.json",
+        "source": "benchmarks/results/avx2/step.json",
         "environment": found["environment"],
         "tokens": [row["T"] for row in rows],
         "time": {method: [round(time(row, name), 2) for row in measured(name)] for method, name in MEASURED.items()},
