@@ -12,7 +12,7 @@ from lrlora.method import update as definition
 from lrlora.ops import adapted_linear, eager, native
 from lrlora.ops.passes import factors_in_precision, signs_of
 from tests.conftest import rel_rms
-from tests.ops.cases import CARRIERS, KINDS, carried, inputs, with_gradients
+from tests.ops.cases import CARRIERS, KINDS, carried, inputs, peak_bytes, with_gradients
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 
@@ -69,13 +69,7 @@ def test_the_backward_pass_holds_one_matrix_of_the_size_of_the_layer():
         given[name].requires_grad_()
     one = 4 * 1027 * 1024
     y = adapted_linear(**given, impl="native")
-    with torch.profiler.profile(profile_memory=True) as profiled:
-        y.sum().backward()
-    held = peak = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
+    peak = peak_bytes(lambda: y.sum().backward())
     # G, which becomes W0 + dW; beside it the gradients of A, twice per thread, and of B
     assert one <= peak <= 1.1 * one
 
