@@ -1,7 +1,5 @@
 """Layers that reach over the whole grid of phi, with a carrier and without."""
 
-from collections.abc import Callable
-
 import torch
 
 from lrlora.method.carrier import Carrier, starting_coefficients
@@ -47,15 +45,3 @@ def with_gradients(given: dict, impl: str) -> dict[str, torch.Tensor]:
     direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
     gradients = torch.autograd.grad((y * direction).sum(), list(leaves.values()))
     return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}
-
-
-def peak_bytes(step: Callable[[], object]) -> int:
-    """Most bytes that torch held on the CPU at once during a step, beyond what it held before."""
-    with torch.profiler.profile(profile_memory=True) as profiled:
-        step()
-    held = peak = 0
-    for event in profiled.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
-    return peak

@@ -1,11 +1,12 @@
 import pytest
 import torch
 
+from benchmarks.measure import peak_bytes
 from lrlora.method import update as definition
 from lrlora.method.nonlinearity import FORMS
 from lrlora.ops import adapted_linear, by_definition, delta_weight, linear
 from tests.conftest import rel_rms
-from tests.ops.cases import CARRIERS, KINDS, carried, inputs, peak_bytes, with_gradients
+from tests.ops.cases import CARRIERS, KINDS, carried, inputs, with_gradients
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 

@@ -8,11 +8,12 @@ import sys
 import pytest
 import torch
 
+from benchmarks.measure import peak_bytes
 from lrlora.method import update as definition
 from lrlora.ops import adapted_linear, eager, native
 from lrlora.ops.passes import factors_in_precision, signs_of
 from tests.conftest import rel_rms
-from tests.ops.cases import CARRIERS, KINDS, carried, inputs, peak_bytes, with_gradients
+from tests.ops.cases import CARRIERS, KINDS, carried, inputs, with_gradients
 
 pytestmark = pytest.mark.usefixtures("unchecked_shapes")
 
