@@ -43,12 +43,13 @@ def cpus(name: str) -> list[str]:
 
 
 def on_each(name: str, section: Callable[[dict], str]) -> str:
-    """A section of NAME.json, with each set of instructions and the commit that was measured."""
+    """A section of NAME.json, with each set of instructions, the commit that was measured, and how often."""
     parts = []
     for cpu in cpus(name):
         measured = measure.read(f"{cpu}/{name}")
         of = "{device}, {threads} threads, commit {commit}, {date}".format(**measured["environment"])
-        parts.append(f"{cpu.upper()} ({of}):\n\n{section(measured)}")
+        rounds = len(next(iter(measured["rows"][0]["seconds"].values())))
+        parts.append(f"{cpu.upper()} ({of}, medians of {rounds}):\n\n{section(measured)}")
     return "\n".join(parts)
 
 
@@ -63,11 +64,16 @@ def seconds(row: dict) -> dict[str, float]:
     return {name: measure.median(times) for name, times in row["seconds"].items()}
 
 
+def training_rows(rows: list[dict]) -> list[dict]:
+    """Those of training steps, one per number of tokens."""
+    return [row for row in rows if row["what"] == "training step"]
+
+
 def short_table() -> str:
     """LR-LoRA over LoRA and over full fine-tuning, with each set of instructions."""
     lines = []
     for cpu in cpus("step"):
-        for row in (r for r in measure.read(f"{cpu}/step")["rows"] if r["what"] == "training step"):
+        for row in training_rows(measure.read(f"{cpu}/step")["rows"]):
             of = seconds(row)
             ratios = (of["lrlora native"] / of[name] for name in ("LoRA", "full fine-tuning"))
             lines.append([cpu.upper(), str(row["T"]), *(f"{ratio:.2f}" for ratio in ratios)])
@@ -77,7 +83,7 @@ def short_table() -> str:
 def training_tables(rows: list[dict], suffix: str = "") -> str:
     """A table of methods per number of tokens."""
     parts = []
-    for row in (r for r in rows if r["what"] == "training step"):
+    for row in training_rows(rows):
         of = seconds(row)
         lines = [
             [
@@ -141,7 +147,7 @@ FIRST_RUN = """
 On a CPU the passes of phi are a C++ library that is compiled once per machine, at the first use, and kept in
 `$XDG_CACHE_HOME/lrlora`; `lrlora train` compiles it while it loads its model. Seconds of whole runs of `lrlora train`
 on the demo, one method each, from the start of the process to its end: LoRA, LR-LoRA with a cache that has no library
-yet, and LR-LoRA again; medians of 3. Of what LR-LoRA takes beyond LoRA most is dY^T X and the passes of phi in each of
+yet, and LR-LoRA again. Of what LR-LoRA takes beyond LoRA most is dY^T X and the passes of phi in each of
 the 100 steps.
 
 """
@@ -149,7 +155,7 @@ the 100 steps.
 PARTS = """
 ## Where the time of a layer goes
 
-Milliseconds of the parts of one adapted layer in float32, r = 8, K = 11, medians of 9.
+Milliseconds of the parts of one adapted layer in float32, r = 8, K = 11.
 "weight" reads W0 and writes W0 + dW; "gradients" reads W0 and G, writes W0 + dW over G and gives dA, dB and dc. The
 least that a layer can take are its three products as they were measured, and both passes at the roofline: the bytes
 that they move at the speed of a copy, or their multiplications ({weight} and {gradients} an entry) at that of a product
@@ -214,7 +220,7 @@ def sentence() -> str:
     ratios: dict[int, list[float]] = {}
     of_full: list[float] = []
     for cpu in cpus("step"):
-        for row in (r for r in measure.read(f"{cpu}/step")["rows"] if r["what"] == "training step"):
+        for row in training_rows(measure.read(f"{cpu}/step")["rows"]):
             of = seconds(row)
             ratios.setdefault(row["T"], []).append(of["lrlora native"] / of["LoRA"])
             of_full += [of["lrlora native"] / of["full fine-tuning"]] if row["T"] == 1024 else []
@@ -270,7 +276,7 @@ def gpu_section() -> str:
     rows = measured["rows"]
     (top,) = (row for row in rows if row["what"] == "ceilings")
     speed = top["copy_bytes_per_s"]
-    steps = [row for row in rows if row["what"] == "training step"]
+    steps = training_rows(rows)
     alone = [row for row in rows if row["what"] == "passes"]
     names = [name.removesuffix(", weight") for name in alone[0]["seconds"] if name.endswith(", weight")]
     numbers = {"copy": speed / 1e12, "product": top["bf16_flops_per_s"] / 1e12, "blocks": steps[0]["blocks"]}
