@@ -26,6 +26,9 @@ LoRA and 1.0 times full fine-tuning are what arithmetic allows; what a whole mod
 the first number down, the elementwise work on phi brings both up. That work does not depend on T: LR-LoRA is at its
 best from about a thousand tokens per step on, and at its worst in short batches.
 
+Padding costs less: on a CPU, tokens whose output reaches no loss are left out of dY^T X and of the gradient of the
+input, where they save enough. The batches below have none.
+
 Memory: the op keeps x, A, B and c for the backward pass, as LoRA does, and holds one matrix of the size of the layer
 while that layer is computed; in float32 on a CPU one of 16 MiB at most where the layer has 32 MiB or more.
 """

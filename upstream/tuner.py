@@ -44,6 +44,19 @@ _DEFINITION_OF_WEIGHT = """\
             dW = definition.delta_weight(A, B, c, tau, scale, phi=phi, carrier=carrier)
             return (dW if W0 is None else W0 + dW).to(dtype or dW.dtype)
 """
+_ROWS_LEFT_OUT = """\
+        numbers = None if _is_batched(dy) else ctx.passes.nonzero_rows(dy, x.shape[-1])
+        if numbers is not None:
+            rows_of_x, rows_of_dy = rows_of_x.index_select(0, numbers), rows_of_dy.index_select(0, numbers)
+"""
+_ROWS_PUT_BACK = """\
+            if dx is not None and numbers is not None:
+                dx = dx.new_zeros(x.shape).view(-1, x.shape[-1]).index_copy_(0, numbers, dx)
+"""
+_NONZERO_ROWS = """\
+        nonzero_rows: of dY [*batch, out] and in: the numbers of the rows of dY, counted through the batch, that are not
+            all zero, where it pays to leave the others out; None where it does not, or where all rows are computed.
+"""
 _DEFINITION_OF_LINEAR = """\
     if is_by_definition(impl):
         with without_autocast(x.device):
@@ -125,6 +138,8 @@ TARGETS = (
              "`write_weight` and its neighbours say in plain torch what each function computes"),
             ("`numbers` of the backend made them (`fast.Phi`, `triton.Numbers`)",
              "`numbers` of the backend made them (`fast.Phi`, `triton_ops.Numbers`)"),
+            (_NONZERO_ROWS, ""),
+            ("    nonzero_rows: Callable[[Tensor, int], Tensor | None] = lambda dy, width: None\n", ""),
         )),
         Part("ops/tiles.py"),
         Part("ops/eager.py"),
@@ -152,6 +167,10 @@ TARGETS = (
             ('"second derivatives (create_graph=True) are not implemented by the fused op; compute the output '
              'inside "\n            "`with lrlora.by_definition():`, which keeps a graph of everything"',
              '"second derivatives (create_graph=True) are not implemented by LR-LoRA"'),
+            ('are not implemented by the fused op; compute "\n            "the output inside `with '
+             'lrlora.by_definition():`, or take them one by one"',
+             'are not implemented by "\n            "LR-LoRA; take them one by one"'),
+            (_ROWS_LEFT_OUT, ""), (_ROWS_PUT_BACK, ""),
         )),
         Part("ops/experts.py", leave=("_updates",), edits=(
             (_DEFINITION_OF_EXPERTS, ""),

@@ -38,10 +38,15 @@ def carried(given: dict, carrier: Carrier | None) -> dict:
     return {**given, "c": c + 0.1 * torch.sin(torch.arange(len(c))).to(c), "carrier": carrier}
 
 
-def with_gradients(given: dict, impl: str) -> dict[str, torch.Tensor]:
-    """Output and gradients of the inputs that are trained, for one random direction of the output."""
+def with_gradients(given: dict, impl: str, padding: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
+    """Output and gradients of the inputs that are trained, for one random direction of the output.
+
+    padding: tokens at the end of each sequence whose output reaches no loss.
+    """
     leaves = {k: given[k].clone().requires_grad_() for k in ("x", "A", "B", "c", "bias") if given[k] is not None}
     y = adapted_linear(**{**given, **leaves}, impl=impl)
     direction = torch.randn(y.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(y)
+    for sequence, tokens in zip(direction, padding, strict=False):
+        sequence[len(sequence) - tokens :] = 0
     gradients = torch.autograd.grad((y * direction).sum(), list(leaves.values()))
     return {"y": y.detach(), **dict(zip(leaves, gradients, strict=True))}

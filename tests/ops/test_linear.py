@@ -4,7 +4,7 @@ import torch
 from benchmarks.measure import peak_bytes
 from lrlora.method import update as definition
 from lrlora.method.nonlinearity import FORMS
-from lrlora.ops import adapted_linear, by_definition, delta_weight, linear
+from lrlora.ops import adapted_linear, by_definition, delta_weight, linear, native
 from tests.conftest import rel_rms
 from tests.ops.cases import CARRIERS, KINDS, carried, inputs, with_gradients
 
@@ -94,6 +94,35 @@ def test_a_large_weight_that_only_its_class_can_read_is_not_cut(monkeypatch):
     found = with_gradients({**given, "W0": given["W0"].as_subclass(Own)}, "native")
     torch.testing.assert_close(found["y"].as_subclass(torch.Tensor), with_gradients(given, "native")["y"])
     assert cut == []
+
+
+@pytest.mark.parametrize(("phi", "carrier"), KINDS)
+@pytest.mark.parametrize("padding", [(3, 1), (5, 2), (5, 5)])
+def test_tokens_whose_output_reaches_no_loss_are_left_out_of_every_product(phi, carrier, padding, monkeypatch):
+    exact = carried(inputs(200, phi), carrier)
+    truth = with_gradients(exact, "definition", padding)
+    given = carried(inputs(200, phi, dtype=torch.float32), carrier)
+    computed = []
+    product = linear.huge_pages.product
+    monkeypatch.setattr(linear.huge_pages, "product", lambda dY, x: computed.append(len(x)) or product(dY, x))
+    monkeypatch.setattr(native, "SKIPPED_FROM", 1)
+    for tiled_from in (linear.TILED_FROM, 1):
+        monkeypatch.setattr(linear, "TILED_FROM", tiled_from)
+        found = with_gradients(given, "native", padding)
+        for name in truth:
+            assert rel_rms(found[name], truth[name]) < 2e-6, name
+    assert set(computed) == {10 - sum(padding)}
+
+
+def test_a_number_that_is_none_does_not_spread_from_padding(monkeypatch):
+    given = inputs(16, "sinc", dtype=torch.float32)
+    clean = with_gradients(given, "native", padding=(3, 1))
+    given["x"][0, 4, 0] = float("nan")
+    monkeypatch.setattr(native, "SKIPPED_FROM", 1)
+    found = with_gradients(given, "native", padding=(3, 1))
+    assert not found["y"][0, 4].isfinite().any()
+    for name in ("A", "B", "c", "bias", "x"):
+        torch.testing.assert_close(found[name], clean[name], msg=name)
 
 
 @pytest.mark.parametrize("phi", FORMS)
@@ -222,6 +251,26 @@ def test_a_second_derivative_is_refused_in_words():
     given["A"].requires_grad_()
     with pytest.raises(RuntimeError, match=r"second derivatives .* lrlora\.by_definition"):
         torch.autograd.grad(adapted_linear(**given).sum(), given["A"], create_graph=True)
+
+
+@pytest.mark.parametrize("tokens", [5, 1000])
+def test_gradients_for_several_outputs_at_once(tokens):
+    given = inputs(200, "sinc")
+    x = given["x"] = torch.randn(2, tokens, 200, dtype=torch.float64, requires_grad=True)
+    directions = torch.randn(3, 2, tokens, 203, dtype=torch.float64)
+
+    def batched(*of):
+        return torch.autograd.grad(adapted_linear(**given), of, directions, is_grads_batched=True)
+
+    # of x alone they need no pass that reads dY
+    one_by_one = [torch.autograd.grad(adapted_linear(**given), x, dy)[0] for dy in directions]
+    torch.testing.assert_close(batched(x)[0], torch.stack(one_by_one))
+    A = given["A"].requires_grad_()
+    with pytest.raises(RuntimeError, match=r"is_grads_batched.* lrlora\.by_definition"):
+        batched(x, A)
+    one_by_one = [torch.autograd.grad(adapted_linear(**given), A, dy)[0] for dy in directions]
+    with by_definition():
+        torch.testing.assert_close(batched(A)[0], torch.stack(one_by_one))
 
 
 @pytest.mark.parametrize(("phi", "carrier"), KINDS)

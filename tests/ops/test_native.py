@@ -100,6 +100,44 @@ def test_gradients_from_half_precision_are_those_of_the_same_numbers_in_float32(
     assert torch.equal(G, wide.to(dtype))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_rows_of_zeros_are_found_where_sequences_end_in_them(dtype, monkeypatch):
+    monkeypatch.setattr(native, "SKIPPED_FROM", 1)
+
+    def found(dy):
+        numbers = native.nonzero_rows(dy, 8)
+        return None if numbers is None else numbers.tolist()
+
+    dy = torch.randn(3, 4, 5).to(dtype)
+    assert found(dy) is None
+    dy[1, 3] = -0.0
+    assert found(dy) == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10, 11]
+    # in the middle as well, where another row says that there is padding; one number is enough to count
+    dy[0, 1], dy[2, 0, :4], dy[2, 1, 1:], dy[2, 2] = 0, 0, 0, torch.finfo(dtype).smallest_normal
+    assert found(dy) == [0, 2, 3, 4, 5, 6, 8, 9, 10, 11]
+    dy[1, 0] = float("nan")
+    assert found(dy) == [0, 2, 3, 4, 5, 6, 8, 9, 10, 11]
+    assert found(dy[1]) == [0, 1, 2]
+    assert found(torch.zeros_like(dy)) == []
+    dy[1, 3] = 1
+    assert found(dy) is None
+    # what the library does not read
+    assert found(dy.mT) is None and found(torch.zeros(5, dtype=dtype)) is None
+    assert found(torch.zeros(2, 3, 4, dtype=torch.complex64)) is None
+    assert found(torch.zeros(0, 4, dtype=dtype)) is None
+
+
+def test_rows_of_zeros_are_not_looked_for_where_they_save_too_little():
+    dy = torch.zeros(64, 384)
+    assert 384 * dy.numel() < native.SKIPPED_FROM
+    assert native.nonzero_rows(dy, 384) is None
+    dy = torch.ones(2, 512, 384)
+    dy[1, 400:] = 0
+    assert native.nonzero_rows(dy, 384) is None
+    dy[1, 200:] = 0
+    assert native.nonzero_rows(dy, 384).tolist() == list(range(712))
+
+
 @pytest.mark.parametrize(("phi", "carrier"), KINDS)
 def test_the_number_of_threads_changes_only_the_order_of_sums(phi, carrier):
     given = carried(inputs(300, phi, rank=3, dtype=torch.float32), carrier)

@@ -15,7 +15,7 @@ from lrlora.method import update as definition
 from lrlora.method.carrier import Carrier
 from lrlora.method.nonlinearity import Form, check_form
 from lrlora.ops.dispatch import Implementation, choose, is_by_definition
-from lrlora.ops.linear import refuse_second_derivatives
+from lrlora.ops.linear import refuse_batched_gradients, refuse_second_derivatives
 from lrlora.ops.passes import Factors, Passes, factors_in_precision, signs_of, without_autocast
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class _ExpertsWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives()
+        refuse_batched_gradients(grad_outputs[0])
         A, B, c = ctx.saved_tensors
         (gradient,) = grad_outputs
         dA, dB = torch.zeros_like(A), torch.zeros_like(B)

@@ -40,7 +40,7 @@ class Library(NamedTuple):
 
     Args:
         failure: why the passes cannot run; None: they can.
-        weight, gradients: as in native.cpp.
+        weight, gradients, nonzero_rows: as in native.cpp.
         step: entries of which the rows of A in memory are a multiple.
         is_threaded: whether it runs in the threads of torch.
     """
@@ -48,6 +48,7 @@ class Library(NamedTuple):
     failure: str | None
     weight: Callable[..., Any]
     gradients: Callable[..., Any]
+    nonzero_rows: Callable[..., Any]
     step: int = 0
     is_threaded: bool = False
 
@@ -66,7 +67,7 @@ def loaded(dtype: torch.dtype) -> Library:
                 _found[dtype] = _functions(_load(dtype))
             except _CannotRun as error:
                 _log.warning("LR-LoRA runs its plain passes, which are several times slower: %s", error)
-                _found[dtype] = Library(str(error), _unavailable, _unavailable)
+                _found[dtype] = Library(str(error), _unavailable, _unavailable, _unavailable)
         return _found[dtype]
 
 
@@ -89,11 +90,13 @@ def _functions(library: ctypes.CDLL) -> Library:
     library.lrlora_weight.argtypes = [pointer] * 2
     library.lrlora_gradients.argtypes = [pointer] * 6
     library.lrlora_weight.restype = library.lrlora_gradients.restype = None
-    library.lrlora_step.restype = ctypes.c_int64
+    library.lrlora_nonzero_rows.argtypes = [pointer, *[ctypes.c_int64] * 3, ctypes.c_int32, pointer]
+    library.lrlora_step.restype = library.lrlora_nonzero_rows.restype = ctypes.c_int64
     return Library(
         None,
         lambda matrix, *places: library.lrlora_weight(ctypes.addressof(matrix), *places),
         lambda matrix, *places: library.lrlora_gradients(ctypes.addressof(matrix), *places),
+        library.lrlora_nonzero_rows,
         library.lrlora_step(),
         bool(library.lrlora_is_threaded()),
     )

@@ -180,6 +180,11 @@ class _AdaptedLinear(torch.autograd.Function):
         x, A, B, c = ctx.saved_tensors
         needs_x, _, needs_bias, *needs_factors = ctx.needs_input_grad[:6]
         rows_of_x, rows_of_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+        if any(needs_factors):
+            refuse_batched_gradients(dy)
+        numbers = None if _is_batched(dy) else ctx.passes.nonzero_rows(dy, x.shape[-1])
+        if numbers is not None:
+            rows_of_x, rows_of_dy = rows_of_x.index_select(0, numbers), rows_of_dy.index_select(0, numbers)
         dx, gradients = None, []
         with without_autocast(x.device):
             factors = factors_in_precision(ctx.passes, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
@@ -195,6 +200,8 @@ class _AdaptedLinear(torch.autograd.Function):
                 if weight is not None and needs_x:
                     dx = dy_of_rows @ weight if dx is None else dx.addmm_(dy_of_rows, weight)
                 del weight
+            if dx is not None and numbers is not None:
+                dx = dx.new_zeros(x.shape).view(-1, x.shape[-1]).index_copy_(0, numbers, dx)
             dx = None if dx is None else dx.reshape(x.shape)
             dbias = rows_of_dy.sum(0).to(ctx.bias_dtype) if needs_bias else None
         dA, dB, dc = (None if g is None else g.to(t.dtype) for g, t in zip(_whole(gradients), (A, B, c), strict=True))
@@ -234,6 +241,7 @@ class _DeltaWeight(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
         refuse_second_derivatives()
+        refuse_batched_gradients(grad_outputs[0])
         A, B, c = ctx.saved_tensors
         with without_autocast(A.device):
             factors = factors_in_precision(ctx.passes, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
@@ -250,3 +258,22 @@ def refuse_second_derivatives() -> None:
             "second derivatives (create_graph=True) are not implemented by the fused op; compute the output inside "
             "`with lrlora.by_definition():`, which keeps a graph of everything"
         )
+
+
+def refuse_batched_gradients(dy: Tensor) -> None:
+    if _is_batched(dy):
+        raise RuntimeError(
+            "gradients for several dL/dy at once (is_grads_batched=True) are not implemented by the fused op; compute "
+            "the output inside `with lrlora.by_definition():`, or take them one by one"
+        )
+
+
+def _is_batched(dy: Tensor) -> bool:
+    """Whether this gradient stands for several (is_grads_batched=True): it then has no memory for passes to read."""
+    if type(dy) is not Tensor or torch.compiler.is_compiling():
+        return False
+    try:
+        dy.data_ptr()
+    except RuntimeError:
+        return True
+    return False

@@ -789,6 +789,22 @@ void run(const Matrix& m, char* out, const Gradients& to) {
     }
 }
 
+template <typename Bits>
+bool is_zero(const char* from, int64_t entries) {
+    for (int64_t n = 0; n < entries; n++) {
+        Bits bits;
+        memcpy(&bits, from + n * sizeof(Bits), sizeof(Bits));
+        // without the sign
+        if ((Bits)(bits << 1)) return false;
+    }
+    return true;
+}
+
+bool is_zero(const char* from, int32_t type, int64_t entries) {
+    if (type == FLOAT64) return is_zero<uint64_t>(from, entries);
+    return type == FLOAT32 ? is_zero<uint32_t>(from, entries) : is_zero<uint16_t>(from, entries);
+}
+
 template <bool GRADIENTS>
 void chosen(const Matrix& m, char* out, const Gradients& to) {
     bool carried = m.column_hashes != nullptr;
@@ -816,5 +832,21 @@ void lrlora_weight(const Matrix* m, void* out) { chosen<false>(*m, (char*)out, {
 // dA, dB and dc from G, and the weight in its place; `parts` [2 threads, rank, stride] is to work in
 void lrlora_gradients(const Matrix* m, void* G, real* parts, real* dA, real* dB, real* dc) {
     chosen<true>(*m, (char*)G, {parts, dA, dB, dc});
+}
+
+// How many rows of dY [sequences, length, columns] are not all zero, and their numbers. Padding is at the ends of sequences:
+// where none begins or ends with a row of zeros, no other row is read, and all of them count.
+int64_t lrlora_nonzero_rows(
+    const char* dY, int64_t sequences, int64_t length, int64_t columns, int32_t type, int64_t* numbers
+) {
+    const int64_t row = columns * size_of(type), rows = sequences * length;
+    bool is_padded = false;
+    for (int64_t first = 0; first < rows && !is_padded; first += length)
+        is_padded = is_zero(dY + first * row, type, columns) || is_zero(dY + (first + length - 1) * row, type, columns);
+    if (!is_padded) return rows;
+    int64_t found = 0;
+    for (int64_t n = 0; n < rows; n++)
+        if (!is_zero(dY + n * row, type, columns)) numbers[found++] = n;
+    return found;
 }
 }

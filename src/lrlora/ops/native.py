@@ -26,6 +26,9 @@ from lrlora.ops.passes import Factors, Passes
 FROM_ENTRIES = 1 << 14
 """Entries from which a matrix is shared out among threads, for which starting them costs less than it gains."""
 
+SKIPPED_FROM = 1 << 25
+"""Multiplications of a product with dY from which its rows of zeros are left out: the others are copied, and dX is."""
+
 _FORM_NUMBER = {"sinc": 0, "residual": 0, "linear": 1, "sine": 2}
 _TYPE_NUMBER = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
@@ -145,9 +148,26 @@ def gradients(G: Tensor, W0: Tensor | None, factors: Factors) -> tuple[Tensor, T
     return dA, dB, dc if width else None
 
 
+def nonzero_rows(dy: Tensor, width: int) -> Tensor | None:
+    """The numbers of the rows of dY [*batch, out] that are not all zero; None: the others save under `SKIPPED_FROM`."""
+    columns = dy.shape[-1]
+    if dy.dim() < 2 or dy.numel() * width < SKIPPED_FROM or not _is_readable(dy) or not dy.is_contiguous():
+        return None
+    length, rows = dy.shape[-2], dy.numel() // columns
+    numbers = torch.empty(rows, dtype=torch.int64)
+    own = library.loaded(torch.float64 if dy.dtype == torch.float64 else torch.float32)
+    counts = rows // length, length, columns
+    found = own.nonzero_rows(dy.data_ptr(), *counts, _TYPE_NUMBER[dy.dtype], numbers.data_ptr())
+    return numbers[:found] if (rows - found) * columns * width >= SKIPPED_FROM else None
+
+
+def _is_readable(tensor: Tensor) -> bool:
+    return type(tensor) in (Tensor, Parameter) and tensor.dtype in _TYPE_NUMBER
+
+
 def _split(W0: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
     """W0 as one that the library reads, or as one that is added by its own class, as quantised and sharded ones are."""
-    if W0 is None or (type(W0) in (Tensor, Parameter) and W0.dtype in _TYPE_NUMBER):
+    if W0 is None or _is_readable(W0):
         return W0, None
     return None, W0
 
@@ -186,4 +206,4 @@ def _threads(rows: int, columns: int) -> int:
     return 1 if rows * columns < FROM_ENTRIES else max(1, min(torch.get_num_threads(), rows // 4))
 
 
-PASSES = Passes("native", why_not, signs, numbers, weight, gradients)
+PASSES = Passes("native", why_not, signs, numbers, weight, gradients, nonzero_rows)
