@@ -45,17 +45,17 @@ _DEFINITION_OF_WEIGHT = """\
             return (dW if W0 is None else W0 + dW).to(dtype or dW.dtype)
 """
 _ROWS_LEFT_OUT = """\
-        numbers = None if _is_batched(dy) else ctx.passes.nonzero_rows(dy, x.shape[-1])
-        if numbers is not None:
-            rows_of_x, rows_of_dy = rows_of_x.index_select(0, numbers), rows_of_dy.index_select(0, numbers)
+            numbers = None if _is_batched(dy) else ctx.passes.nonzero_rows(dy, factors)
+            if numbers is not None:
+                rows_of_x, rows_of_dy = rows_of_x.index_select(0, numbers), rows_of_dy.index_select(0, numbers)
 """
 _ROWS_PUT_BACK = """\
             if dx is not None and numbers is not None:
                 dx = dx.new_zeros(x.shape).view(-1, x.shape[-1]).index_copy_(0, numbers, dx)
 """
 _NONZERO_ROWS = """\
-        nonzero_rows: of dY [*batch, out] and in: the numbers of the rows of dY, counted through the batch, that are not
-            all zero, where it pays to leave the others out; None where it does not, or where all rows are computed.
+        nonzero_rows: of dY [*batch, out] and the factors: the numbers of its rows, counted through the batch, that
+            are not all zero, where it pays to leave the others out; None: all rows are computed.
 """
 _DEFINITION_OF_LINEAR = """\
     if is_by_definition(impl):
@@ -139,7 +139,7 @@ TARGETS = (
             ("`numbers` of the backend made them (`fast.Phi`, `triton.Numbers`)",
              "`numbers` of the backend made them (`fast.Phi`, `triton_ops.Numbers`)"),
             (_NONZERO_ROWS, ""),
-            ("    nonzero_rows: Callable[[Tensor, int], Tensor | None] = lambda dy, width: None\n", ""),
+            ("    nonzero_rows: Callable[[Tensor, Factors], Tensor | None] = lambda dy, factors: None\n", ""),
         )),
         Part("ops/tiles.py"),
         Part("ops/eager.py"),

@@ -104,8 +104,10 @@ def test_gradients_from_half_precision_are_those_of_the_same_numbers_in_float32(
 def test_rows_of_zeros_are_found_where_sequences_end_in_them(dtype, monkeypatch):
     monkeypatch.setattr(native, "SKIPPED_FROM", 1)
 
+    factors = factors_of(inputs(8, "sinc", dtype=torch.float32))
+
     def found(dy):
-        numbers = native.nonzero_rows(dy, 8)
+        numbers = native.nonzero_rows(dy, factors)
         return None if numbers is None else numbers.tolist()
 
     dy = torch.randn(3, 4, 5).to(dtype)
@@ -128,14 +130,15 @@ def test_rows_of_zeros_are_found_where_sequences_end_in_them(dtype, monkeypatch)
 
 
 def test_rows_of_zeros_are_not_looked_for_where_they_save_too_little():
+    factors = factors_of(inputs(384, "sinc", dtype=torch.float32))
     dy = torch.zeros(64, 384)
     assert 384 * dy.numel() < native.SKIPPED_FROM
-    assert native.nonzero_rows(dy, 384) is None
+    assert native.nonzero_rows(dy, factors) is None
     dy = torch.ones(2, 512, 384)
     dy[1, 400:] = 0
-    assert native.nonzero_rows(dy, 384) is None
+    assert native.nonzero_rows(dy, factors) is None
     dy[1, 200:] = 0
-    assert native.nonzero_rows(dy, 384).tolist() == list(range(712))
+    assert native.nonzero_rows(dy, factors).tolist() == list(range(712))
 
 
 @pytest.mark.parametrize(("phi", "carrier"), KINDS)

@@ -182,12 +182,12 @@ class _AdaptedLinear(torch.autograd.Function):
         rows_of_x, rows_of_dy = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
         if any(needs_factors):
             refuse_batched_gradients(dy)
-        numbers = None if _is_batched(dy) else ctx.passes.nonzero_rows(dy, x.shape[-1])
-        if numbers is not None:
-            rows_of_x, rows_of_dy = rows_of_x.index_select(0, numbers), rows_of_dy.index_select(0, numbers)
         dx, gradients = None, []
         with without_autocast(x.device):
             factors = factors_in_precision(ctx.passes, A, B, c, ctx.tau, ctx.scale, ctx.phi, *ctx.signs)
+            numbers = None if _is_batched(dy) else ctx.passes.nonzero_rows(dy, factors)
+            if numbers is not None:
+                rows_of_x, rows_of_dy = rows_of_x.index_select(0, numbers), rows_of_dy.index_select(0, numbers)
             parts = _parts_of(x, ctx.W0, factors)
             for rows, W0, own in parts:
                 dy_of_rows = rows_of_dy if len(parts) == 1 else rows_of_dy[:, rows]

@@ -148,14 +148,14 @@ def gradients(G: Tensor, W0: Tensor | None, factors: Factors) -> tuple[Tensor, T
     return dA, dB, dc if width else None
 
 
-def nonzero_rows(dy: Tensor, width: int) -> Tensor | None:
+def nonzero_rows(dy: Tensor, factors: Factors) -> Tensor | None:
     """The numbers of the rows of dY [*batch, out] that are not all zero; None: the others save under `SKIPPED_FROM`."""
-    columns = dy.shape[-1]
+    columns, width = dy.shape[-1], factors.A.shape[1]
     if dy.dim() < 2 or dy.numel() * width < SKIPPED_FROM or not _is_readable(dy) or not dy.is_contiguous():
         return None
     length, rows = dy.shape[-2], dy.numel() // columns
     numbers = torch.empty(rows, dtype=torch.int64)
-    own = library.loaded(torch.float64 if dy.dtype == torch.float64 else torch.float32)
+    own = library.loaded(factors.A.dtype)
     counts = rows // length, length, columns
     found = own.nonzero_rows(dy.data_ptr(), *counts, _TYPE_NUMBER[dy.dtype], numbers.data_ptr())
     return numbers[:found] if (rows - found) * columns * width >= SKIPPED_FROM else None

@@ -47,8 +47,8 @@ class Passes:
         weight: of W0 (or None), the factors and a dtype: [W0 +] scale phi(B A) [out, in] in this dtype.
         gradients: of G = dL/dW [out, in], W0 (or None) and the factors: dL/dA, dL/dB and dL/dc, which is None for form
             "sine"; G then holds the weight.
-        nonzero_rows: of dY [*batch, out] and in: the numbers of the rows of dY, counted through the batch, that are not
-            all zero, where it pays to leave the others out; None where it does not, or where all rows are computed.
+        nonzero_rows: of dY [*batch, out] and the factors: the numbers of its rows, counted through the batch, that
+            are not all zero, where it pays to leave the others out; None: all rows are computed.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Passes:
     numbers: Callable[..., Any]
     weight: Callable[[Tensor | None, Factors, torch.dtype], Tensor]
     gradients: Callable[[Tensor, Tensor | None, Factors], tuple[Tensor, Tensor, Tensor | None]]
-    nonzero_rows: Callable[[Tensor, int], Tensor | None] = lambda dy, width: None
+    nonzero_rows: Callable[[Tensor, Factors], Tensor | None] = lambda dy, factors: None
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
