@@ -19,9 +19,10 @@ install: .venv/.installed
 demo: install
 	$(BIN)/lrlora train
 
-# Two processes of one thread each: most of the time goes into tests that start processes of their own.
+# Two processes of one thread each: most of the time goes into tests that start processes of their own. tests/conftest.py says
+# which files come first.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

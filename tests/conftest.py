@@ -5,11 +5,14 @@ from __future__ import annotations
 import builtins
 import json
 import os
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# a shell starts what it puts into the background deaf to SIGINT, and so would be the processes that tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import jaxtyping
 
@@ -30,6 +33,27 @@ import lrlora
 
 BENCHMARK_DATA = Path(os.environ.get("LRLORA_DATA") or os.devnull)
 """Real benchmark data in jsonl.gz, no part of the project; without LRLORA_DATA the tests that read it skip."""
+
+
+LONGEST = (
+    "distributed/test_distributed.py",
+    "test_notebooks.py",
+    "distributed/test_command_line.py",
+    "peft_study/test_workers.py",
+    "peft_study/test_images.py",
+    "distributed/test_accelerate.py",
+    "test_examples.py",
+    "peft_study/test_cli.py",
+)
+"""Files of one to four minutes: they come first, or one process would be left with one while the other waits."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that take long first; the others in their order."""
+    here = Path(__file__).parent
+    assert all((here / name).is_file() for name in LONGEST)
+    place = {str(here / name): number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(str(item.path), len(place)))
 
 
 @pytest.fixture(autouse=True)
