@@ -17,7 +17,7 @@ GATES = (SOURCE / "internals.py", SOURCE / "tuner" / "internals.py")
 LIBRARIES = ("torch", "transformers", "accelerate", "trl")
 DOCUMENTED = {"_replace", "_exit"}
 """Of typing.NamedTuple and of os: the underscore is part of a documented name."""
-PUBLIC = re.compile(r"torch(\.nn(\.functional)?)?|transformers(\.utils|\.pytorch_utils)?|accelerate|trl")
+PUBLIC = re.compile(r"torch(\.nn(\.functional)?|\.utils\.data)?|transformers(\.utils|\.pytorch_utils)?|accelerate|trl")
 """Modules whose names without an underscore are documented."""
 _ASK = ("getattr", "hasattr", "setattr", "delattr")
 _LISTED = re.compile(r"^    (\S+\.py) +(\w+)", flags=re.MULTILINE)

@@ -15,6 +15,7 @@ fails on a name that is not in it.
     ops/dispatch.py        _C                           torch: holds the next one; ops/ is above this file
     ops/dispatch.py        _are_functorch_transforms_active  torch: whether torch.func traces or batches tensors now
     training/sharding.py   _no_split_modules            transformers: the classes of a model's blocks
+    training/trainer.py    _get_train_sampler           transformers: overridden; a resumed run has our order as well
     training/trainer.py    _save                        transformers: writes a checkpoint's adapter, of tensors given
     tuner/delta.py         _apply                       torch: overridden, to keep the adapter in float32 under .half()
     tuner/delta.py         _parameters                  torch: whether a theta is registered, and was not sharded away
@@ -203,6 +204,17 @@ def trackers(names: list[str] | str) -> list[Callable[[], Any]]:
     from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
     return get_reporting_integration_callbacks(names)
+
+
+def in_batches_of_like_length(lengths: list[int], batch_size: int, generator: torch.Generator) -> list[int]:
+    """The numbers of all rows in the order of transformers' `group_by_length`, which this generator draws.
+
+    Seen in transformers 5.0.0 to 5.23.0. Without it a run that resumes in a later pass takes the rows in another order.
+    """
+    # not at the top: only trainings need what it imports
+    from transformers.trainer_pt_utils import get_length_grouped_indices
+
+    return get_length_grouped_indices(lengths, batch_size, generator=generator)
 
 
 def is_causal_only(model_type: str | None) -> bool:

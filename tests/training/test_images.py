@@ -272,6 +272,7 @@ def test_skipped_images_are_counted_and_named(tmp_path, capsys):
         ("--max_length 32", "--max_length is of text"),
         ("--template plain", "--template is of text"),
         ("--pooling mean", "--pooling is of text"),
+        ("--train_sampling_strategy group_by_length", "images have no length"),
         ("--packing True", "packing is no argument of TrainingArguments"),
         ("--kind causal", "no rows of a language model"),
     ],

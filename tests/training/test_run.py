@@ -36,6 +36,25 @@ def config_for(model: Path, data: Path, out: Path, **fields) -> TrainConfig:
     )  # fmt: skip
 
 
+def run_killed_after(steps: int, config: TrainConfig) -> None:
+    """A training in a process of its own, which is killed in the step after so many."""
+    child = f"""
+import os, signal
+from transformers import TrainerCallback
+from lrlora.training import TrainConfig, train
+
+class Kill(TrainerCallback):
+    def on_pre_optimizer_step(self, args, state, control, **kwargs):
+        if state.global_step == {steps}:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+train(TrainConfig.of(**{config.settings().values!r}), callbacks=[Kill()])
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    ended = subprocess.run([sys.executable, "-c", child], env=environment, capture_output=True, timeout=300)
+    assert ended.returncode == -signal.SIGKILL
+
+
 def weights(out: Path) -> dict[str, torch.Tensor]:
     """The trained adapter of a run folder."""
     return load_file(out / "adapter" / "adapter_model.safetensors")
@@ -160,21 +179,7 @@ def test_killed_in_its_third_step_it_ends_where_an_uninterrupted_run_ends(tiny_e
     whole = config_for(tiny_encoder, sentences, tmp_path / "whole", **fields)
     train(whole)
     killed = replace(whole, out=str(tmp_path / "killed"))
-    child = f"""
-import os, signal
-from transformers import TrainerCallback
-from lrlora.training import TrainConfig, train
-
-class KillInThirdStep(TrainerCallback):
-    def on_pre_optimizer_step(self, args, state, control, **kwargs):
-        if state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-train(TrainConfig.of(**{killed.settings().values!r}), callbacks=[KillInThirdStep()])
-"""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    ended = subprocess.run([sys.executable, "-c", child], env=environment, capture_output=True, timeout=300)
-    assert ended.returncode == -signal.SIGKILL
+    run_killed_after(2, killed)
     out = Path(killed.out or "")
     assert not (out / "adapter").exists()
     assert last_checkpoint(out / "checkpoints") == out / "checkpoints" / "checkpoint-2"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, get_type_hints
 
 from lrlora.data.tasks import LANGUAGE, Kind
@@ -116,19 +116,20 @@ def passed_fields(ours: Collection[str]) -> tuple[dataclasses.Field[Any], ...]:
     return tuple(found.values())
 
 
-def check_passed(names: Collection[str], ours: Collection[str], cls: type | None = None) -> None:
+def check_passed(passed: Mapping[str, Any], ours: Collection[str], cls: type | None = None) -> None:
     """Refuse arguments that cannot be passed on.
 
     Args:
-        names: of the arguments.
+        passed: the arguments by name.
         ours: names of lrlora's own settings.
         cls: the arguments of the task's trainer, if it is known.
 
     Raises:
-        InputError: a name that no trainer has, one that lrlora sets itself, or one of another kind of task.
+        InputError: a name that no trainer has, one that lrlora sets itself, or one of another kind of task; a value
+            that is none of those that the trainer knows, and would take for its default.
     """
-    known = [each.name for each in passed_fields(frozenset(ours))] if names else []
-    for name in names:
+    known = [each.name for each in passed_fields(frozenset(ours))] if passed else []
+    for name in passed:
         if name in ours or name in _INSTEAD:
             raise InputError(f"{name} is set by {_INSTEAD.get(name, name)}; leave it out of trainer")
         if name in _DECIDED:
@@ -138,10 +139,12 @@ def check_passed(names: Collection[str], ours: Collection[str], cls: type | None
             raise InputError(
                 f"no argument of transformers' or trl's trainers: {name}" + (f"; did you mean {near}?" if near else "")
             )
-    if cls is None:
-        return
-    own = {each.name for each in dataclasses.fields(cls)}
-    if other := [name for name in names if name not in own]:
+    own = {each.name: each for each in dataclasses.fields(cls or arguments_class("classification"))}
+    for name, value in passed.items():
+        choices = own[name].metadata.get("choices") if name in own else None
+        if choices and value is not None and value not in choices:
+            raise InputError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
+    if cls is not None and (other := [name for name in passed if name not in own]):
         raise InputError(f"{other[0]} is no argument of {cls.__name__}, of which this task is trained; leave it out")
 
 

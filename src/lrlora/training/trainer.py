@@ -20,6 +20,7 @@ from lrlora.evaluation.score import Outputs, collator_of, score
 from lrlora.internals import labelled_logits_on_cpus, trackers
 from lrlora.training.arguments import arguments_class, check_passed
 from lrlora.training.config import OURS, TrainConfig
+from lrlora.training.epochs import DrawAnew, RowsOfLikeLength, is_by_length, lengths_of
 from lrlora.training.guard import NonFiniteGuard
 from lrlora.training.model import is_bf16
 from lrlora.training.sharding import settle
@@ -36,6 +37,7 @@ class _OfRun:
 
     scored: Callable[[Any], dict[str, float]]
     outputs: Outputs
+    order: RowsOfLikeLength | None = None
     _measured: tuple[int, dict[str, float]] | None = None
 
     def save_model(self: Any, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -62,6 +64,9 @@ class _OfRun:
         if self._measured is None or self._measured[0] != self.state.global_step or self.args.load_best_model_at_end:
             return self.evaluate()
         return self._measured[1]
+
+    def _get_train_sampler(self: Any, train_dataset: Any = None) -> Any:
+        return self.order or super()._get_train_sampler(train_dataset)  # pyright: ignore[reportAttributeAccessIssue]
 
     def create_model_card(self, *given: Any, **named: Any) -> None:
         """Leave out the card that trl writes next to the checkpoints: a run's card is that of its adapter."""
@@ -128,8 +133,6 @@ def make_trainer(
         else:
             trainer = _PlainTrainer(**given, data_collator=collator_of(task, tokenizer, model))
             if task.kind == IMAGES:
-                from lrlora.training.epochs import DrawAnew
-
                 trainer.add_callback(DrawAnew(train_rows))
         if task.kind not in LANGUAGE:
             # the Trainer takes every model whose forward has **kwargs for one that divides its loss by the rows of all
@@ -137,6 +140,12 @@ def make_trainer(
             trainer.model_accepts_loss_kwargs = False
     except ValueError as error:
         raise InputError(first_lines(error)) from error
+    if is_by_length(vars(arguments)):
+        lengths = lengths_of(trainer.train_dataset)
+        rows_of_a_step = arguments.train_batch_size * arguments.gradient_accumulation_steps
+        seed = arguments.seed if arguments.data_seed is None else arguments.data_seed
+        trainer.order = RowsOfLikeLength(lengths, rows_of_a_step, seed)
+        trainer.add_callback(DrawAnew(trainer.order))
     if config.early_stopping_patience is not None:
         trainer.add_callback(EarlyStoppingCallback(config.early_stopping_patience))
     settle(trainer)
