@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks import measure
 from lrlora.data.embedded import encoder_folder
 
-ROUNDS = 5
+ROUNDS = 9
 
 
 def seconds_of(method: str, cache: Path) -> float:

@@ -209,7 +209,7 @@ def trackers(names: list[str] | str) -> list[Callable[[], Any]]:
 def in_batches_of_like_length(lengths: list[int], batch_size: int, generator: torch.Generator) -> list[int]:
     """The numbers of all rows in the order of transformers' `group_by_length`, which this generator draws.
 
-    Seen in transformers 5.0.0 to 5.23.0. Without it a run that resumes in a later pass takes the rows in another order.
+    Seen in transformers 5.0.0 to 5.23.0. Without it a run resumed in a later epoch has another order of rows.
     """
     # not at the top: only trainings need what it imports
     from transformers.trainer_pt_utils import get_length_grouped_indices

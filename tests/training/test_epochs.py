@@ -1,4 +1,4 @@
-"""Rows of like length in a batch: less padding, every row once a pass, and the same order after a kill."""
+"""Rows of like length in a batch: less padding, every row once an epoch, and the same order after a kill."""
 
 from dataclasses import replace
 
@@ -27,7 +27,7 @@ def order_of(seed: int, epoch: int) -> list[int]:
     return list(sampler)
 
 
-def test_the_order_is_that_of_the_seed_and_the_pass():
+def test_the_order_is_that_of_the_seed_and_the_epoch():
     orders = {(seed, epoch): order_of(seed, epoch) for seed in (0, 1) for epoch in (0, 1)}
     assert len(set(map(tuple, orders.values()))) == 4
     for key, order in orders.items():
@@ -38,7 +38,7 @@ def test_the_order_is_that_of_the_seed_and_the_pass():
         assert padded < 1.3 * sum(LENGTHS)
 
 
-def test_a_run_killed_in_its_second_pass_ends_where_an_uninterrupted_one_ends(tiny_encoder, tmp_path):
+def test_a_run_killed_in_its_second_epoch_ends_where_an_uninterrupted_one_ends(tiny_encoder, tmp_path):
     rows = [{"sentence": "a fine film " * (1 + n % 7), "label": n % 2} for n in range(24)]
     file = write_rows(tmp_path / "rows.jsonl", rows)
     whole = config_for(

@@ -1,4 +1,4 @@
-"""What is drawn anew in every pass over the rows: random crops of images, and batches of rows of like length."""
+"""What is drawn anew in every epoch: random crops of images, and batches of rows of like length."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lrlora.internals import in_batches_of_like_length
 
 
-class Passes(Protocol):
-    """What is told which pass over the rows begins."""
+class Drawn(Protocol):
+    """What is told which epoch begins."""
 
     def begin(self, epoch: int) -> None:
-        """Draw for the pass with this number, from 0 on."""
+        """Draw for the epoch with this number, from 0 on."""
         ...
 
 
 class DrawAnew(TrainerCallback):
-    """Calls `begin` with the number of the pass, also of a run that is resumed within one."""
+    """Calls `begin` with the number of the epoch, also of a run that is resumed within one."""
 
-    def __init__(self, drawn: Passes) -> None:
+    def __init__(self, drawn: Drawn) -> None:
         self._drawn = drawn
 
     def on_epoch_begin(
@@ -34,10 +34,10 @@ class DrawAnew(TrainerCallback):
 
 
 class RowsOfLikeLength(Sampler[int]):
-    """transformers' order of `group_by_length`, drawn from the seed and the number of the pass alone.
+    """transformers' order of `group_by_length`, drawn from the seed and the number of the epoch alone.
 
-    transformers draws it from torch's global generator, which is in another state where a run resumes in a later pass:
-    the run would train on some rows of that pass twice, and on others not at all.
+    transformers draws it from torch's global generator, which is in another state where a run resumes in a later epoch:
+    the run would train on some rows of that epoch twice, and on others not at all.
 
     Args:
         lengths: of the rows, in tokens.
@@ -58,7 +58,7 @@ class RowsOfLikeLength(Sampler[int]):
         return len(self._lengths)
 
     def __iter__(self) -> Iterator[int]:
-        # torch reads the lower 32 bits; the factor keeps the passes of one seed apart from those of the next
+        # torch reads the lower 32 bits; the factor keeps the epochs of one seed apart from those of the next
         drawn = torch.Generator().manual_seed(1_000_003 * self._seed + self._epoch)
         return iter(in_batches_of_like_length(self._lengths, self._batch_size, drawn))
 
