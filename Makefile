@@ -81,7 +81,8 @@ bench: install
 	$(BIN)/python -m benchmarks.step_costs
 	$(BIN)/python -m benchmarks.report
 
-# Whole runs of the demo, LoRA's and LR-LoRA's, the first on a machine and the second; a quarter of an hour, with nothing else
+# Whole runs of the demo, LoRA's and LR-LoRA's, the first on a machine and the second; a quarter of an hour, with nothing
+# else running.
 bench-demo: install
 	$(BIN)/python -W ignore -m benchmarks.first_run
 	$(BIN)/python -m benchmarks.report

@@ -68,10 +68,11 @@ def test_pairs_go_by_the_length_to_which_they_are_padded(tiny_decoder, tmp_path)
     model, _ = build(config, task)
     rows, _ = encode(task, tokenizer, 64)
     trainer = make_trainer(config, task, model, tokenizer, rows, tmp_path / "out")
-    lengths = dict(enumerate(lengths_of(trainer.train_dataset)))
+    lengths = lengths_of(trainer.train_dataset)
+    ordered = [lengths[n] for n in trainer.order]
     batches = list(trainer.get_train_dataloader())
     assert [batch["input_ids"].shape[1] for batch in batches] == [
-        max(lengths[n] for n in list(trainer.order)[at : at + 4]) for at in range(0, len(lengths), 4)
+        max(ordered[at : at + 4]) for at in range(0, len(ordered), 4)
     ]
     assert min(batch["attention_mask"].float().mean() for batch in batches[1:]) > 0.6
 
